@@ -121,7 +121,7 @@ def collector(settings: Settings, *, rate: int = 0) -> Iterator[tuple[Connection
         with connections.use() as connection:
             row = connection.execute("SELECT clock_timestamp()").fetchone()
         assert row is not None
-        return Facts(row[0], NO_TIMES, [PodFacts("bench", row[0], row[0], has_links=False)])
+        return Facts(row[0], NO_TIMES, [PodFacts("bench", row[0], row[0], is_reconcilable=False)])
 
     with compose_scheduler.restorer(settings, name="baleen-bench-gc") as restorer:
         store = compose_store.object_store(settings)

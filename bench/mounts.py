@@ -85,7 +85,7 @@ def _started(context: Context, stack: ExitStack) -> Place:
     with psycopg.connect(database.url, autocommit=True, connect_timeout=10) as connection:
         for pod, url in registries.items():
             linker = "relay" if pod == other else "link"
-            connection.execute("UPDATE pods SET registries = %s, linker = %s WHERE name = %s", ([url], linker, pod))
+            connection.execute("UPDATE pods SET registries = %s, kind = %s WHERE name = %s", ([url], linker, pod))
     state = services.directory / "mounts-router"
     state.mkdir()
     address = f"{LOOPBACK}:{Ports(state / 'ports.json', LOOPBACK).take('router')}"

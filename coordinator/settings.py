@@ -256,7 +256,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     mounts: Annotated[str, OneOf("token", "open", "off")] = "token"
     #: A mount that takes longer is forwarded to the pod, and the client uploads.
     mount_timeout: Annotated[Duration, Time(0.1, 10 * MINUTE)] = Duration(30)
-    #: A larger blob is not relayed to a pod of linker `relay`, because its client would wait too long.
+    #: A larger blob is not relayed to a pod of kind `relay`, because its client would wait too long.
     mount_relay_limit: Annotated[int, Whole(0, 2**50, BYTES)] = 2**30
 
     #: A larger request body at ingest is dead-lettered. Distribution's largest event is that of a manifest.

@@ -15,7 +15,7 @@ from coordinator.api.problems import documented
 from coordinator.db.paging import DEFAULT_LIMIT
 from coordinator.db.session import driver, writing
 from coordinator.domain.names import parse_pod, parse_repository
-from coordinator.domain.pods import Linker, PodMode, ProbeMethod, TokenIssuer, parse_registry, parse_token_url
+from coordinator.domain.pods import PodKind, PodMode, ProbeMethod, TokenIssuer, parse_registry, parse_token_url
 from coordinator.domain.reasons import WHY_LIMIT
 from coordinator.errors import UsageError
 from coordinator.pods import configuration
@@ -78,7 +78,7 @@ class PodRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     prefixes: Prefixes
     registries: Registries = []
     mode: PodMode = PodMode.MANIFEST
-    linker: Linker = Linker.LINK
+    kind: PodKind = PodKind.LINK
     probe: ProbeMethod = ProbeMethod.PUSH
     token_issuer: TokenIssuerRequest | None = None
     unmanaged: Annotated[
@@ -202,7 +202,7 @@ def add_pod(request: Request[Any, Any, Any], data: JSONBody[PodRequest]) -> PodT
         prefixes=[parse_repository(prefix) for prefix in data.prefixes],
         registries=[parse_registry(url) for url in data.registries],
         mode=data.mode,
-        linker=data.linker,
+        kind=data.kind,
         probe=data.probe,
         issuer=None if data.token_issuer is None else _issuer(data.token_issuer),
         unmanaged=_unmanaged(data.unmanaged),

@@ -22,7 +22,7 @@ from coordinator.commands.suggest_prefixes import suggest_prefixes
 from coordinator.domain.findings import Finding, Result
 from coordinator.domain.hosts import is_address, is_loopback
 from coordinator.domain.names import parse_pod, parse_repository
-from coordinator.domain.pods import Linker, PodMode, ProbeMethod, RegistryUrl, parse_registry, parse_token_url
+from coordinator.domain.pods import PodKind, PodMode, ProbeMethod, RegistryUrl, parse_registry, parse_token_url
 from coordinator.errors import BaleenError, UnconfiguredError, UsageError
 from coordinator.pods import configuration, policy
 from coordinator.pods.configuration import Store
@@ -72,7 +72,9 @@ def add(
         list[str], typer.Option(help="The pod owns this repository and those below it. May be repeated.")
     ],
     registry: Annotated[list[str] | None, typer.Option(help="A registry's URL. May be repeated.")] = None,
-    linker: Annotated[Linker, typer.Option(help="How a mounted blob is made known to the pod.")] = Linker.LINK,
+    kind: Annotated[
+        PodKind, typer.Option(help="Where it keeps its links: link (in the bucket) or relay (elsewhere).")
+    ] = PodKind.LINK,
     mode: Annotated[PodMode, typer.Option(help="What keeps a blob alive in the pod.")] = PodMode.MANIFEST,
     probe: Annotated[ProbeMethod, typer.Option(help=PROBE_HELP)] = ProbeMethod.PUSH,
     token_url: TokenUrl = None,
@@ -99,7 +101,7 @@ def add(
         "name": parse_pod(name),
         "prefixes": [parse_repository(each) for each in prefix],
         "registries": registries,
-        "linker": linker,
+        "kind": kind,
         "mode": mode,
         "probe": probe,
         "token_issuer": issuer,
@@ -139,7 +141,7 @@ def list_pods(*, limit: Limit = 1000, cursor: Cursor = None, json: Json = False)
     if not json:
         # `show` prints the sentences.
         page["items"] = [pod | {"blocked_by": _reasons(len(pod["blocked_by"]))} for pod in page["items"]]
-    columns = ("name", "prefixes", "mode", "linker", "repositories", "dead_letters", "blocked_by")
+    columns = ("name", "prefixes", "mode", "kind", "repositories", "dead_letters", "blocked_by")
     print_page(page, columns, json=json)
 
 
@@ -479,7 +481,7 @@ def resolve_gaps(
     why: Annotated[str, typer.Option(help="How you know that the table has everything that the pod holds.")],
     json: Json = False,
 ) -> None:
-    """Resolve the gaps of a pod of linker relay. Those of other pods are resolved by a reconcile."""
+    """Resolve the gaps of a pod that cannot be reconciled (kind relay)."""
     with connected(settings.load()) as api:
         pod = api.post(f"/v1/pods/{parse_pod(name)}/gaps/resolve", {"why": why})
     print_json(pod) if json else typer.echo(f"Pod {name} has no open gap.")

@@ -16,7 +16,7 @@ import typer
 from coordinator import settings
 from coordinator.client import connected
 from coordinator.commands.output import Json, notes, print_json
-from coordinator.domain.pods import Linker, RegistryUrl, parse_registry
+from coordinator.domain.pods import PodKind, RegistryUrl, parse_registry
 from coordinator.errors import BaleenError, UnconfiguredError, UsageError
 from coordinator.router import envoy as router_envoy
 from coordinator.router import nginx as router
@@ -38,7 +38,7 @@ Timeout = Annotated[
         max=660,
         metavar="SECONDS",
         help="Seconds to wait for Baleen before the pod gets the request. "
-        f"Default: {router.COORDINATOR_TIMEOUT_S}; with pods of linker relay BALEEN_MOUNT_TIMEOUT more.",
+        f"Default: {router.COORDINATOR_TIMEOUT_S}; with pods of kind relay BALEEN_MOUNT_TIMEOUT more.",
     ),
 ]
 IssuerText = Annotated[
@@ -177,7 +177,7 @@ def _coordinator(loaded: Settings, given: list[str] | None) -> list[RegistryUrl]
 
 def _patience(loaded: Settings, pods: list[dict[str, Any]]) -> int:
     """Seconds to wait for a mount: a link is written at once, but a relay copies bytes."""
-    relayed = any(pod["linker"] == Linker.RELAY for pod in pods)
+    relayed = any(PodKind(pod["kind"]).is_uploaded_to for pod in pods)
     return router.COORDINATOR_TIMEOUT_S + (math.ceil(loaded.mount_timeout) if relayed else 0)
 
 

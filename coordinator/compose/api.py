@@ -24,7 +24,7 @@ from coordinator.dead_letters.resolve import Stored
 from coordinator.domain.access import Access
 from coordinator.domain.mounts import NotMountedError, Reason
 from coordinator.domain.names import RepositoryName
-from coordinator.domain.pods import Linker, PodMode
+from coordinator.domain.pods import PodKind, PodMode
 from coordinator.errors import SettingsError, UnavailableError
 from coordinator.gc import mark
 from coordinator.gc.view import FiguresReader
@@ -99,7 +99,7 @@ def mounts(settings: Settings, verifier: TokenVerifier | None, signing: KeyFile[
         connected,
         MountPods(known),
         sources,
-        {Linker.LINK: LinkObjects(store), Linker.RELAY: relay},
+        {PodKind.LINK: LinkObjects(store), PodKind.RELAY: relay},
         rights(settings, verifier),
         margin=timedelta(seconds=settings.safety_clock_skew),
         relay_limit=settings.mount_relay_limit,

@@ -17,7 +17,7 @@ from coordinator.doctor.visit import Push, Report, Visit
 from coordinator.domain import refusals
 from coordinator.domain.findings import Check, Finding, Result
 from coordinator.domain.names import parse_digest
-from coordinator.domain.pods import Linker, ProbeMethod
+from coordinator.domain.pods import ProbeMethod
 from coordinator.domain.refusals import Refusals
 from coordinator.kafka.tail import TailedRecord
 from coordinator.pods import configuration
@@ -292,7 +292,7 @@ def _deleted(visit: Visit, deletion: _Deletion) -> Part:
     repository = visit.scratch.repository
     if visit.wait(lambda: not visit.ask(lambda connection: scratch.known(connection, repository, manifest)).held):
         return proved(where, "the event of a manifest's delete came, and the table removed the manifest")
-    if visit.pod.linker is Linker.RELAY:
+    if not visit.pod.kind.links_in_store:
         return proved(
             where, "the event of a manifest's delete came; so soon after the push it is a doubtful removal in the table"
         )

@@ -8,7 +8,6 @@ from coordinator.doctor.results import Part, finding, proved, refuted
 from coordinator.doctor.visit import Push, Visit
 from coordinator.domain.findings import Check, Finding
 from coordinator.domain.perimeter import NAMES_LIMIT, unowned
-from coordinator.domain.pods import Linker
 from coordinator.gc import root_listing as perimeter
 from coordinator.storage.trial import ENABLED
 
@@ -34,7 +33,7 @@ def _stored(visit: Visit, push: Push) -> Part:
             f"of {len(there) + len(missing)} objects of a pushed image, {len(missing)} are not in {root}, "
             f"such as {missing[0]}",
         )
-    what = "bytes and links" if visit.pod.linker is Linker.LINK else "bytes"
+    what = "bytes and links" if visit.pod.kind.links_in_store else "bytes"
     return proved(where, f"all {what} of a pushed image, {len(there)} objects, are in {root}")
 
 

@@ -19,7 +19,7 @@ from coordinator.db import locks
 from coordinator.db.locks import PODS_LOCK
 from coordinator.domain.findings import Finding
 from coordinator.domain.names import PodName, RepositoryName
-from coordinator.domain.pods import Linker, PodMode, ProbeMethod
+from coordinator.domain.pods import PodKind, PodMode, ProbeMethod
 from coordinator.errors import ConflictError, NotFoundError, UsageError
 
 #: A constant of ours in the space of advisory locks of two numbers; the other is the pod's id.
@@ -38,7 +38,7 @@ class ExaminedPod(NamedTuple):
     id: int
     name: PodName
     mode: PodMode
-    linker: Linker
+    kind: PodKind
     #: The first of the prefixes that it owns.
     prefix: RepositoryName
     #: All of them, in order.
@@ -60,7 +60,7 @@ def examined(connection: Connection[Any], name: PodName) -> ExaminedPod:
     """Return the pod; raises NotFoundError."""
     row = connection.execute(
         """
-        SELECT p.id, p.mode, p.linker, p.registries,
+        SELECT p.id, p.mode, p.kind, p.registries,
                ARRAY(SELECT x.prefix FROM pod_prefixes x WHERE x.pod_id = p.id ORDER BY x.prefix),
                ARRAY(SELECT x.prefix FROM pod_prefixes x WHERE x.pod_id <> p.id ORDER BY x.prefix LIMIT %s),
                p.probe, p.managed
@@ -80,7 +80,7 @@ def examined(connection: Connection[Any], name: PodName) -> ExaminedPod:
         row[0],
         name,
         PodMode(row[1]),
-        Linker(row[2]),
+        PodKind(row[2]),
         RepositoryName(row[4][0]),
         tuple(RepositoryName(each) for each in row[4]),
         tuple(RepositoryName(each) for each in row[5]),

@@ -120,7 +120,7 @@ def same_root(patient: Patient) -> str:
     return (
         f"storage:\n  s3: {{bucket: {patient.bucket}, rootdirectory: {patient.root}}}\n"
         "(Or correct BALEEN_S3_BUCKET and BALEEN_S3_ROOT, if Baleen's settings are wrong. Register a registry that "
-        "keeps its links in its own database with `baleen pods add --linker relay`.)"
+        "keeps its links in its own database with `baleen pods add --kind relay`.)"
     )
 
 

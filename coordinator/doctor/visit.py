@@ -22,7 +22,7 @@ from coordinator.doctor.table import ExaminedPod
 from coordinator.doctor.texts import Patient
 from coordinator.domain.hosts import is_address
 from coordinator.domain.names import parse_digest
-from coordinator.domain.pods import Linker, ProbeMethod, parse_registry
+from coordinator.domain.pods import ProbeMethod, parse_registry
 from coordinator.domain.refusals import Refusals
 from coordinator.errors import BaleenError, UnavailableError
 from coordinator.ingest.refusals import EVERY_S
@@ -370,7 +370,7 @@ class Visit:
         image, repository = push.image, self.scratch.repository
         digests = [*(parse_digest(blob.digest) for blob in image.blobs), parse_digest(image.digest)]
         keys = [blob_key(digest) for digest in digests]
-        if self.pod.linker is Linker.LINK:
+        if self.pod.kind.links_in_store:
             keys += [layer_link_key(repository, digest) for digest in digests[:-1]]
             keys.append(revision_link_key(repository, digests[-1]))
         there = [key for key in keys if self.instruments.store.head(key) is not None]

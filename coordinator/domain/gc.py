@@ -52,7 +52,7 @@ class PodFacts(NamedTuple):
     #: When its last whole reconcile began.
     reconciled_at: datetime | None
     #: Its links are in shared storage, where a reconcile reads them.
-    has_links: bool = True
+    is_reconcilable: bool = True
     #: What blocks GC, in sentences.
     blocked_by: Sequence[str] = ()
     #: When one of its processes last sent an echo after it may have been paused.
@@ -203,7 +203,7 @@ def hiding(facts: Facts) -> Policy:
     bounds = [
         Bound(facts.now - times.grace, Kept(Why.GRACE, f"unreferenced for less than {_hours(times.grace)}")),
         *(_reported(pod, timedelta(0)) for pod in reporting(facts)),
-        *(_reconciled(pod, timedelta(0)) for pod in facts.pods if pod.has_links or not pod.managed),
+        *(_reconciled(pod, timedelta(0)) for pod in facts.pods if pod.is_reconcilable or not pod.managed),
     ]
     return Policy(holds(facts), _least_first(bounds))
 
@@ -214,7 +214,7 @@ def purging(facts: Facts) -> Policy:
     bounds = [
         Bound(facts.now - times.quarantine, Kept(Why.QUARANTINE, f"hidden for less than {_hours(times.quarantine)}")),
         *(_reported(pod, beyond) for pod in reporting(facts)),
-        *(_reconciled(pod, beyond) for pod in facts.pods if pod.has_links or not pod.managed),
+        *(_reconciled(pod, beyond) for pod in facts.pods if pod.is_reconcilable or not pod.managed),
         _listed(facts),
     ]
     return Policy(holds(facts), _least_first(bounds))

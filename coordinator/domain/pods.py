@@ -8,7 +8,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.errors import ConflictError, UsageError
@@ -95,13 +95,34 @@ class PodMode(StrEnum):
     LINK = "link"
 
 
-class Linker(StrEnum):
-    """How a mounted blob reaches the pod."""
+class PodKind(StrEnum):
+    """Where a pod's registry keeps its links, and so: what shows them to Baleen, and how a mount reaches the pod."""
 
-    #: The pod's link object is written in shared storage (distribution's layout).
+    #: In the shared bucket, in distribution's layout.
     LINK = "link"
-    #: The blob is pushed to the pod through the upload API; the pod's links are not in shared storage.
+    #: Elsewhere: only its events show what it holds.
     RELAY = "relay"
+
+    @property
+    def links_in_store(self) -> bool:
+        """Whether its links are in the shared bucket, where anybody who reads the bucket sees them."""
+        return self in LINKS_IN_STORE
+
+    @property
+    def is_reconcilable(self) -> bool:
+        """Whether something other than its events shows all that it holds."""
+        return self in RECONCILABLE
+
+    @property
+    def is_uploaded_to(self) -> bool:
+        """Whether a mounted blob is sent to it through the upload API, with the client's token."""
+        return self in UPLOADED_TO
+
+
+#: Columns of `pods` say the same to SQL (db/schema/pods.py).
+LINKS_IN_STORE: Final = frozenset({PodKind.LINK})
+RECONCILABLE: Final = frozenset({PodKind.LINK})
+UPLOADED_TO: Final = frozenset({PodKind.RELAY})
 
 
 class ProbeMethod(StrEnum):

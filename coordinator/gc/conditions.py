@@ -11,7 +11,6 @@ from typing import NamedTuple
 from sqlalchemy import Connection, text
 
 from coordinator.domain.gc import Facts, PodFacts, Times
-from coordinator.domain.pods import Linker
 from coordinator.gc import controls_view, root_listing_table
 from coordinator.gc import mark_view as mark
 from coordinator.pods import view as queries
@@ -21,7 +20,7 @@ FactsReader = Callable[[], Facts]
 #: Reads the present facts.
 ReadFacts = Callable[[Connection], Facts]
 
-_LINKERS = text("SELECT name, linker FROM pods")
+_RECONCILABLE = text("SELECT name, is_reconcilable FROM pods")
 _NOW = text("SELECT clock_timestamp()")
 _LISTING = text(root_listing_table.READ)
 
@@ -55,14 +54,14 @@ def read_facts(connection: Connection, times: Times, silence: timedelta, in_spit
     truths = queries.truths(connection, silence, times.request_bound, in_spite_of)
     orphans = queries.orphaned_dead_letters(connection)
     listing = root_listing_table.listing(connection.execute(_LISTING).one_or_none())
-    linkers = {row.name: Linker(row.linker) for row in connection.execute(_LINKERS)}
+    reconcilable = {row.name: row.is_reconcilable for row in connection.execute(_RECONCILABLE)}
     # Every hold that is not of a single pod is added here: status, plan, metrics and each run read it. A permit checks
     # again, in its own transaction, what an operator may have changed since: the switch, holds, a claim (table.py).
     held = mark.mark_reasons(connection)
     held += controls_view.hold_reasons(connection)
     held += orphan_reasons(orphans)
     # A pod that was removed between the queries had nothing left. One that was added blocks GC until it is known.
-    unknown = sorted(linkers.keys() - truths.keys())
+    unknown = sorted(reconcilable.keys() - truths.keys())
     held += [f"pod {name}: it was only just added" for name in unknown]
     facts = Facts(
         now,
@@ -72,7 +71,7 @@ def read_facts(connection: Connection, times: Times, silence: timedelta, in_spit
                 name,
                 truth.mark.at,
                 truth.reconciled_at,
-                has_links=linkers.get(name, Linker.LINK) == Linker.LINK,
+                is_reconcilable=reconcilable.get(name, True),
                 blocked_by=truth.reasons(name),
                 paused_until=truth.mark.paused_until,
                 managed=truth.managed,

@@ -247,11 +247,11 @@ def former_referrers(connection: Connection[Any], blobs: Sequence[int]) -> list[
                   SELECT mb.digest FROM manifests m JOIN blobs mb ON mb.id = m.id WHERE m.refs @> ARRAY[b.id]) q
             JOIN removals r ON r.digest = q.digest
             JOIN repositories l ON l.id = r.repository_id JOIN pods p ON p.id = l.pod_id
-            WHERE p.linker = 'link'
+            WHERE p.links_in_store
             UNION ALL
             SELECT r.repository_id, r.digest, true, r.seen_at FROM removals r
             JOIN repositories l ON l.id = r.repository_id JOIN pods p ON p.id = l.pod_id
-            WHERE r.digest = b.digest AND p.mode = 'link' AND p.linker = 'link'
+            WHERE r.digest = b.digest AND p.mode = 'link' AND p.links_in_store
             ORDER BY seen_at DESC LIMIT %s
         ) x
         JOIN repositories r ON r.id = x.repository_id

@@ -275,7 +275,7 @@ def ask_for_needed(connection: Connection[Any], every: timedelta, request_bound:
                 WHERE j.pod_id = p.id AND j.kind = 'reconcile' AND j.state = 'done' AND j.began_at <= clock_timestamp()
                 ORDER BY id DESC LIMIT 1
             ) done ON true
-            WHERE p.linker = 'link' AND NOT EXISTS (
+            WHERE p.is_reconcilable AND NOT EXISTS (
                 SELECT FROM jobs j
                 WHERE j.pod_id = p.id AND j.kind = 'reconcile' AND j.state IN ('waiting', 'running'))
         ), needed AS (

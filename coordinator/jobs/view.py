@@ -9,7 +9,7 @@ from coordinator.db.schema.jobs import jobs as table
 from coordinator.db.schema.pods import pods
 from coordinator.db.session import reading, writing
 from coordinator.domain.names import PodName
-from coordinator.domain.pods import Linker
+from coordinator.domain.pods import PodKind
 from coordinator.domain.reasons import reason
 from coordinator.errors import ConflictError, NotFoundError
 from coordinator.jobs.shapes import Job, JobPage
@@ -21,7 +21,7 @@ _JOBS: Select[Any] = select(
     pods.c.name.label("pod"),
 ).outerjoin_from(table, pods)
 _ONE = _JOBS.where(table.c.id == bindparam("id"))
-_POD = text("SELECT id, linker FROM pods WHERE name = :name FOR SHARE")
+_POD = text("SELECT id, kind FROM pods WHERE name = :name FOR SHARE")
 _KNOWN = text("SELECT EXISTS (SELECT FROM pods WHERE name = :name)")
 _ASK = text("INSERT INTO jobs (kind, pod_id, why) VALUES (:kind, :pod, :why) ON CONFLICT DO NOTHING RETURNING id")
 _OPEN = text("SELECT id FROM jobs WHERE kind = :kind AND pod_id = :pod AND state IN ('waiting', 'running')")
@@ -41,10 +41,9 @@ def ask(engine: Engine, pod: PodName, kind: JobKind, why: str) -> Job:
             row = connection.execute(_POD, {"name": pod}).one_or_none()
             if row is None:
                 raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
-            if kind == "reconcile" and row.linker == Linker.RELAY:
+            if kind == "reconcile" and not PodKind(row.kind).is_reconcilable:
                 raise ConflictError(
-                    f"Pod {pod} keeps its links in its own database (linker relay): storage does not show "
-                    "what it holds, only its events do."
+                    f"Only its events show what pod {pod} holds (kind {row.kind}): it cannot be reconciled."
                 )
             values = {"kind": kind, "pod": row.id, "why": why}
             number = connection.scalar(_ASK, values) or connection.scalar(_OPEN, values)

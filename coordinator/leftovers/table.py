@@ -141,7 +141,7 @@ def linked_prefixes(connection: Connection[Any]) -> list[str]:
     found = connection.execute(
         """
         SELECT f.prefix FROM pod_prefixes f JOIN pods p ON p.id = f.pod_id
-        WHERE p.mode = 'manifest' AND p.linker = 'link' AND p.managed ORDER BY f.prefix
+        WHERE p.mode = 'manifest' AND p.links_in_store AND p.managed ORDER BY f.prefix
         """
     )
     return [row[0] for row in found]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from coordinator.domain.names import PodName, RepositoryName
-from coordinator.domain.pods import Linker, prefixes_of
+from coordinator.domain.pods import PodKind, prefixes_of
 from coordinator.errors import UnavailableError
 
 REFRESH_S: Final = 2.0
@@ -26,7 +26,7 @@ class MountPod(NamedTuple):
 
     id: int
     name: PodName
-    linker: Linker
+    kind: PodKind
     registries: tuple[str, ...]
     prefixes: tuple[str, ...]
     #: Its registry sends events. Nothing is mounted into a pod whose registry does not.

@@ -1,7 +1,7 @@
 """Make a pod serve a mounted blob. Each way is a linker; tests/mounts/test_linkers.py is their contract.
 
-    link     writes the pod's link object in shared storage: the registry serves the blob at once
-    relay    sends the blob to the pod through the upload API (relay.py)
+    LinkObjects    writes the pod's link object in shared storage: the registry serves the blob at once
+    Relay          sends the blob to the pod through the upload API (relay.py)
 
 A linker runs after the reference is durable, and returns once the repository serves the blob to clients. If it raises,
 what it leaves is harmless: a link to a blob that is kept, or an upload that the registry discards.
@@ -10,7 +10,6 @@ what it leaves is harmless: a link to a blob that is kept, or an upload that the
 from typing import NamedTuple, Protocol
 
 from coordinator.domain.names import Digest, RepositoryName, format_digest
-from coordinator.domain.pods import Linker as Kind
 from coordinator.mounts.directory import MountPod
 from coordinator.storage.layout import layer_link_key
 from coordinator.storage.port import ObjectStore
@@ -32,7 +31,7 @@ class Job(NamedTuple):
     @property
     def is_known(self) -> bool:
         """Whether the source needs no proof: its link is in shared storage, or source and target are one pod."""
-        return self.source.linker is Kind.LINK or self.source.id == self.pod.id
+        return self.source.kind.links_in_store or self.source.id == self.pod.id
 
     def __repr__(self) -> str:
         return f"Job({self.repository}, {format_digest(self.digest)}, from {self.source_repository})"
@@ -45,7 +44,7 @@ class Linker(Protocol):
 
 
 class LinkObjects:
-    """Writes links in shared storage (linker `link`)."""
+    """Writes links in shared storage (kind `link`)."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store

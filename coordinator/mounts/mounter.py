@@ -5,7 +5,7 @@ Route: api/mounts.py -> `Mounter.mount` -> 201; NotMountedError or UnavailableEr
     right        the token permits push to the target, and pull from the target and the source (domain/access.py)
     source       its own pod says that it has the blob (sources.py)
     reference    in the table, in one transaction, before or after any hide of the blob (mounts/table.py)
-    link         the pod's linker (linker.py)
+    link         the linker of the pod's kind (linker.py)
 
 Invariants: a digest alone gives no access, and a refusal takes the same time wherever the blob may be; the reference is
 durable before anything is linked, and before the client is answered.
@@ -22,7 +22,7 @@ from coordinator.db.connection import Connections
 from coordinator.domain.access import Access
 from coordinator.domain.mounts import SOURCES_LIMIT, NotMountedError, Reason, Wanted
 from coordinator.domain.names import RepositoryName, parse_repository
-from coordinator.domain.pods import Linker as LinkerKind
+from coordinator.domain.pods import PodKind
 from coordinator.errors import InvalidNameError, UnavailableError
 from coordinator.mounts import table
 from coordinator.mounts.directory import MountPod, MountPods
@@ -66,7 +66,7 @@ class Mounter:
         connections: Connections,
         pods: MountPods,
         sources: Sources,
-        linkers: Mapping[LinkerKind, Linker],
+        linkers: Mapping[PodKind, Linker],
         rights: Rights,
         *,
         margin: timedelta,
@@ -95,7 +95,7 @@ class Mounter:
         if access is not None and not all(access.may(wanted.repository, action) for action in ("pull", "push")):
             raise NotMountedError(Reason.NO_RIGHT)
         found = self._find(wanted, access, authorization)
-        if LinkerKind.RELAY in (target.linker, found.pod.linker):
+        if not (target.kind.links_in_store and found.pod.kind.links_in_store):
             self._check(found.job(wanted, target, authorization))
         # Meanwhile another thread looks up the bytes.
         reserved = self._reserve(wanted, target, found)
@@ -103,7 +103,7 @@ class Mounter:
             job = found.job(wanted, target, authorization)
             if reserved.is_unsized:
                 self._learn(job)
-            self._linkers[target.linker].link(job)
+            self._linkers[target.kind].link(job)
             if not self._stands(reserved):
                 # A check looked for the link before it was made (reconcile/resolve.py). A check from now on finds it.
                 reserved = self._reserve(wanted, target, found)
@@ -137,7 +137,7 @@ class Mounter:
 
     def _is_apart(self, source: RepositoryName) -> bool:
         pod = self._pods.owner(source)
-        return pod is not None and pod.linker is LinkerKind.RELAY
+        return pod is not None and not pod.kind.links_in_store
 
     def _from(self, wanted: Wanted, source: RepositoryName, authorization: str | None) -> FoundSource:
         pod = self._pods.owner(source)
@@ -147,7 +147,7 @@ class Mounter:
 
     def _check(self, job: Job) -> None:
         """Check a blob that has to be relayed, or that only its source's own registry claims to have."""
-        relayed = job.pod.linker is LinkerKind.RELAY
+        relayed = job.pod.kind.is_uploaded_to
         if job.size > self._relay_limit and (relayed or not job.is_known):
             raise NotMountedError(Reason.TOO_LARGE)
         if not relayed and not job.is_known:

@@ -1,4 +1,4 @@
-"""Send a blob to a pod that keeps its links, or all of its bytes, in its own storage (linker `relay`).
+"""Send a blob to a pod that keeps its links, or all of its bytes, in its own storage (kind `relay`).
 
 Route: `Relay.link` -> one at a time for a blob and a pod -> mounted within the pod, if another of its repositories has
 it -> else uploaded, chunk by chunk, as any client would (OCI distribution-spec, "Pushing blobs in chunks").

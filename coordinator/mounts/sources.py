@@ -1,8 +1,8 @@
 """Check whether a source repository has a blob, and read its bytes, as its pod's registry would serve them.
 
-    linker of the source's pod    it has the blob if                          bytes
-    link                          its link object is in shared storage        `blobs/…/data`
-    relay                         its registry says so to the client's token  its registry
+    the source's links are    it has the blob if                          bytes
+    in the shared bucket      its link object is there                    `blobs/…/data`
+    elsewhere                 its registry says so to the client's token  its registry
 
 The answer takes equally long whether or not the blob is anywhere else: the table and the stored bytes, which would
 show that, are waited for only after the source has said yes.
@@ -23,7 +23,6 @@ from typing import Final
 
 from coordinator.domain.mounts import NotMountedError, Reason
 from coordinator.domain.names import Digest, RepositoryName, format_digest
-from coordinator.domain.pods import Linker
 from coordinator.errors import UnavailableError
 from coordinator.mounts.directory import MountPod
 from coordinator.mounts.linker import Job
@@ -75,7 +74,7 @@ class Sources:
 
         The stored bytes are looked up meanwhile; the returned function waits for that.
         """
-        if pod.linker is Linker.LINK:
+        if pod.kind.links_in_store:
             # Not in parallel: looking up the bytes would show in the time of a refusal, and whether there are any
             # depends on other repositories (measured: bench/mounts.py).
             if self._store.head(layer_link_key(repository, digest)) is None:
@@ -130,7 +129,7 @@ class Sources:
     @contextmanager
     def read(self, job: Job) -> Iterator[Iterator[bytes]]:
         """Yield the blob's bytes in pieces; raises UnavailableError."""
-        if job.source.linker is Linker.LINK:
+        if job.source.kind.links_in_store:
             try:
                 with self._store.open(blob_key(job.digest)) as opened:
                     yield opened.chunks

@@ -15,7 +15,7 @@ from psycopg import Connection
 from coordinator.db import locks
 from coordinator.domain.facts import BlobLinked
 from coordinator.domain.names import Digest, PodName, RepositoryName
-from coordinator.domain.pods import Linker
+from coordinator.domain.pods import PodKind
 from coordinator.mounts.directory import MountPod
 from coordinator.table import statements
 from coordinator.table.apply import BatchApply
@@ -38,11 +38,11 @@ def pods(connection: Connection[Any]) -> list[MountPod]:
     """Return what mounts need to know of every pod."""
     found = connection.execute(
         """
-        SELECT id, name, linker, registries, ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id), managed
+        SELECT id, name, kind, registries, ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id), managed
         FROM pods p
         """
     )
-    return [MountPod(row[0], PodName(row[1]), Linker(row[2]), tuple(row[3]), tuple(row[4]), row[5]) for row in found]
+    return [MountPod(row[0], PodName(row[1]), PodKind(row[2]), tuple(row[3]), tuple(row[4]), row[5]) for row in found]
 
 
 class Reserved(NamedTuple):
@@ -122,9 +122,10 @@ def stands(connection: Connection[Any], reserved: Reserved) -> bool:
 def give_back(connection: Connection[Any], reserved: Reserved) -> None:
     """Undo the new reference of a mount that certainly failed, unless something relies on it since.
 
-    Where links count until a delete is reported (mode `link`), it would stay forever. With linker `relay` it does stay:
-    there Baleen cannot check links, and a registry whose clock is behind may have reported the same link since with an
-    earlier time, of which the row shows nothing. Elsewhere a reconcile or the manifest restores what that would cost.
+    Where links count until a delete is reported (mode `link`), it would stay forever. If they are not in the bucket it
+    does stay: there Baleen cannot check links, and a registry whose clock is behind may have reported the same link
+    since with an earlier time, of which the row shows nothing. Elsewhere a reconcile or the manifest restores what that
+    would cost.
     """
     with connection.transaction():
         locks.enter(connection)
@@ -136,7 +137,7 @@ def give_back(connection: Connection[Any], reserved: Reserved) -> None:
             DELETE FROM repository_blobs l USING blobs b, repositories r, pods p
             WHERE b.digest = %s AND r.name = %s AND l.blob_id = b.id AND l.repository_id = r.id AND l.event_at = %s
               AND NOT l.kept
-              AND p.id = r.pod_id AND (p.mode, p.linker) <> ('link', 'relay')
+              AND p.id = r.pod_id AND (p.mode <> 'link' OR p.links_in_store)
               AND NOT EXISTS (SELECT FROM mounts m WHERE m.blob_id = b.id AND m.repository = r.name AND m.id > %s)
             RETURNING l.blob_id
             """,

@@ -41,7 +41,7 @@ def unread_manifests(connection: Connection[Any], wanted: set[Digest]) -> dict[D
         SELECT b.digest, array_agg(DISTINCT p.id) FROM unnest(%s::bytea[]) d (digest)
         JOIN blobs b ON b.digest = d.digest JOIN manifests m ON m.id = b.id
         JOIN repository_manifests h ON h.manifest_id = m.id JOIN repositories r ON r.id = h.repository_id
-        JOIN pods p ON p.id = r.pod_id WHERE m.refs IS NULL AND p.linker = 'link' GROUP BY 1
+        JOIN pods p ON p.id = r.pod_id WHERE m.refs IS NULL AND p.links_in_store GROUP BY 1
         """,
         (list(wanted),),
     )

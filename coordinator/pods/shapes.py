@@ -81,7 +81,7 @@ class TokenIssuer(View, frozen=True, kw_only=True):
 class PodView(View, frozen=True, kw_only=True):
     name: str
     mode: Literal["manifest", "link"]
-    linker: Literal["link", "relay"]
+    kind: Literal["link", "relay"]
     probe: Annotated[Literal["push", "pull"], Meta(description="How Baleen asks its registry how far it has reported.")]
     prefixes: list[str]
     registries: list[str]

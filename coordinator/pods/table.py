@@ -18,7 +18,7 @@ from coordinator.db.locks import FACTS_LOCK, PODS_LOCK
 from coordinator.db.session import driver, reading, writing
 from coordinator.domain.names import Digest, PodName, RepositoryName
 from coordinator.domain.own import PROBE_REPOSITORY, is_own
-from coordinator.domain.pods import Linker, PodMode, ProbeMethod, RegistryUrl, TokenIssuer, check_prefixes
+from coordinator.domain.pods import PodKind, PodMode, ProbeMethod, RegistryUrl, TokenIssuer, check_prefixes
 from coordinator.domain.progress import GapReason
 from coordinator.domain.reasons import reason
 from coordinator.errors import ConflictError, NotFoundError, UsageError
@@ -57,7 +57,7 @@ class NewPod(msgspec.Struct, frozen=True, kw_only=True):
     prefixes: Sequence[RepositoryName]
     registries: Sequence[RegistryUrl] = ()
     mode: PodMode = PodMode.MANIFEST
-    linker: Linker = Linker.LINK
+    kind: PodKind = PodKind.LINK
     probe: ProbeMethod = ProbeMethod.PUSH
     issuer: TokenIssuer | None = None
     #: Its registry sends no events.
@@ -70,7 +70,7 @@ def add(engine: Engine, pod: NewPod) -> Secret:
     The caller must not pass on the token of a pod that is not managed.
     """
     declared = _declared(pod.unmanaged)
-    if pod.unmanaged is not None and pod.linker is not Linker.LINK:
+    if pod.unmanaged is not None and not pod.kind.links_in_store:
         raise UsageError(_NO_LINKS)
     if not pod.prefixes or len(pod.prefixes) > PREFIXES_LIMIT:
         raise UsageError(f"A pod needs from 1 to {PREFIXES_LIMIT} prefixes: name them with --prefix.")
@@ -85,10 +85,10 @@ def add(engine: Engine, pod: NewPod) -> Secret:
         connection.execute(
             text("""
                 WITH added AS (
-                  INSERT INTO pods (name, mode, linker, probe, registries, event_token_sha256,
+                  INSERT INTO pods (name, mode, kind, probe, registries, event_token_sha256,
                                     token_url, token_issuer, token_service, token_keys, token_key_ids,
                                     managed, unmanaged_why, unmanaged_by)
-                  VALUES (:name, :mode, :linker, :probe, CAST(:registries AS text[]), :sha256,
+                  VALUES (:name, :mode, :kind, :probe, CAST(:registries AS text[]), :sha256,
                           :url, :issuer, :service, :keys, CAST(:key_ids AS text[]), :managed, :why, :by) RETURNING id
                 )
                 INSERT INTO pod_prefixes (prefix, pod_id)
@@ -97,7 +97,7 @@ def add(engine: Engine, pod: NewPod) -> Secret:
             {
                 "name": pod.name,
                 "mode": str(pod.mode),
-                "linker": str(pod.linker),
+                "kind": str(pod.kind),
                 "probe": str(pod.probe),
                 "registries": registries,
                 "prefixes": list(pod.prefixes),
@@ -119,10 +119,10 @@ def set_managed(engine: Engine, name: PodName, unmanaged: Unmanaged | None) -> N
     token = new_token()
     with changing(engine) as connection:
         _lock(connection, PODS_LOCK)
-        linker = connection.scalar(text("SELECT linker FROM pods WHERE name = :name"), {"name": name})
-        if linker is None:
+        kind = connection.scalar(text("SELECT kind FROM pods WHERE name = :name"), {"name": name})
+        if kind is None:
             raise _no_pod(name)
-        if unmanaged is not None and linker != Linker.LINK:
+        if unmanaged is not None and not PodKind(kind).links_in_store:
             raise UsageError(_NO_LINKS)
         connection.execute(
             text("""
@@ -136,9 +136,7 @@ def set_managed(engine: Engine, name: PodName, unmanaged: Unmanaged | None) -> N
         )
 
 
-_NO_LINKS = (
-    "Only events show what a pod holds whose links are not in shared storage (linker relay): it must be managed."
-)
+_NO_LINKS = "Only events show what a pod holds whose links are not in shared storage: it must be managed."
 
 
 def _declared(unmanaged: Unmanaged | None) -> dict[str, Any]:
@@ -293,18 +291,16 @@ def resolve_gaps(engine: Engine, name: PodName, why: str) -> None:
     It resolves the open gaps and what the pod held before its first event, and cancels doubtful removals. Manifests
     whose bytes do not say all that they need no longer wait for a listing: what their bytes name and what the table has
     as links of their repositories is kept (table/expiry.py). Those that were pushed within `COMPARED` still wait, since
-    the operator may not have seen them. Raises ConflictError for a pod whose links are in shared storage: a reconcile
-    reads those.
+    the operator may not have seen them. Raises ConflictError for a pod that can be reconciled.
     """
     why = reason(why, "why nothing is lost")
     with writing(engine) as connection:
-        linker = connection.scalar(text("SELECT linker FROM pods WHERE name = :name"), {"name": name})
-        if linker is None:
+        kind = connection.scalar(text("SELECT kind FROM pods WHERE name = :name"), {"name": name})
+        if kind is None:
             raise _no_pod(name)
-        if linker == Linker.LINK:
+        if PodKind(kind).is_reconcilable:
             raise ConflictError(
-                f"Pod {name} has its links in shared storage, so a reconcile resolves its gaps: run "
-                f"`baleen pods reconcile {name}`."
+                f"A reconcile resolves the gaps of pod {name} (kind {kind}): run `baleen pods reconcile {name}`."
             )
         # Holdings change: no batch may be half applied.
         _lock(connection, FACTS_LOCK)
@@ -500,7 +496,7 @@ def _check_storage(engine: Engine, name: PodName, still_holds: StillHolds, image
     with reading(engine) as connection:
         found = connection.execute(
             text("""
-                SELECT p.id, p.mode, p.linker,
+                SELECT p.id, p.mode, p.kind,
                        ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id ORDER BY prefix) AS prefixes
                 FROM pods p WHERE p.name = :name
             """),
@@ -515,7 +511,7 @@ def _check_storage(engine: Engine, name: PodName, still_holds: StillHolds, image
         gaps = {gap.id: gap.resolves_from for gap in opened}
         _refuse_if_needed(connection, name, row.id, gaps, _own(connection, row.id, image))
     # A pod whose links are not in shared storage cannot be checked: the operator's confirmation stands.
-    if row.linker == Linker.LINK and still_holds(row.prefixes, PodMode(row.mode)):
+    if PodKind(row.kind).links_in_store and still_holds(row.prefixes, PodMode(row.mode)):
         raise ConflictError(f"Pod {name} has links in storage that the table lacks: reconcile it first.")
     return gaps
 

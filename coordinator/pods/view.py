@@ -17,7 +17,6 @@ from coordinator.db.session import driver, reading
 from coordinator.domain.findings import Failed, Result, hold, in_order
 from coordinator.domain.findings import Finding as Found
 from coordinator.domain.names import Digest, PodName, format_digest
-from coordinator.domain.pods import Linker
 from coordinator.domain.refusals import Refusals, sentence
 from coordinator.domain.watermarks import PodWatermark, ProcessReport
 from coordinator.errors import NotFoundError
@@ -60,17 +59,23 @@ class Open(NamedTuple):
     vanished_links: int = 0
     vanished_examples: Sequence[str] = ()
 
-    def reasons(self, pod: str) -> list[str]:
+    def reasons(self, pod: str, *, is_reconcilable: bool = True) -> list[str]:
         """Return a sentence for each kind of thing that is unresolved; empty if nothing is."""
-        resolves = "a reconcile of the pod resolves it"
-        if self.gaps_resolve_from is not None:
-            resolves = (
-                f"a reconcile of the pod that begins after {self.gaps_resolve_from:%Y-%m-%d %H:%M:%S} UTC resolves it; "
-                "the scheduler starts it"
-            )
-        relay = "delete it in the registry, or push the blobs that it needs again, then run `baleen pods resolve-gaps`"
-        if self.pending_examples:
-            relay += f": {', '.join(self.pending_examples)}"
+        if not is_reconcilable:
+            resolve = f"`baleen pods resolve-gaps {pod} --why …`"
+            gap, doubt = f"{resolve} resolves it", f"{resolve} cancels it"
+            unread = f"delete it in the registry, or push the blobs that it needs again, then run {resolve}"
+            if self.pending_examples:
+                unread += f": {', '.join(self.pending_examples)}"
+        else:
+            gap = "a reconcile of the pod resolves it"
+            if self.gaps_resolve_from is not None:
+                gap = (
+                    f"a reconcile of the pod that begins after {self.gaps_resolve_from:%Y-%m-%d %H:%M:%S} UTC resolves "
+                    "it; the scheduler starts it"
+                )
+            doubt = "it is resolved from the pod's links in storage"
+            unread = "the workers retry every few seconds until the object store answers"
         counts = (
             (
                 self.dead_letters,
@@ -88,19 +93,19 @@ class Open(NamedTuple):
                 self.gaps,
                 "gap",
                 " in which events may be lost",
-                f"{resolves} (linker relay: `baleen pods resolve-gaps`)",
+                gap,
             ),
             (
                 self.doubtful_removals,
                 "doubtful removal",
                 "",
-                "it is resolved from the pod's links in storage (linker relay: `baleen pods resolve-gaps` cancels it)",
+                doubt,
             ),
             (
                 self.unread_manifests,
                 "held manifest",
                 " whose references are not known yet",
-                f"the workers retry every few seconds until the object store answers (linker relay: {relay})",
+                unread,
             ),
         )
         reasons = [f"{n} {what}{'' if n == 1 else 's'}{more}: {remedy}" for n, what, more, remedy in counts if n]
@@ -128,8 +133,8 @@ class Truth(NamedTuple):
     reconciled_at: dt.datetime | None
     #: When its first event was applied. Only a later reconcile shows what was pushed before.
     first_echo: dt.datetime | None = None
-    #: Its links are in shared storage: a reconcile can read them.
-    has_links: bool = True
+    #: Something other than its events shows what it holds, and a reconcile reads it.
+    is_reconcilable: bool = True
     #: If not: when an operator last confirmed that the table has everything that the pod holds.
     resolved_at: dt.datetime | None = None
     #: When Kafka had acknowledged the events of the last retried dead letter.
@@ -150,7 +155,7 @@ class Truth(NamedTuple):
     false_reports: int = 0
 
     def _remedy(self, pod: str) -> str:
-        if self.has_links:
+        if self.is_reconcilable:
             return f"run `baleen pods reconcile {pod}`"
         return (
             f"compare what its registry holds with `GET /v1/repositories?pod={pod}`, then run "
@@ -166,8 +171,8 @@ class Truth(NamedTuple):
 
         `waits_at`: where everything that the watermark waits for is shown, if not by `pods show`.
         """
-        reasons = self.opened.reasons(pod)
-        compared_at = self.reconciled_at if self.has_links else self.resolved_at
+        reasons = self.opened.reasons(pod, is_reconcilable=self.is_reconcilable)
+        compared_at = self.reconciled_at if self.is_reconcilable else self.resolved_at
         if compared_at is None:
             reasons.append(f"never reconciled: what it held before its first event is not known; {self._remedy(pod)}")
         elif self.managed and self.first_echo is not None and compared_at < self.first_echo + self.request_bound:
@@ -176,7 +181,7 @@ class Truth(NamedTuple):
                 "reconciled before its first event, or before the requests of that time had ended: "
                 + (
                     f"the scheduler starts another reconcile {after}"
-                    if self.has_links
+                    if self.is_reconcilable
                     else f"{after}, {self._remedy(pod)}"
                 )
             )
@@ -226,13 +231,13 @@ SELECT p.name, 'vanished_links', count(*), NULL, NULL
 FROM removals x JOIN repositories r ON r.id = x.repository_id JOIN pods p ON p.id = r.pod_id
 WHERE x.vanished_since IS NOT NULL GROUP BY 1
 """)
-#: Only of pods of linker `relay`: of others the workers list the links.
+#: Only of pods whose links are elsewhere: of others the workers list the links.
 _PENDING = text("""
 SELECT p.name AS pod, x.repository, x.digest FROM pods p CROSS JOIN LATERAL (
     SELECT r.name AS repository, b.digest FROM repository_manifests h
     JOIN repositories r ON r.id = h.repository_id JOIN blobs b ON b.id = h.manifest_id
     WHERE h.links_pending AND r.pod_id = p.id ORDER BY r.name, b.digest LIMIT :limit
-) x WHERE p.linker = 'relay' AND p.name = ANY(CAST(:pods AS text[])) ORDER BY 1, 2, 3
+) x WHERE NOT p.links_in_store AND p.name = ANY(CAST(:pods AS text[])) ORDER BY 1, 2, 3
 """)
 _ORPHANS = text("""
 SELECT count(*) FROM dead_letters d
@@ -244,7 +249,7 @@ SELECT p.name, max(j.began_at) AS at FROM jobs j JOIN pods p ON p.id = j.pod_id
 WHERE j.kind = 'reconcile' AND j.state = 'done' AND j.began_at <= clock_timestamp() GROUP BY 1
 """)
 _BESIDE = text("""
-SELECT p.name, p.linker, p.managed,
+SELECT p.name, p.is_reconcilable, p.managed,
        (SELECT max(g.resolved_at) FROM gaps g
         WHERE g.pod_id = p.id AND starts_with(g.resolved_why, 'operator: ')
           AND g.resolved_at <= clock_timestamp()) AS resolved_at,
@@ -269,7 +274,7 @@ GROUP BY 1
 _FAILED = text("SELECT p.name, f.at, f.why FROM failed_examinations f JOIN pods p ON p.id = f.pod_id")
 
 _POD = """
-SELECT p.name, p.mode, p.linker, p.probe, p.registries, p.created_at, p.managed, p.unmanaged_why, p.unmanaged_by,
+SELECT p.name, p.mode, p.kind, p.probe, p.registries, p.created_at, p.managed, p.unmanaged_why, p.unmanaged_by,
        p.token_url, p.token_issuer, p.token_service, p.token_key_ids,
        ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id ORDER BY prefix) AS prefixes,
        (SELECT count(*) FROM repositories r WHERE r.pod_id = p.id) AS repositories
@@ -320,7 +325,7 @@ def truths(
             marks[row.name],
             reconciled.get(row.name),
             row.first_echo,
-            row.linker == Linker.LINK,
+            row.is_reconcilable,
             row.resolved_at,
             row.retried_at,
             examined.get(row.name, []),
@@ -395,7 +400,7 @@ def _pod(row: Row[Any], truth: Truth, refused: Refusals | None) -> PodView:
     return PodView(
         name=row.name,
         mode=row.mode,
-        linker=row.linker,
+        kind=row.kind,
         probe=row.probe,
         prefixes=row.prefixes,
         registries=row.registries,

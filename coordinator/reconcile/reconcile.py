@@ -36,7 +36,7 @@ import structlog
 from coordinator.db.connection import Connections
 from coordinator.domain.merge import LinkKind
 from coordinator.domain.names import RepositoryName
-from coordinator.domain.pods import Linker, PodMode
+from coordinator.domain.pods import PodMode
 from coordinator.errors import BaleenError, ConflictError, NotFoundError, UnavailableError
 from coordinator.jobs import table as jobs
 from coordinator.jobs.work import Ending, StoppedError, Work
@@ -180,10 +180,9 @@ class Reconcile:
             pod = table.pod(connection, work.job.its_pod)
         if pod is None:
             raise NotFoundError(f"Pod {work.job.pod} is no longer registered.")
-        if pod.linker is not Linker.LINK:
+        if not pod.kind.is_reconcilable:
             raise ConflictError(
-                f"Pod {work.job.pod} keeps its links in its own database (linker relay): only its events show what it "
-                "holds, storage does not. It cannot be reconciled."
+                f"Only its events show what pod {work.job.pod} holds (kind {pod.kind}): it cannot be reconciled."
             )
         return pod
 

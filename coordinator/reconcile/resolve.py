@@ -123,7 +123,7 @@ class Resolver:
                     raise NotHereError(
                         f"Storage has no link of the pod, though the table has {format_digest(doubtful.digest)} "
                         f"in {doubtful.repository}. Check BALEEN_S3_BUCKET and BALEEN_S3_ROOT, and that the pod's "
-                        "registry keeps its links there. A registry that keeps them in its own database is of linker "
+                        "registry keeps its links there. A registry that keeps them in its own database is of kind "
                         "relay."
                     )
                 results.append(result)

@@ -19,7 +19,7 @@ from coordinator.db.arrays import digests, integers
 from coordinator.db.locks import END_LOCK, PODS_LOCK
 from coordinator.domain.merge import LinkKind, TableLink
 from coordinator.domain.names import Digest, RepositoryName
-from coordinator.domain.pods import Linker, PodMode
+from coordinator.domain.pods import PodKind, PodMode
 from coordinator.domain.references import ManifestKind
 from coordinator.jobs.table import Job
 from coordinator.pods import clock
@@ -35,7 +35,7 @@ _names = itertools.count(1)
 class ReconciledPod(NamedTuple):
     id: int
     mode: PodMode
-    linker: Linker
+    kind: PodKind
     prefixes: list[RepositoryName]
     #: Its registry sends events. If not, only listings show its links, and links vanish without an event.
     managed: bool = True
@@ -56,13 +56,13 @@ def pod(connection: Connection[Any], pod_id: int) -> ReconciledPod | None:
         connection.execute("SELECT pg_advisory_xact_lock_shared(%s)", (PODS_LOCK,))
         row = connection.execute(
             """
-            SELECT id, mode, linker, ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id ORDER BY prefix),
+            SELECT id, mode, kind, ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id ORDER BY prefix),
                    managed
             FROM pods p WHERE id = %s
             """,
             (pod_id,),
         ).fetchone()
-    return None if row is None else ReconciledPod(row[0], PodMode(row[1]), Linker(row[2]), row[3], row[4])
+    return None if row is None else ReconciledPod(row[0], PodMode(row[1]), PodKind(row[2]), row[3], row[4])
 
 
 def repository_ids(
@@ -225,7 +225,7 @@ def unheld_children(connection: Connection[Any], indexes: Sequence[tuple[Reposit
         _UNHELD_CHILDREN.format(
             indexes="""unnest(%s::text[], %s::bytea[]) d (name, digest) JOIN repositories r ON r.name = d.name
                 JOIN pods p ON p.id = r.pod_id JOIN blobs i ON i.digest = d.digest""",
-            which="h.manifest_id = i.id AND p.linker = 'link'",
+            which="h.manifest_id = i.id AND p.links_in_store",
         ),
         ([name for name, _ in indexes], digests(digest for _, digest in indexes)),
     )

@@ -205,7 +205,7 @@ def directory(
     """Return all pods, and by prefix the owners of these repositories."""
     pods = {
         row[0]: DeadLetterPod(row[0], row[1], row[2])
-        for row in connection.execute("SELECT id, name, linker = 'link' FROM pods ORDER BY id")
+        for row in connection.execute("SELECT id, name, is_reconcilable FROM pods ORDER BY id")
     }
     prefixes = {prefix for repository in repositories for prefix in prefixes_of(repository)}
     rows = connection.execute(

@@ -60,7 +60,7 @@ _DOUBTFUL_REMOVALS = """
            r.reported, p.managed, p.mode
     FROM removals r JOIN repositories n ON n.id = r.repository_id JOIN pods p ON p.id = n.pod_id
     LEFT JOIN blobs b ON b.digest = r.digest
-    WHERE r.doubtful_since IS NOT NULL AND p.linker = 'link'
+    WHERE r.doubtful_since IS NOT NULL AND p.links_in_store
 """
 
 

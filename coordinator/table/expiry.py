@@ -19,7 +19,7 @@ REMOVALS_KEPT = timedelta(days=30)
 def expire_links(connection: Connection[Any], grace: timedelta, batch: int = BATCH) -> int:
     """Delete direct links of pods of mode `manifest` that are older than the grace; return how many.
 
-    In a pod of linker `relay`, whose links cannot be listed, two kinds stay:
+    In a pod that cannot be reconciled, two kinds stay:
     - that of a manifest which the repository holds: without it the blob's delete would be taken for the manifest's
       (domain/fold.py)
     - all links of a repository that holds a manifest whose bytes do not say all that it needs (table/kept_by_links.py)
@@ -34,7 +34,7 @@ def expire_links(connection: Connection[Any], grace: timedelta, batch: int = BAT
                     SELECT l.blob_id, l.repository_id FROM repository_blobs l
                     JOIN repositories r ON r.id = l.repository_id JOIN pods p ON p.id = r.pod_id
                     WHERE l.linked_at < now() - %s AND p.mode = 'manifest' AND NOT l.kept
-                      AND (p.linker = 'link' OR NOT EXISTS (
+                      AND (p.is_reconcilable OR NOT EXISTS (
                         SELECT FROM repository_manifests h
                         WHERE h.manifest_id = l.blob_id AND h.repository_id = l.repository_id)
                         AND NOT EXISTS (

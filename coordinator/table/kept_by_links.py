@@ -44,7 +44,7 @@ def pending_repositories(connection: Connection[Any]) -> list[int]:
     found = connection.execute(
         """
         SELECT DISTINCT h.repository_id FROM repository_manifests h JOIN repositories r ON r.id = h.repository_id
-        JOIN pods p ON p.id = r.pod_id WHERE h.links_pending AND p.linker = 'link' ORDER BY 1
+        JOIN pods p ON p.id = r.pod_id WHERE h.links_pending AND p.links_in_store ORDER BY 1
         """
     )
     return [row[0] for row in found]

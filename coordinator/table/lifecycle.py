@@ -16,7 +16,6 @@ from psycopg import Connection
 from coordinator.db.arrays import integers
 from coordinator.domain.lifecycle import BlobEvent, BlobState, after, published_name
 from coordinator.domain.names import Digest
-from coordinator.domain.pods import Linker
 from coordinator.domain.references import ManifestKind
 
 #: Held by the publishing process: a fixed key for pg_try_advisory_xact_lock.
@@ -112,7 +111,7 @@ def some_live(connection: Connection[Any], limit: int) -> list[Digest]:
 def may_lack_bytes(connection: Connection[Any], blobs: Sequence[int]) -> set[int]:
     """Return which of these blobs without bytes in storage are not necessarily lost.
 
-    Either they are needed only by pods that may have their bytes in a store of their own (linker `relay`). Or they were
+    Either they are needed only by pods that may have their bytes in a store of their own. Or they were
     never stored, and only manifests of kind NAMED name them: any client can make up such a digest, and would raise an
     alarm that is never cleared.
     """
@@ -121,8 +120,8 @@ def may_lack_bytes(connection: Connection[Any], blobs: Sequence[int]) -> set[int
     found = connection.execute(
         f"""
         SELECT b.id FROM unnest(%s::bigint[]) b (id)
-        WHERE EXISTS ({_PODS_THAT_NEED} WHERE p.linker = '{Linker.RELAY}')
-          AND NOT EXISTS ({_PODS_THAT_NEED} WHERE p.linker = '{Linker.LINK}')
+        WHERE EXISTS ({_PODS_THAT_NEED} WHERE NOT p.links_in_store)
+          AND NOT EXISTS ({_PODS_THAT_NEED} WHERE p.links_in_store)
         UNION
         SELECT b.id FROM blobs b
         WHERE b.id = ANY(%s::bigint[]) AND b.size < 0 AND b.link_count = 0

@@ -243,10 +243,10 @@ def retire(
             WITH gone AS (
                 UPDATE processes s SET retired_at = clock_timestamp(), retired_why = %(why)s FROM pods p
                 WHERE p.id = s.pod_id AND p.name = %(pod)s AND s.instance_id = %(instance)s AND s.retired_at IS NULL
-                RETURNING p.id, p.linker
+                RETURNING p.id, p.is_reconcilable
             ), gap AS (
                 INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, resolves_from)
-                SELECT id, '', -1, %(reason)s, 0, clock_timestamp() + %(bound)s FROM gone WHERE linker = 'link'
+                SELECT id, '', -1, %(reason)s, 0, clock_timestamp() + %(bound)s FROM gone WHERE is_reconcilable
             )
             SELECT FROM gone
         """,

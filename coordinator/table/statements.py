@@ -136,7 +136,7 @@ def pods_elsewhere(connection: Connection[Any], pods: Collection[int]) -> set[in
     """Return those of these pods whose links are not in shared storage."""
     if not pods:
         return set()
-    statement = "SELECT id FROM pods WHERE id = ANY(%s::int[]) AND linker <> 'link'"
+    statement = "SELECT id FROM pods WHERE id = ANY(%s::int[]) AND NOT links_in_store"
     return {row[0] for row in _run(connection, statement, (integers(pods),))}
 
 

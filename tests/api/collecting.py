@@ -77,7 +77,7 @@ class Known:
 
     def read(self, connection: Any, *arguments: Any) -> collection.Known:
         known = _really_known(connection, *arguments)
-        pods = [PodFacts(POD, known.facts.now, known.facts.now, has_links=False)]
+        pods = [PodFacts(POD, known.facts.now, known.facts.now, is_reconcilable=False)]
         listing = Listing(known.facts.now)
         facts = known.facts._replace(times=NO_TIMES, pods=pods, listing=listing)
         return known._replace(facts=self.change(facts))

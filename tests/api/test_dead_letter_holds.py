@@ -165,7 +165,7 @@ def remove(pods: Pods, repository: str) -> None:
 def three(pods: Pods) -> None:
     for name in ALL:
         pods.pod(name)
-    pods.api.db.execute("UPDATE pods SET linker = 'relay' WHERE name = 'relaying'")
+    pods.api.db.execute("UPDATE pods SET kind = 'relay' WHERE name = 'relaying'")
 
 
 def gaps_of(pods: Pods) -> set[str]:
@@ -232,7 +232,7 @@ def test_below_another_repository(pods: Pods) -> None:
 
 
 def test_links_below_a_pod_that_keeps_its_own_elsewhere(pods: Pods) -> None:
-    """Nobody lists what another registry has written below the prefix of a pod of linker `relay`."""
+    """Nobody lists what another registry has written below the prefix of a pod of kind `relay`."""
     three(pods)
     put(pods, "relaying/app")
     number = dead_letter(pods.api.db, "one", body("relaying/app"), ENVELOPE)

@@ -11,9 +11,9 @@ def ask(api: Served, pod: str, **options: Any) -> Json:
     return answer.json()
 
 
-def pod_of(api: Served, facts: Facts, name: str, linker: str = "link") -> str:
+def pod_of(api: Served, facts: Facts, name: str, kind: str = "link") -> str:
     pod = f"{facts.mark}-{name}"
-    api.db.execute("INSERT INTO pods (name, linker, event_token_sha256) VALUES (%s, %s, %s)", (pod, linker, b"x" * 32))
+    api.db.execute("INSERT INTO pods (name, kind, event_token_sha256) VALUES (%s, %s, %s)", (pod, kind, b"x" * 32))
     return pod
 
 

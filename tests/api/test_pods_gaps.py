@@ -6,7 +6,7 @@ from tests.api.harness import Facts, Served
 def test_gaps_are_resolved_with_a_reason(api: Served, facts: Facts) -> None:
     """The answer is the pod without its gaps; a reason is needed, and a pod that can be reconciled is refused."""
     elsewhere, here = facts.pods[0], facts.pods[1]
-    api.db.execute("UPDATE pods SET linker = 'relay' WHERE name = %s", (elsewhere,))
+    api.db.execute("UPDATE pods SET kind = 'relay' WHERE name = %s", (elsewhere,))
     for pod in (elsewhere, here):
         api.db.execute(
             "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset)"

@@ -177,7 +177,7 @@ def test_refusals_are_problems(api: Served, method: str, path: str, status: int)
             "POST",
             "/v1/pods",
             {"nam": "a"},
-            "it takes name, prefixes, registries, mode, linker, probe, token_issuer, unmanaged.",
+            "it takes name, prefixes, registries, mode, kind, probe, token_issuer, unmanaged.",
         ),
         ("POST", "/v1/pods", ["a"], "must be a JSON object: it takes name, prefixes"),
         ("POST", "/v1/blobs/lookup", {"digests": ["x"]}, "Each of `digests` must be sha256: and 64"),

@@ -26,10 +26,10 @@ def test_one_is_declared(api: Served) -> None:
 
 
 def test_one_must_have_its_links_in_storage(api: Served) -> None:
-    """A pod of linker relay is known by its events alone, so that it cannot send none."""
-    assert add(api, "unmanaged-r", linker="relay").status_code == 400
+    """A pod of kind relay is known by its events alone, so that it cannot send none."""
+    assert add(api, "unmanaged-r", kind="relay").status_code == 400
     assert api.ask(
-        "POST", "/v1/pods", json={"name": "managed-r", "prefixes": ["managed-r"], "linker": "relay"}
+        "POST", "/v1/pods", json={"name": "managed-r", "prefixes": ["managed-r"], "kind": "relay"}
     ).is_success
     asked = api.ask("PUT", "/v1/pods/managed-r/managed", json={"unmanaged": DECLARED})
     assert asked.status_code == 400

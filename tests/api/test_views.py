@@ -146,7 +146,7 @@ def test_a_pods_life(api: Served, facts: Facts) -> None:
     assert f"/v1/events/{name}" in added.json()["registry_config"]
     assert first in added.json()["registry_config"]
     shown = api.get(f"/v1/pods/{name}").json()
-    assert (shown["prefixes"], shown["mode"], shown["linker"]) == (body["prefixes"], "manifest", "link")
+    assert (shown["prefixes"], shown["mode"], shown["kind"]) == (body["prefixes"], "manifest", "link")
     assert api.ask("POST", "/v1/pods", json=body).status_code == 409
     for prefix in (f"{facts.mark}", f"{facts.mark}/new/below"):
         answer = api.ask("POST", "/v1/pods", json={"name": f"{name}-2", "prefixes": [prefix]})
@@ -245,7 +245,7 @@ async def without_age(directory: CachedPodDirectory) -> Mapping[PodName, KnownPo
 def test_whose_links_are_elsewhere_is_given_prefixes_with_a_gap(api: Served, facts: Facts) -> None:
     """What such a pod had there before is not known either: an operator settles the gap, as no reconcile can."""
     name = f"{facts.mark}-relay"
-    api.ask("POST", "/v1/pods", json={"name": name, "prefixes": [name], "linker": "relay"})
+    api.ask("POST", "/v1/pods", json={"name": name, "prefixes": [name], "kind": "relay"})
     answer = api.ask("POST", f"/v1/pods/{name}/prefixes", json={"prefixes": [f"{name}-more"]})
     assert answer.json()["gaps"]["open"] == 1
     answer = api.ask("POST", f"/v1/pods/{name}/gaps/resolve", json={"why": "its database was compared"})
@@ -253,7 +253,7 @@ def test_whose_links_are_elsewhere_is_given_prefixes_with_a_gap(api: Served, fac
 
 
 @pytest.mark.parametrize(
-    ("mode", "linker", "stored", "status"),
+    ("mode", "kind", "stored", "status"),
     [
         ("manifest", "link", None, 204),
         ("manifest", "link", LinkKind.LAYER, 204),
@@ -263,11 +263,11 @@ def test_whose_links_are_elsewhere_is_given_prefixes_with_a_gap(api: Served, fac
     ],
 )
 def test_a_pod_with_gaps_goes_if_storage_has_nothing_of_it(
-    api: Served, facts: Facts, mode: str, linker: str, stored: LinkKind | None, status: int
+    api: Served, facts: Facts, mode: str, kind: str, stored: LinkKind | None, status: int
 ) -> None:
     """What was lost in a gap may be in storage, and would be forgotten with the pod: so it is looked for there."""
     name = f"{facts.mark}-gaps"
-    body = {"name": name, "prefixes": [name], "mode": mode, "linker": linker}
+    body = {"name": name, "prefixes": [name], "mode": mode, "kind": kind}
     assert api.ask("POST", "/v1/pods", json=body).is_success
     api.db.execute(
         "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset)"

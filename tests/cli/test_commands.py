@@ -143,7 +143,7 @@ def test_a_pods_token_issuer(baleen: Command, facts: Facts, tmp_path: Path) -> N
 def test_a_pods_gaps(api: Served, baleen: Command, facts: Facts) -> None:
     """The gaps of a pod whose links are elsewhere are resolved with a reason; of any other a reconcile is named."""
     pod, other = facts.pods[0], facts.pods[1]
-    api.db.execute("UPDATE pods SET linker = 'relay' WHERE name = %s", (pod,))
+    api.db.execute("UPDATE pods SET kind = 'relay' WHERE name = %s", (pod,))
     gap = (
         "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset)"
         " SELECT id, 'registry.events', -1, 'log-cut', 0 FROM pods WHERE name = %s"

@@ -51,7 +51,7 @@ def test_baleen_is_waited_for_where_bytes_are_relayed(baleen: Command) -> None:
     """A pod that blobs are sent to makes mounts slower, and the router waits for those; an option says otherwise."""
     add(baleen, "router-link", "http://10.77.7.7:5006")
     short = baleen("router-config").out
-    done = baleen("pods", "add", "router-relay", "--prefix", "router-relay", "--linker", "relay", "--no-check")
+    done = baleen("pods", "add", "router-relay", "--prefix", "router-relay", "--kind", "relay", "--no-check")
     assert done.code == 0, done.err
     long = baleen("router-config", mount_timeout="20s").out
     document = baleen("router-config", "--baleen-timeout", "7").out

@@ -50,7 +50,7 @@ def test_a_time_that_lies_in_the_future() -> None:
         (FRESH._replace(reconciled_at=NOW - 3 * DAY), Why.NOT_RECONCILED, Why.NOT_RECONCILED),
         (FRESH._replace(reconciled_at=NOW - 2 * DAY), None, Why.NOT_RECONCILED),
         (FRESH._replace(reconciled_at=NOW - 2 * DAY + HOUR), None, None),
-        (FRESH._replace(reconciled_at=None, has_links=False), None, None),
+        (FRESH._replace(reconciled_at=None, is_reconcilable=False), None, None),
         (FRESH._replace(blocked_by=["a dead letter"]), Why.HELD, Why.HELD),
         # A process was paused until then: what it was doing may take until R beyond.
         (FRESH._replace(paused_until=NOW - HOUR), None, None),
@@ -110,7 +110,7 @@ def test_bounds_are_the_rules(known: list[PodFacts], at: datetime, listed: datet
     given_facts = facts(*known, listing=Listing(listed))
     hide, purge, finish = hiding(given_facts), purging(given_facts), finishing(given_facts)
     marks = [pod.watermark for pod in known if pod.managed]
-    reconciled = [pod.reconciled_at for pod in known if pod.has_links or not pod.managed]
+    reconciled = [pod.reconciled_at for pod in known if pod.is_reconcilable or not pod.managed]
     wanted = at <= NOW - DAY and all(mark is not None and at <= mark for mark in [*marks, *reconciled])
     assert (hide.kept(at) is None) is wanted
     assert (hide.until is not None and at <= hide.until) is wanted
@@ -121,7 +121,7 @@ def test_bounds_are_the_rules(known: list[PodFacts], at: datetime, listed: datet
         for pod, ended in zip(known, ended_of, strict=True)
         for each in [
             *([pod.watermark] if pod.managed else []),
-            *([pod.reconciled_at] if pod.has_links or not pod.managed else []),
+            *([pod.reconciled_at] if pod.is_reconcilable or not pod.managed else []),
         ]
     )
     is_listed = at + HOUR <= listed

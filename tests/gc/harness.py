@@ -164,7 +164,7 @@ class Garbage(Table):
         ((now,),) = self.rows("SELECT clock_timestamp()")
         switch = controls.switch(self.connection)
         held = [f"{each.scope} is held: {each.why}" for each in controls.holds(self.connection)]
-        pods = [PodFacts(POD, now, now, has_links=False)]
+        pods = [PodFacts(POD, now, now, is_reconcilable=False)]
         why = None if switch.enabled else switch.why
         return self.known(Facts(now, self.times, pods, why, held, listing=root_listing_table.read(self.connection)))
 

@@ -383,7 +383,7 @@ def test_links_stay_without_versions(litter: Litter) -> None:
 
 
 @IN_MEMORY_VERSIONED
-@pytest.mark.parametrize("why", ["young purge", "young link", "bytes", "needed", "pinned", "mode", "linker", "owner"])
+@pytest.mark.parametrize("why", ["young purge", "young link", "bytes", "needed", "pinned", "mode", "kind", "owner"])
 def test_links_that_stay(litter: Litter, why: str) -> None:
     """A link stays if its blob was purged of late, has bytes, or is needed; if it is newer; if nobody may say."""
     litter.purged_blobs("l")
@@ -401,8 +401,8 @@ def test_links_that_stay(litter: Litter, why: str) -> None:
         controls.pin(litter.connection, litter.digest("l"), "a test")
     elif why == "mode":
         litter.connection.execute("UPDATE pods SET mode = 'link' WHERE name = 'pod-a'")
-    elif why == "linker":
-        litter.connection.execute("UPDATE pods SET linker = 'relay' WHERE name = 'pod-a'")
+    elif why == "kind":
+        litter.connection.execute("UPDATE pods SET kind = 'relay' WHERE name = 'pod-a'")
     else:
         litter.connection.execute("DELETE FROM pod_prefixes WHERE prefix = 'pod-a'")
     before = litter.states(key)

@@ -446,7 +446,7 @@ def test_what_a_lost_history_hid(garbage: Garbage) -> None:
     restored = backup(garbage)
     garbage.collect()
     restored()
-    garbage.connection.execute("UPDATE pods SET linker = 'link'")
+    garbage.connection.execute("UPDATE pods SET kind = 'link'")
     garbage.upload("again")
     garbage.report("again", "l")
     assert garbage.state("l") is BlobState.LIVE
@@ -466,7 +466,7 @@ def test_what_a_lost_history_hid_and_is_needed_later(garbage: Garbage) -> None:
     restored = backup(garbage)
     garbage.collect()
     restored()
-    garbage.connection.execute("UPDATE pods SET linker = 'link'")
+    garbage.connection.execute("UPDATE pods SET kind = 'link'")
     garbage.claim()
     assert garbage.audit().unserved.count == 2
     garbage.upload("again")

@@ -41,7 +41,7 @@ def test_what_nothing_references_is_hidden_and_then_purged(garbage: Garbage) -> 
 def test_all_that_a_linked_manifest_lists_is_kept(garbage: Garbage, link_key: Callable[..., str]) -> None:
     """Where a manifest is linked still, against what was told, none of what it lists is hidden, nor itself (rule 5)."""
     garbage.unneeded("m", "l0", "l1", "l2")
-    garbage.connection.execute("UPDATE pods SET linker = 'link' WHERE name = 'pod-a'")
+    garbage.connection.execute("UPDATE pods SET kind = 'link' WHERE name = 'pod-a'")
     garbage.store.put(link_key(garbage.repository("r"), garbage.digest("m")), b"a link")
     run = garbage.collect()
     assert (run.hidden, run.kept["linked"]) == (0, 4)
@@ -55,7 +55,7 @@ def test_others_do_not_crowd_out_what_can_be_checked(garbage: Garbage) -> None:
     garbage.apply(*others)
     garbage.forget("m")
     garbage.apply(*(garbage.removed(f"r{number}", "m", 1000, pod="pod-b") for number in range(REFERRERS_LIMIT)))
-    garbage.connection.execute("UPDATE pods SET linker = 'link' WHERE name = 'pod-a'")
+    garbage.connection.execute("UPDATE pods SET kind = 'link' WHERE name = 'pod-a'")
     garbage.store.put(revision_link_key(garbage.repository("r"), garbage.digest("m")), b"a link")
     run = garbage.collect()
     assert (run.hidden, run.kept["linked"]) == (0, 2)

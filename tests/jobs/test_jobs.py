@@ -278,7 +278,7 @@ def test_all_reasons_at_once(world: World) -> None:
 
 def test_a_pod_that_cannot_be_reconciled(databases: Databases) -> None:
     """Nothing asks for the reconcile of a pod whose links are elsewhere."""
-    with World(databases.migrated(), linker="relay") as world:
+    with World(databases.migrated(), kind="relay") as world:
         assert needed(world) == []
 
 

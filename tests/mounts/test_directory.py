@@ -7,11 +7,11 @@ from contextlib import contextmanager
 import pytest
 
 from coordinator.domain.names import PodName, RepositoryName
-from coordinator.domain.pods import Linker
+from coordinator.domain.pods import PodKind
 from coordinator.errors import UnavailableError
 from coordinator.mounts.directory import STALE_S, MountPod, MountPods
 
-POD = MountPod(1, PodName("pod-a"), Linker.LINK, (), ("team",))
+POD = MountPod(1, PodName("pod-a"), PodKind.LINK, (), ("team",))
 NAME = RepositoryName("team/app")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from coordinator.domain.names import PodName, RepositoryName
-from coordinator.domain.pods import Linker
+from coordinator.domain.pods import PodKind
 from coordinator.mounts.directory import MountPod
 from coordinator.mounts.forward import Forwarder
 from tests.services.http import Handler, HTTPServer
@@ -41,7 +41,7 @@ def test_nobody_else_is_in_it() -> None:
         return given
 
     with Session() as registry:
-        pod = MountPod(1, PodName("pod-a"), Linker.LINK, (registry.address,), ("pod-a",))
+        pod = MountPod(1, PodName("pod-a"), PodKind.LINK, (registry.address,), ("pod-a",))
         assert asyncio.run(ask(pod)) == [b"session=alice; Path=/", b"session=bob; Path=/"]
     assert registry.asked == [
         {"host": "router", "authorization": user, "content-length": "0"} for user in ("alice", "bob")

@@ -15,7 +15,7 @@ import pytest
 from coordinator.api.mounts import Mounts
 from coordinator.domain.mounts import NotMountedError, Reason, Wanted
 from coordinator.domain.names import PodName, RepositoryName
-from coordinator.domain.pods import Linker
+from coordinator.domain.pods import PodKind
 from coordinator.mounts.directory import MountPod
 from coordinator.mounts.forward import ANSWER_S, Forwarder, PodAnswer
 from coordinator.mounts.mounter import Mounter
@@ -60,7 +60,7 @@ class Refusing:
     """A mounter that makes no mount."""
 
     def __init__(self, registry: str) -> None:
-        self.pod = MountPod(1, PodName("pod-a"), Linker.LINK, (registry,), ("pod-a",))
+        self.pod = MountPod(1, PodName("pod-a"), PodKind.LINK, (registry,), ("pod-a",))
 
     def mount(self, _: Wanted, __: str | None) -> None:
         raise NotMountedError(Reason.NOT_THERE)

@@ -18,7 +18,7 @@ import pytest
 
 from coordinator.db.connection import Connections
 from coordinator.domain.names import RepositoryName, parse_digest, parse_pod
-from coordinator.domain.pods import Linker as Kind
+from coordinator.domain.pods import PodKind
 from coordinator.errors import UnavailableError
 from coordinator.mounts import table
 from coordinator.mounts.directory import MountPod
@@ -89,7 +89,7 @@ def relay(_: S3ObjectStore, relay: Relay) -> tuple[Linker, Linker]:
     return relay, relay
 
 
-MAKERS = {Kind.LINK: link, Kind.RELAY: relay}
+MAKERS = {PodKind.LINK: link, PodKind.RELAY: relay}
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def database(databases: Databases) -> str:
     return databases.migrated()
 
 
-@pytest.fixture(params=Kind)
+@pytest.fixture(params=PodKind)
 def world(request: pytest.FixtureRequest, embedded_stack: StackEndpoints, database: str) -> Iterator[World]:
     kind, mark = request.param, secrets.token_hex(3)
     storage = s3_storage(embedded_stack, "linkers")
@@ -117,7 +117,7 @@ def world(request: pytest.FixtureRequest, embedded_stack: StackEndpoints, databa
             return Registry(children, made)
 
         source = started(f"source-{mark}", storage.root)
-        target = started(f"target-{mark}", storage.root if kind is Kind.LINK else f"target-{mark}")
+        target = started(f"target-{mark}", storage.root if kind is PodKind.LINK else f"target-{mark}")
         layer = make_layer(mark, 100_000)
         with RegistryClient(source.url, timeout=CLIENT_S) as client:
             client.push_image(f"source-{mark}/app", make_image(mark, [layer]), "v1")
@@ -125,17 +125,17 @@ def world(request: pytest.FixtureRequest, embedded_stack: StackEndpoints, databa
         closing.callback(connections.close)
         read = Sources(store).read
         linker, failing = MAKERS[kind](store, Relay(connections, read, credentials=None))
-        pods = (known(1, f"source-{mark}", Kind.LINK, source), known(2, f"target-{mark}", kind, target))
+        pods = (known(1, f"source-{mark}", PodKind.LINK, source), known(2, f"target-{mark}", kind, target))
         yield World(linker, failing, *pods, target, layer, connections, read)
 
 
-def known(number: int, name: str, kind: Kind, registry: Registry) -> MountPod:
+def known(number: int, name: str, kind: PodKind, registry: Registry) -> MountPod:
     return MountPod(number, parse_pod(name), kind, (registry.url,), (name,))
 
 
 def test_it_is_served_once_it_returns(world: World) -> None:
     """A client that pulls from the repository gets the blob, whole, and of an image of it every layer."""
-    world.linker.link(world.job())
+    world.kind.link(world.job())
     with world.client() as client:
         assert client.get_blob(f"{world.target.name}/app", world.layer.digest) == world.layer.content
         image = make_image("of another", [world.layer])
@@ -147,9 +147,9 @@ def test_again_and_at_once(world: World) -> None:
     """Asked again, and for several repositories at once, it does the same for each."""
     repositories = [f"r{number}" for number in range(AT_ONCE)] * 2
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for done in [pool.submit(world.linker.link, world.job(name)) for name in repositories]:
+        for done in [pool.submit(world.kind.link, world.job(name)) for name in repositories]:
             done.result()
-    world.linker.link(world.job("r0"))
+    world.kind.link(world.job("r0"))
     with world.client() as client:
         assert all(client.has_blob(f"{world.target.name}/{name}", world.layer.digest) for name in repositories)
 
@@ -157,7 +157,7 @@ def test_again_and_at_once(world: World) -> None:
 def test_by_another_registry_of_the_pod(world: World) -> None:
     """Where the pod's first registry is away, the blob is served all the same."""
     world.target = world.target._replace(registries=("http://127.0.0.1:1", world.registry.url))
-    world.linker.link(world.job())
+    world.kind.link(world.job())
     with world.client() as client:
         assert client.get_blob(f"{world.target.name}/app", world.layer.digest) == world.layer.content
 
@@ -172,7 +172,7 @@ def test_it_raises_when_it_did_not(world: World) -> None:
         assert not client.has_blob(f"{world.target.name}/app", world.layer.digest)
 
 
-@pytest.mark.parametrize("world", [Kind.RELAY], indirect=True)
+@pytest.mark.parametrize("world", [PodKind.RELAY], indirect=True)
 def test_a_relay_that_falls_behind(world: World) -> None:
     """One that is slower than the least rate is given up, with its upload, and leaves its place to others."""
     slow = Relay(
@@ -186,10 +186,10 @@ def test_a_relay_that_falls_behind(world: World) -> None:
     ended = [line for line in world.registry.log().splitlines() if "http.request.method=DELETE" in line]
     assert len(ended) == 2
     assert all("http.response.status=204" in line for line in ended)
-    world.linker.link(world.job())
+    world.kind.link(world.job())
 
 
-@pytest.mark.parametrize("world", [Kind.RELAY], indirect=True)
+@pytest.mark.parametrize("world", [PodKind.RELAY], indirect=True)
 def test_a_source_that_gives_more_than_it_has_reported(world: World) -> None:
     """Bytes beyond the size that the source has named are not sent: limits go by that size."""
     given = 0

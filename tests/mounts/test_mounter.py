@@ -18,7 +18,7 @@ from coordinator.domain.access import Access, Grant
 from coordinator.domain.facts import BlobLinked
 from coordinator.domain.mounts import NotMountedError, Reason, Wanted
 from coordinator.domain.names import PodName, RepositoryName, format_digest
-from coordinator.domain.pods import Linker
+from coordinator.domain.pods import PodKind
 from coordinator.errors import UnavailableError
 from coordinator.mounts import table
 from coordinator.mounts.directory import MountPod, MountPods
@@ -59,28 +59,28 @@ class World:
         self.store: Any = garbage.store
         self.access: Access | None = None
         self.others: list[MountPod] = []
-        self.target_linker = Linker.LINK
+        self.target_kind = PodKind.LINK
         self.target_registries: tuple[str, ...] = ("http://pod-b.invalid:5000",)
         self.relay_limit = 1000
         #: Other bounds of time of `Sources` than usual.
         self.bounds: dict[str, float] = {}
         self.connections = Connections(garbage.url, name="test-mounter", prepare=table.prepare)
         self.linker: Any = LinkObjects(self.store)
-        self.source = MountPod(garbage.pods["pod-a"], PodName("pod-a"), Linker.LINK, (), ("pod-a",))
+        self.source = MountPod(garbage.pods["pod-a"], PodName("pod-a"), PodKind.LINK, (), ("pod-a",))
         for name in ("l", "elsewhere"):
             garbage.pushed(f"m-{name}", name)
         self.store.put(layer_link_key(SOURCE, garbage.digest("l")), format_digest(garbage.digest("l")).encode())
 
     def mounter(self, store: ObjectStore | None = None) -> Mounter:
         target = MountPod(
-            self.garbage.pods["pod-b"], PodName("pod-b"), self.target_linker, self.target_registries, ("pod-b",)
+            self.garbage.pods["pod-b"], PodName("pod-b"), self.target_kind, self.target_registries, ("pod-b",)
         )
         pods = [self.source, target, *self.others]
         return Mounter(
             self.connections,
             MountPods(lambda: pods),
             Sources(store or self.store, shown=lambda _, repository: f"for {repository}", **self.bounds),
-            {self.target_linker: self.linker},
+            {self.target_kind: self.linker},
             lambda _: self.access,
             margin=timedelta(seconds=1),
             relay_limit=self.relay_limit,
@@ -193,7 +193,7 @@ def test_a_registry_that_does_not_let_the_client_in(world: World) -> None:
     """A source with links of its own that refuses the client's token has not said yes: the client uploads."""
     with GuardedRegistry() as registry:
         world.source = MountPod(
-            world.garbage.pods["pod-a"], PodName("pod-a"), Linker.RELAY, (registry.url,), ("pod-a",)
+            world.garbage.pods["pod-a"], PodName("pod-a"), PodKind.RELAY, (registry.url,), ("pod-a",)
         )
         assert world.refused() is Reason.NOT_THERE
     assert [request.method for request in registry.requests] == ["HEAD"]
@@ -239,7 +239,7 @@ def test_a_registry_that_only_says_that_it_has_a_blob(world: World, has_it: bool
     blob = world.garbage.body("elsewhere")
     with YesRegistry(blob if has_it else b"?" * len(blob), len(blob)) as registry:
         world.source = MountPod(
-            world.garbage.pods["pod-a"], PodName("pod-a"), Linker.RELAY, (registry.url,), ("pod-a",)
+            world.garbage.pods["pod-a"], PodName("pod-a"), PodKind.RELAY, (registry.url,), ("pod-a",)
         )
         if has_it:
             world.mount(name="elsewhere")
@@ -263,7 +263,7 @@ def test_a_registry_is_asked_the_same_wherever_the_blob_is(world: World, has_it:
             world.store.delete(blob_key(world.garbage.digest("elsewhere")))
         with YesRegistry(blob if has_it else b"?" * len(blob), len(blob)) as registry:
             world.source = MountPod(
-                world.garbage.pods["pod-a"], PodName("pod-a"), Linker.RELAY, (registry.url,), ("pod-a",)
+                world.garbage.pods["pod-a"], PodName("pod-a"), PodKind.RELAY, (registry.url,), ("pod-a",)
             )
             if has_it and is_shared:
                 world.mount(name="elsewhere")
@@ -278,7 +278,7 @@ def test_without_a_source_the_shared_store_is_asked_first(world: World) -> None:
     apart = RepositoryName("apart/app")
     world.access = Access(tuple(Grant(name, frozenset({"pull", "push"})) for name in (apart, TARGET, SOURCE)))
     with YesRegistry(b"", 1) as registry:
-        world.others = [MountPod(0, PodName("apart"), Linker.RELAY, (registry.url,), ("apart",))]
+        world.others = [MountPod(0, PodName("apart"), PodKind.RELAY, (registry.url,), ("apart",))]
         world.mount(source=None)
         assert registry.asked == []
     assert world.linked()
@@ -289,7 +289,9 @@ def test_another_registry_of_the_source(world: World) -> None:
     blob, away = world.garbage.body("elsewhere"), "http://127.0.0.1:1"
     with YesRegistry(blob, len(blob)) as registry:
         for registries in [(away,), (away, registry.url)]:
-            world.source = MountPod(world.garbage.pods["pod-a"], PodName("pod-a"), Linker.RELAY, registries, ("pod-a",))
+            world.source = MountPod(
+                world.garbage.pods["pod-a"], PodName("pod-a"), PodKind.RELAY, registries, ("pod-a",)
+            )
             if registry.url in registries:
                 world.mount(name="elsewhere")
                 continue
@@ -304,7 +306,7 @@ def test_a_registry_that_takes_too_long_to_show_a_blob(world: World) -> None:
     blob = world.garbage.body("elsewhere")
     with YesRegistry(blob, len(blob), pause=0.2) as registry:
         world.source = MountPod(
-            world.garbage.pods["pod-a"], PodName("pod-a"), Linker.RELAY, (registry.url,), ("pod-a",)
+            world.garbage.pods["pod-a"], PodName("pod-a"), PodKind.RELAY, (registry.url,), ("pod-a",)
         )
         with pytest.raises(UnavailableError, match="too long"):
             world.mount(name="elsewhere")
@@ -348,7 +350,7 @@ def test_a_registry_whose_answer_has_no_end(world: World, status: int, pause: fl
     blob = world.garbage.body("elsewhere")
     with EndlessRegistry(len(blob), status, pause) as registry, ThreadPoolExecutor() as threads:
         world.source = MountPod(
-            world.garbage.pods["pod-a"], PodName("pod-a"), Linker.RELAY, (registry.url,), ("pod-a",)
+            world.garbage.pods["pod-a"], PodName("pod-a"), PodKind.RELAY, (registry.url,), ("pod-a",)
         )
         mounting = threads.submit(world.mount, name="elsewhere")
         try:
@@ -365,7 +367,7 @@ def test_a_registry_that_does_not_report_how_large_a_blob_is(world: World) -> No
     """That is no yes, and no failure of Baleen's own."""
     with YesRegistry(b"", None) as registry:
         world.source = MountPod(
-            world.garbage.pods["pod-a"], PodName("pod-a"), Linker.RELAY, (registry.url,), ("pod-a",)
+            world.garbage.pods["pod-a"], PodName("pod-a"), PodKind.RELAY, (registry.url,), ("pod-a",)
         )
         assert world.refused() is Reason.NOT_THERE
 
@@ -403,17 +405,17 @@ def linked_in(world: World, *repositories: RepositoryName) -> None:
     )
 
 
-@pytest.mark.parametrize("linker", [Linker.LINK, Linker.RELAY])
-def test_what_is_mounted_within_a_pod(world: World, linker: Linker) -> None:
+@pytest.mark.parametrize("kind", [PodKind.LINK, PodKind.RELAY])
+def test_what_is_mounted_within_a_pod(world: World, kind: PodKind) -> None:
     """Baleen mounts within a pod what shared storage shows that the source has; what a registry says is sent."""
     blob = world.garbage.body("l")
     with YesRegistry(blob, len(blob)) as registry:
-        world.source = MountPod(world.garbage.pods["pod-a"], PodName("pod-a"), linker, (registry.url,), ("pod-a",))
-        world.target_linker, world.relay_limit = Linker.RELAY, len(blob)
+        world.source = MountPod(world.garbage.pods["pod-a"], PodName("pod-a"), kind, (registry.url,), ("pod-a",))
+        world.target_kind, world.relay_limit = PodKind.RELAY, len(blob)
         world.linker = Relayed(world, OTHER)
         linked_in(world, OTHER)
         world.mount()
-    assert world.linker.within == (["mounted"] if linker is Linker.LINK else ["sent"])
+    assert world.linker.within == (["mounted"] if kind is PodKind.LINK else ["sent"])
 
 
 @pytest.mark.parametrize("has", range(3))
@@ -421,7 +423,7 @@ def test_which_repository_of_a_pod_has_it(world: World, has: int) -> None:
     """The table knows of mounts that are still under way: whichever repository has the blob, nothing is sent again."""
     repositories = [RepositoryName(f"pod-b/{number}") for number in range(3)]
     linked_in(world, *repositories)
-    world.target_linker, world.linker = Linker.RELAY, Relayed(world, repositories[has])
+    world.target_kind, world.linker = PodKind.RELAY, Relayed(world, repositories[has])
     world.mount()
     assert world.linker.within == ["mounted"]
 
@@ -432,7 +434,7 @@ def test_a_relay_is_nobody_else_than_its_client(world: World, authorization: str
     baleens = basic("baleen", "its password")
     with GuardedRegistry() as registry:
         registry.challenge, registry.good, registry.has_nothing = 'Basic realm="x"', {baleens}, True
-        world.target_linker = Linker.RELAY
+        world.target_kind = PodKind.RELAY
         world.target_registries = (registry.url,)
         credentials = Credentials("baleen", Secret("its password"))
         world.linker = Relay(world.connections, Sources(world.store).read, credentials=credentials)
@@ -458,7 +460,7 @@ def test_a_check_between_reference_and_link(world: World) -> None:
             connections.close()
             super().link(job)
 
-    world.garbage.connection.execute("UPDATE pods SET linker = 'link'")
+    world.garbage.connection.execute("UPDATE pods SET kind = 'link'")
     # Something of the pod is stored, so that an absence counts.
     world.store.put(layer_link_key(OTHER, digest), format_digest(digest).encode())
     world.linker = Sought(world.store)

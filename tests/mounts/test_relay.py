@@ -40,7 +40,7 @@ class Apart(NamedTuple):
 def apart(open_baleen: Baleen) -> Apart:
     mark = secrets.token_hex(3)
     shared = open_baleen.add_pod(f"shared-{mark}")
-    own = open_baleen.add_pod(f"own-{mark}", linker="relay")
+    own = open_baleen.add_pod(f"own-{mark}", kind="relay")
     first = open_baleen.registry(DistributionRegistry, shared)
     second = open_baleen.registry(DistributionRegistry, own, root=f"own-{mark}")
     open_baleen.list_registries(shared, first)

@@ -163,7 +163,7 @@ def test_given_back_where_links_keep_blobs_and_nobody_sees_them(garbage: Garbage
     """What the pod may have told of itself since, by a clock that is behind, stays: no collection takes it."""
     garbage.pushed("m", "l")
     pod = garbage.pods[POD]
-    garbage.connection.execute("UPDATE pods SET mode = 'link', linker = 'relay' WHERE id = %s", (pod,))
+    garbage.connection.execute("UPDATE pods SET mode = 'link', kind = 'relay' WHERE id = %s", (pod,))
     failed = reserve(garbage, "l")
     behind = datetime.now(UTC) - timedelta(minutes=2)
     shown = Item(0, 0, pod, BlobLinked(failed.repository, garbage.digest("l"), behind, 7), None)

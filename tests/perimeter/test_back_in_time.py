@@ -126,7 +126,7 @@ def goes_on_after_a_claim(garbage: Garbage) -> None:
     """GC stays blocked until the audit, which looks at what is live, and goes on then."""
     # What tests call a size is none, and no registry of theirs has links to look at.
     garbage.connection.execute("UPDATE blobs SET size = -1")
-    garbage.connection.execute("UPDATE pods SET linker = 'link'")
+    garbage.connection.execute("UPDATE pods SET kind = 'link'")
     garbage.claim()
     assert "is not verified" in blocked_by(garbage)[0]
     controls.turn(garbage.connection, "not yet", on=True)

@@ -15,7 +15,7 @@ from coordinator.db.session import reading
 from coordinator.domain.facts import Fact
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import PodName, RepositoryName
-from coordinator.domain.pods import Linker
+from coordinator.domain.pods import PodKind
 from coordinator.errors import ConflictError, NotFoundError, UsageError
 from coordinator.pods import table as pods
 from coordinator.pods import view as queries
@@ -33,7 +33,7 @@ from tests.support.tables import (
     add_process,
     ago,
     open_gaps,
-    set_linker,
+    set_kind,
     waits_for_lock,
 )
 from tests.table.harness import Row, Table
@@ -46,8 +46,8 @@ def do(table: Table, work: Callable[[Any], Any]) -> Any:
         return work(engine)
 
 
-def add(table: Table, linker: Linker = Linker.LINK) -> int:
-    new = pods.NewPod(name=NEW, prefixes=[RepositoryName("new")], linker=linker)
+def add(table: Table, kind: PodKind = PodKind.LINK) -> int:
+    new = pods.NewPod(name=NEW, prefixes=[RepositoryName("new")], kind=kind)
     do(table, lambda engine: pods.add(engine, new))
     ((number,),) = table.rows("SELECT id FROM pods WHERE name = %s", (NEW,))
     return int(number)
@@ -114,7 +114,7 @@ def test_prefixes_have_a_limit(fresh: Table) -> None:
 
 def test_a_prefix_of_a_pod_whose_links_are_elsewhere(fresh: Table) -> None:
     """What such a pod had below a prefix before it was given it holds collection until an operator has said what."""
-    add(fresh, Linker.RELAY)
+    add(fresh, PodKind.RELAY)
     do(fresh, lambda engine: pods.resolve_gaps(engine, NEW, "it is new"))
     do(fresh, lambda engine: pods.add_prefixes(engine, NEW, [RepositoryName("more")]))
     (shown,) = truth(fresh).opened.reasons("pod")
@@ -154,7 +154,7 @@ def test_a_pod_with_links_that_the_table_lacks(fresh: Table, before: Callable[[A
 
 def test_what_the_table_has_is_refused_without_a_check(fresh: Table) -> None:
     """Where the table says what is left, that is told, and storage is not asked."""
-    set_linker(fresh.connection, "link", "pod-a")
+    set_kind(fresh.connection, "link", "pod-a")
     fresh.apply(fresh.link("a", "l", 0))
 
     def checked(*_: Any) -> bool:
@@ -215,7 +215,7 @@ def test_a_refused_removal_changes_nothing(fresh: Table) -> None:
 
 def test_a_pod_whose_links_are_elsewhere(fresh: Table) -> None:
     """Where storage cannot tell, the operator's word stands."""
-    gap(fresh, add(fresh, Linker.RELAY))
+    gap(fresh, add(fresh, PodKind.RELAY))
     do(fresh, lambda engine: pods.remove(engine, NEW, anything))
 
 
@@ -296,7 +296,7 @@ def test_gaps_that_only_a_later_reconcile_resolves(fresh: Table) -> None:
 
 def test_gaps_that_no_reconcile_can_resolve(fresh: Table) -> None:
     """Of a pod whose links are elsewhere an operator settles the gaps with a reason; of any other a reconcile does."""
-    pod = add(fresh, Linker.RELAY)
+    pod = add(fresh, PodKind.RELAY)
     gap(fresh, pod)
     gap(fresh, pod)
     for why in (" ", "x" * 1001, "\0"):
@@ -307,7 +307,7 @@ def test_gaps_that_no_reconcile_can_resolve(fresh: Table) -> None:
     do(fresh, lambda engine: pods.resolve_gaps(engine, NEW, " its database was compared "))
     gap(fresh, pod)
     assert fresh.rows(resolved, (pod,)) == [("operator: its database was compared",)] * 2 + [(None,)]
-    set_linker(fresh.connection, "link", NEW)
+    set_kind(fresh.connection, "link", NEW)
     with pytest.raises(ConflictError, match="a reconcile resolves its gaps"):
         do(fresh, lambda engine: pods.resolve_gaps(engine, NEW, "I think so"))
     assert fresh.rows(resolved, (pod,))[-1] == (None,)
@@ -317,7 +317,7 @@ def test_gaps_that_no_reconcile_can_resolve(fresh: Table) -> None:
 
 def test_what_no_reconcile_can_find(fresh: Table) -> None:
     """Where links are elsewhere collection is held until an operator has said, after the first event, what there is."""
-    pod = add(fresh, Linker.RELAY)
+    pod = add(fresh, PodKind.RELAY)
     command = "baleen pods resolve-gaps pod-new"
 
     def held() -> list[str]:
@@ -338,12 +338,12 @@ def test_what_no_reconcile_can_find(fresh: Table) -> None:
 
 def test_doubtful_removals_that_no_check_can_resolve(fresh: Table) -> None:
     """Where nobody can look, an operator's word lifts what doubtful removals hold, and the things are kept."""
-    add(fresh, Linker.RELAY)
+    add(fresh, PodKind.RELAY)
     fresh.connection.execute("UPDATE pod_prefixes SET pod_id = (SELECT max(id) FROM pods) WHERE prefix = 'pod-a'")
-    set_linker(fresh.connection, "link", *fresh.pods)
+    set_kind(fresh.connection, "link", *fresh.pods)
     fresh.pods["pod-a"] = fresh.rows("SELECT max(id) FROM pods")[0][0]
     fresh.apply(fresh.push("a", "m", ["l"], 0), fresh.removed("a", "m", 60), margin=timedelta(minutes=5))
-    assert "resolve-gaps" in " ".join(truth(fresh).opened.reasons("pod"))
+    assert "resolve-gaps" in " ".join(truth(fresh).opened.reasons(NEW, is_reconcilable=False))
     do(fresh, lambda engine: pods.resolve_gaps(engine, NEW, "it is kept"))
     assert truth(fresh).opened.reasons("pod") == []
     assert fresh.blob("m") == Row(1, 0, BlobState.LIVE, unreferenced=False, size=70)
@@ -353,7 +353,7 @@ def test_an_operator_releases_manifests_that_need_links(fresh: Table) -> None:
     """Where nobody can list links, an operator who has compared them ends the wait of those pushed an hour ago; what
     their bytes name and what the table has as links stays. One that was pushed since waits for the next word.
     """
-    add(fresh, Linker.RELAY)
+    add(fresh, PodKind.RELAY)
     fresh.connection.execute("UPDATE pod_prefixes SET pod_id = (SELECT max(id) FROM pods) WHERE prefix = 'pod-a'")
     fresh.pods["pod-a"] = fresh.rows("SELECT max(id) FROM pods")[0][0]
 
@@ -366,7 +366,7 @@ def test_an_operator_releases_manifests_that_need_links(fresh: Table) -> None:
         )
 
     def held() -> list[str]:
-        return [reason for reason in truth(fresh).opened.reasons("pod") if "held manifest" in reason]
+        return [reason for reason in truth(fresh).reasons(NEW) if "held manifest" in reason]
 
     fresh.apply(fresh.link("a", "linked"))
     pushed("old", timedelta(hours=2))

@@ -103,7 +103,7 @@ class World(Table):
         url: str,
         store: ObjectStore | None = None,
         mode: str = "manifest",
-        linker: str = "link",
+        kind: str = "link",
         sizes: Sizes = PRODUCTION,
     ) -> None:
         super().__init__(url)
@@ -113,10 +113,10 @@ class World(Table):
         self.store: ObjectStore = self.bucket if store is None else store
         self.pod = f"pod-{self.space}"
         self.link_grace = SHORT_GRACE
-        self.add_pod(self.pod, mode, linker)
+        self.add_pod(self.pod, mode, kind)
 
-    def add_pod(self, name: str, mode: str = "manifest", linker: str = "link") -> None:
-        self.pods[name] = add_pod(self.connection, name, mode=mode, linker=linker)
+    def add_pod(self, name: str, mode: str = "manifest", kind: str = "link") -> None:
+        self.pods[name] = add_pod(self.connection, name, mode=mode, kind=kind)
 
     def name(self, repository: str) -> RepositoryName:
         """A repository of the pod; `.` is the one that the prefix itself names."""

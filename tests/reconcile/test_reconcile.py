@@ -231,8 +231,8 @@ def test_sizes_are_learnt(world: World) -> None:
 
 
 def test_a_pod_whose_links_are_elsewhere(database: str) -> None:
-    """A pod of linker relay cannot be reconciled: the job says so, and removes nothing."""
-    with World(database, linker="relay", sizes=SMALL) as world:
+    """A pod of kind relay cannot be reconciled: the job says so, and removes nothing."""
+    with World(database, kind="relay", sizes=SMALL) as world:
         world.arrive(world.pushed("app", world.image("m"), 1))
         world.store.delete(revision_link_key(world.name("app"), world.image("m").digest))
         done = world.tried()
@@ -481,7 +481,7 @@ def test_an_upload_is_no_evidence_of_links(world: World) -> None:
     done = world.tried()
     assert done.state == "failed"
     assert done.error is not None
-    assert "linker relay" in done.error
+    assert "kind relay" in done.error
     assert len(world.held()) == 3
     assert (world.doubtful_removals(), open_gaps(world)) == (1, 1)
 

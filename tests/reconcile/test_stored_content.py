@@ -8,7 +8,7 @@ from coordinator.doctor.scratch import Scratch
 from coordinator.doctor.table import ExaminedPod
 from coordinator.domain.merge import LinkKind
 from coordinator.domain.names import Digest, PodName, RepositoryName, parse_digest
-from coordinator.domain.pods import Linker, PodMode
+from coordinator.domain.pods import PodKind, PodMode
 from coordinator.errors import ConflictError, UnavailableError
 from coordinator.pods.prober import known_digests, known_image
 from coordinator.reconcile.stored_content import holds_anything
@@ -47,7 +47,7 @@ def test_what_baleen_made_is_nothing() -> None:
     bucket.put(f"{repository_prefix(probes)}_manifests/tags/known/current/link", b"")
     bucket.put(f"{repository_prefix(probes)}_manifests/tags/known/index/sha256/{manifest.hex()}/link", b"")
     nowhere: Any = None
-    pod = ExaminedPod(1, PodName("team"), PodMode.LINK, Linker.LINK, TEAM, (TEAM,), (), (), frozenset(), {})
+    pod = ExaminedPod(1, PodName("team"), PodMode.LINK, PodKind.LINK, TEAM, (TEAM,), (), (), frozenset(), {})
     for scratch in Scratch(pod, nowhere, nowhere).repositories:
         bucket.put(link_key(scratch, LinkKind.REVISION, Digest(bytes(32))), b"")
     assert not holds_anything(bucket, [OTHER, TEAM], PodMode.LINK, image=image)

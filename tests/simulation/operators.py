@@ -31,7 +31,7 @@ _SENTENCES = {
     " is held:": "release",
 }
 _PROCESS = re.compile(r"(?:no probe has reached process (\S+) since|process (\S+) has returned no probe)")
-#: Commands that only show something, that are of pods of linker `relay`, or that no history needs.
+#: Commands that only show something, that are of pods of kind `relay`, or that no history needs.
 _NOTHING_TO_DO = {
     "pods set-registries",
     "pods resolve-gaps",

@@ -31,7 +31,7 @@ from coordinator.domain.gc import Amount, Facts, Limits, Times
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.mounts import NotMountedError, Wanted
 from coordinator.domain.names import Digest, PodName, RepositoryName
-from coordinator.domain.pods import Linker
+from coordinator.domain.pods import PodKind
 from coordinator.domain.progress import Position, Progress
 from coordinator.errors import UnavailableError
 from coordinator.gc import collect, controls
@@ -181,12 +181,12 @@ class World:
         self.connections = Connections(session)
         connections: Any = self.connections
         store: Any = self.store
-        pods = [MountPod(number, PodName(name), Linker.LINK, (), (f"pod-{name}",)) for name, number in PODS.items()]
+        pods = [MountPod(number, PodName(name), PodKind.LINK, (), (f"pod-{name}",)) for name, number in PODS.items()]
         self.mounter = Mounter(
             connections,
             MountPods(lambda: pods),
             Sources(store),
-            {Linker.LINK: LinkObjects(store)},
+            {PodKind.LINK: LinkObjects(store)},
             lambda _: None,
             margin=MARGIN,
             relay_limit=0,

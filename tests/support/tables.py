@@ -100,9 +100,9 @@ def open_gaps(db: psycopg.Connection[Any], pod: int | None = None) -> list[str]:
     return [row[0] for row in found]
 
 
-def set_linker(db: psycopg.Connection[Any], linker: str, *pods: str) -> None:
+def set_kind(db: psycopg.Connection[Any], kind: str, *pods: str) -> None:
     """How these pods, or all, keep their links."""
-    db.execute("UPDATE pods SET linker = %s WHERE name = ANY(%s) OR %s", (linker, list(pods), not pods))
+    db.execute("UPDATE pods SET kind = %s WHERE name = ANY(%s) OR %s", (kind, list(pods), not pods))
 
 
 def waits_for_lock(db: psycopg.Connection[Any], work: Future[Any], kind: str = "%") -> bool:

@@ -34,7 +34,7 @@ BASE = datetime(2026, 11, 1, tzinfo=UTC)
 NO_MARGIN = timedelta()
 IMAGE = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
-#: Name, mode, linker. Each owns the prefix of its name.
+#: Name, mode, kind. Each owns the prefix of its name.
 #: Nobody looks at the links of any (test_doubtful_removals.py changes that): what a registry says is all there is.
 PODS = (("pod-a", "manifest", "relay"), ("pod-b", "manifest", "relay"), ("pod-l", "link", "relay"))
 
@@ -105,7 +105,7 @@ class Table(Names):
         self.url = url
         self.connection = self.connect()
         self.connection.cursor().executemany(
-            "INSERT INTO pods (name, mode, linker, event_token_sha256) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
+            "INSERT INTO pods (name, mode, kind, event_token_sha256) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
             [(*pod, b"0" * 32) for pod in PODS],
         )
         self.pods = {name: number for number, name in self.rows("SELECT id, name FROM pods")}
@@ -157,9 +157,9 @@ class Table(Names):
     def renamed(self, source: str, destination: str, second: float, *, below: bool = True) -> RepositoryRenamed:
         return RepositoryRenamed(self.repository(source), self.repository(destination), below=below, at=at(second))
 
-    def links_are(self, linker: str) -> None:
+    def links_are(self, kind: str) -> None:
         """How pods learn of mounts: with `link` a removal is looked at, and bytes have to be in the shared store."""
-        self.connection.execute("UPDATE pods SET linker = %s WHERE mode = 'manifest'", (linker,))
+        self.connection.execute("UPDATE pods SET kind = %s WHERE mode = 'manifest'", (kind,))
 
     def blob(self, name: str) -> Row | None:
         return self.blobs([self.digest(name)]).get(self.digest(name))

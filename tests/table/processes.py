@@ -18,7 +18,7 @@ from coordinator.table import processes as registry_processes
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Echo, Item, Slice
 from coordinator.table.echoes import KnownProcesses
-from tests.support.tables import add_job, set_linker
+from tests.support.tables import add_job, set_kind
 from tests.table.harness import NO_MARGIN, Table, begin
 
 URL = "http://r1:5000"
@@ -111,8 +111,8 @@ class World:
             for instance in instances:
                 registry_processes.retire(self.connection, PodName("pod-a"), instance, why, bound)
 
-    def linked(self, linker: str) -> None:
-        set_linker(self.connection, linker, "pod-a")
+    def linked(self, kind: str) -> None:
+        set_kind(self.connection, kind, "pod-a")
 
     def answered(self, address: str = HERE) -> str:
         """A probe that the registry answers."""

@@ -19,7 +19,7 @@ from coordinator.reconcile import table as reconcile
 from coordinator.table import dead_letters
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import DeadLetterFound, DeadLetterLimits
-from tests.support.tables import add_gap, add_job, add_prefixes, set_linker
+from tests.support.tables import add_gap, add_job, add_prefixes, set_kind
 from tests.table.harness import NO_MARGIN, Table
 
 BOUND = timedelta()
@@ -30,7 +30,7 @@ OVER = GapReason.DEAD_LETTERS_OVER_LIMIT.value
 @pytest.fixture
 def linked(fresh: Table) -> Table:
     """Pods whose links are in shared storage."""
-    set_linker(fresh.connection, "link")
+    set_kind(fresh.connection, "link")
     return fresh
 
 
@@ -119,7 +119,7 @@ def test_what_no_pod_owns_is_searched_for(linked: Table) -> None:
 
 def test_of_a_pod_whose_links_are_elsewhere(fresh: Table) -> None:
     """No reconcile resolves a letter of a pod that none can list."""
-    set_linker(fresh.connection, "link", "pod-a", "pod-l")
+    set_kind(fresh.connection, "link", "pod-a", "pod-l")
     store(fresh, a_dead_letter("pod-b/x", pod="pod-b"), a_dead_letter(pod="pod-b"), a_dead_letter(pod="pod-a"))
     for pod in ("pod-a", "pod-l"):
         ended(fresh, begun(fresh, pod))
@@ -233,7 +233,7 @@ def test_a_gap_that_does_not_fit_stays(linked: Table) -> None:
     """No reconcile, no operator's word and no removal of the pod settles a gap about what is not the pod's."""
     add_gap(linked.connection, linked.pods["pod-a"], reason=OVER, repositories=["pod-a/x", "pod-ab/y"])
     assert ended(linked, begun(linked))["gaps_resolved"] == 0
-    set_linker(linked.connection, "relay")
+    set_kind(linked.connection, "relay")
 
     with temporary_engine(linked.url, name="test") as engine:
         registry.resolve_gaps(engine, PodName("pod-a"), "a test")
@@ -241,7 +241,7 @@ def test_a_gap_that_does_not_fit_stays(linked: Table) -> None:
             registry.remove(engine, PodName("pod-a"), lambda *_: False)
     assert [gap[0] for gap in gaps(linked)] == ["pod-a"]
     add_prefixes(linked.connection, linked.pods["pod-a"], "pod-ab")
-    set_linker(linked.connection, "link")
+    set_kind(linked.connection, "link")
     assert ended(linked, begun(linked))["gaps_resolved"] == 1
 
 

@@ -10,7 +10,7 @@ from coordinator.domain.facts import Removed, RepositoryRemoved
 from coordinator.domain.lifecycle import BlobState
 from coordinator.table import doubtful_removals, expiry
 from coordinator.table.doubtful_removals import Confirmation
-from tests.support.tables import set_linker
+from tests.support.tables import set_kind
 from tests.table.harness import Table, at
 
 MARGIN = timedelta(seconds=10)
@@ -19,7 +19,7 @@ MARGIN = timedelta(seconds=10)
 @pytest.fixture(autouse=True)
 def links_in_storage(table: Table) -> Iterator[None]:
     """The pods' links can be looked at."""
-    statement = "UPDATE pods SET linker = %s WHERE name IN ('pod-a', 'pod-b')"
+    statement = "UPDATE pods SET kind = %s WHERE name IN ('pod-a', 'pod-b')"
     table.connection.execute(statement, ("link",))
     yield
     table.connection.execute(statement, ("relay",))
@@ -28,7 +28,7 @@ def links_in_storage(table: Table) -> Iterator[None]:
 @pytest.fixture
 def by_report(table: Table) -> None:
     """Nobody can look at the pods' links."""
-    set_linker(table.connection, "relay", "pod-a", "pod-b")
+    set_kind(table.connection, "relay", "pod-a", "pod-b")
 
 
 def resolve(table: Table, *, held: bool, linked: bool, limit: int = 100) -> int:

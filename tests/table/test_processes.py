@@ -567,12 +567,12 @@ def test_retired_by_an_operator(world: World) -> None:
     assert world.process("s").state is ProcessState.LIVE
 
 
-@pytest.mark.parametrize(("linker", "gaps"), [("link", [("retired",)]), ("relay", [])])
-def test_retired_with_what_it_had_not_reported(world: World, linker: str, gaps: list[tuple[str]]) -> None:
+@pytest.mark.parametrize(("kind", "gaps"), [("link", [("retired",)]), ("relay", [])])
+def test_retired_with_what_it_had_not_reported(world: World, kind: str, gaps: list[tuple[str]]) -> None:
     """What a process had not told when it was retired is a gap, which no reconcile settles that began too soon
     (scenario 25). Without links to look at there is nothing to resolve it with.
     """
-    world.linked(linker)
+    world.linked(kind)
     world.return_probe(world.probe())
     bound = timedelta(minutes=7)
     before = datetime.now(UTC)
@@ -585,12 +585,12 @@ def test_retired_with_what_it_had_not_reported(world: World, linker: str, gaps: 
     assert len(world.table.rows("SELECT FROM gaps")) == len(gaps)
 
 
-@pytest.mark.parametrize("linker", ["link", "relay"])
-def test_the_same_name_after_a_refusal(world: World, linker: str) -> None:
+@pytest.mark.parametrize("kind", ["link", "relay"])
+def test_the_same_name_after_a_refusal(world: World, kind: str) -> None:
     """A process that refused connections and is there again under its name may have lost what it had not told, which
     is a gap, whoever has to resolve it (scenario 25); one that was only believed to be replaced has lost nothing.
     """
-    world.linked(linker)
+    world.linked(kind)
     world.return_probe(world.probe(), "s")
     world.return_probe(world.probe(), "t")
     world.return_probe(world.probe(), "s")

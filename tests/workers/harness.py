@@ -352,7 +352,7 @@ class Table:
         """Register pods by name. Nobody looks at their links."""
         with psycopg.connect(self.url, autocommit=True, connect_timeout=CONNECT_S) as connection:
             for pod in pods:
-                add_pod(connection, pod, linker="relay")
+                add_pod(connection, pod, kind="relay")
 
     def progress(self) -> dict[tuple[str, int], int]:
         return {

@@ -153,7 +153,7 @@ def links_of(events: Sequence[RegistryEvent]) -> list[str]:
 
 def test_doubtful_deletes_are_resolved_from_storage(place: Place, table: Table, log: Log) -> None:
     """Deletes are believed because the pod's links are gone, whenever they came."""
-    table.do("UPDATE pods SET linker = 'link'")
+    table.do("UPDATE pods SET kind = 'link'")
     place = place.but(safety_clock_skew="5m")
     outcomes = captured()
     store = place.store()

@@ -91,7 +91,7 @@ def test_a_report_does_not_end_the_reading_of_an_unread_manifest(
     """A manifest that nobody has read yet is read now, whatever another pod reports of it, or kept by links."""
     layer = digest_of("layer")
     digest = stored_manifest(place, [layer]) if there else digest_of("nowhere")
-    ((pod,),) = table.rows("UPDATE pods SET linker = 'link' WHERE name = 'pod-a' RETURNING id")
+    ((pod,),) = table.rows("UPDATE pods SET kind = 'link' WHERE name = 'pod-a' RETURNING id")
     found = ManifestPushed(RepositoryName("pod-a/x"), parse_digest(digest), datetime.now(UTC), None, None)
     with worker(place), connect(table.url, name="reconcile") as connection:
         statements.prepare(connection)
@@ -202,7 +202,7 @@ def test_a_manifest_that_does_not_report_what_it_needs_is_kept_by_links(
     place: Place, table: Table, log: Log, maker: Maker, wrong: str
 ) -> None:
     """Attempt 14: all that its repository links is kept, layers and manifests, and then nothing blocks GC any more."""
-    table.do("UPDATE pods SET linker = 'link'")
+    table.do("UPDATE pods SET kind = 'link'")
     digest = {
         "absent": lambda: digest_of("nowhere"),
         "other bytes": lambda: stored(place, b"{}", digest_of("other")),
@@ -230,7 +230,7 @@ def test_a_manifest_that_does_not_report_what_it_needs_is_kept_by_links(
 @pytest.mark.parametrize("there", [True, False])
 def test_a_layer_by_another_algorithm(place: Place, table: Table, log: Log, maker: Maker, there: bool) -> None:
     """Attempt 14: the blob that the repository's link names is kept; without that link, all that it links."""
-    table.do("UPDATE pods SET linker = 'link'")
+    table.do("UPDATE pods SET kind = 'link'")
     other = "sha512:" + "cd" * 64
     digest = stored(place, of_layers(layer=other))
     link(place, layer_of(digest_of("unrelated")), digest_of("unrelated"))

@@ -1,11 +1,13 @@
 """What tables have in common: the names of constraints, and the columns, checks and indexes that they repeat."""
 
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Computed,
     DateTime,
     ForeignKey,
     Identity,
@@ -48,6 +50,17 @@ def column(
 def identity(kind: Any) -> Column[Any]:
     """Make the primary key `id`, which the database numbers."""
     return column("id", kind, Identity(), key=True)
+
+
+def one_of(name: str, values: Collection[str]) -> str:
+    """Return the SQL condition that a column has one of these values, which are words of our own."""
+    quoted = ", ".join(f"'{value}'" for value in sorted(values))
+    return f"{name} IN ({quoted})"
+
+
+def derived(name: str, condition: str) -> Column[Any]:
+    """Make a boolean column that PostgreSQL keeps equal to a condition on the row's others."""
+    return Column(name, Boolean, Computed(condition, persisted=True), nullable=False)
 
 
 def time(name: str, *, null: bool = False, default: Any = None) -> Column[Any]:

@@ -29,14 +29,17 @@ from coordinator.db.schema.columns import (
     TRUE,
     check,
     column,
+    derived,
     digest,
     flag,
     identity,
     index,
+    one_of,
     pod_id,
     table,
     time,
 )
+from coordinator.domain.pods import LINKS_IN_STORE, RECONCILABLE, PodKind
 
 #: One registry deployment that owns repository name prefixes.
 pods = table(
@@ -44,7 +47,9 @@ pods = table(
     identity(SmallInteger),
     column("name", Text),
     column("mode", Text, default="manifest"),
-    column("linker", Text, default="link"),
+    column("kind", Text, default="link"),
+    derived("links_in_store", one_of("kind", LINKS_IN_STORE)),
+    derived("is_reconcilable", one_of("kind", RECONCILABLE)),
     column("registries", ARRAY(Text), default="{}"),
     # Hash of the bearer token of its notifications. The token has 256 random bits, so a plain hash is enough.
     digest("event_token_sha256"),
@@ -64,7 +69,7 @@ pods = table(
     column("probe", Text, default="push"),
     UniqueConstraint("name"),
     check("mode", "mode IN ('manifest', 'link')"),
-    check("linker", "linker IN ('link', 'relay')"),
+    check("kind", one_of("kind", list(PodKind))),
     check("probe", "probe IN ('push', 'pull')"),
     check("token_issuer", "num_nulls(token_url, token_issuer, token_service, token_keys, token_key_ids) IN (0, 5)"),
     check("unmanaged", "num_nulls(unmanaged_why, unmanaged_by) = CASE WHEN managed THEN 2 ELSE 0 END"),
