@@ -300,7 +300,7 @@ def resolve_gaps(engine: Engine, name: PodName, why: str) -> None:
             raise _no_pod(name)
         if PodKind(kind).is_reconcilable:
             raise ConflictError(
-                f"A reconcile resolves the gaps of pod {name} (kind {kind}): run `baleen pods reconcile {name}`."
+                f"Pod {name} is of kind {kind}, so a reconcile resolves its gaps: run `baleen pods reconcile {name}`."
             )
         # Holdings change: no batch may be half applied.
         _lock(connection, FACTS_LOCK)

@@ -29,11 +29,18 @@ from tests.gc.test_asked_back import ask_back
 from tests.support.store import FaultyStore, away
 
 
+#: The columns of a table that PostgreSQL does not derive from others.
+_GIVEN = "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND attgenerated = ''"
+
+
 def backup(garbage: Garbage) -> Callable[[], None]:
     """Remember every row; return what brings all of them back, and no other."""
     connection = garbage.connection
     tables = [row[0] for row in garbage.rows("SELECT relname FROM pg_stat_user_tables WHERE schemaname = 'public'")]
     names = [sql.Identifier(table) for table in tables if table != "alembic_version"]
+    given = [
+        sql.SQL(", ").join(sql.Identifier(*row) for row in garbage.rows(_GIVEN, (name.as_string(),))) for name in names
+    ]
     connection.execute("CREATE SCHEMA saved")
     for name in names:
         connection.execute(sql.SQL("CREATE TABLE saved.{} AS TABLE public.{}").format(name, name))
@@ -42,9 +49,9 @@ def backup(garbage: Garbage) -> Callable[[], None]:
         with connection.transaction():
             connection.execute("SET LOCAL session_replication_role = replica")
             connection.execute(sql.SQL("TRUNCATE {}").format(sql.SQL(", ").join(names)))
-            for name in names:
-                copy = sql.SQL("INSERT INTO public.{} OVERRIDING SYSTEM VALUE SELECT * FROM saved.{}")
-                connection.execute(copy.format(name, name))
+            for name, columns in zip(names, given, strict=True):
+                copy = sql.SQL("INSERT INTO public.{0} ({1}) OVERRIDING SYSTEM VALUE SELECT {1} FROM saved.{0}")
+                connection.execute(copy.format(name, columns))
 
     return restored
 

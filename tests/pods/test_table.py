@@ -117,8 +117,8 @@ def test_a_prefix_of_a_pod_whose_links_are_elsewhere(fresh: Table) -> None:
     add(fresh, PodKind.RELAY)
     do(fresh, lambda engine: pods.resolve_gaps(engine, NEW, "it is new"))
     do(fresh, lambda engine: pods.add_prefixes(engine, NEW, [RepositoryName("more")]))
-    (shown,) = truth(fresh).opened.reasons("pod")
-    assert "`baleen pods resolve-gaps`" in shown
+    (shown,) = truth(fresh).opened.reasons(NEW, is_reconcilable=False)
+    assert f"`baleen pods resolve-gaps {NEW} --why …`" in shown
     do(fresh, lambda engine: pods.resolve_gaps(engine, NEW, "its database was compared"))
     assert truth(fresh).opened.reasons("pod") == []
 
