@@ -28,7 +28,6 @@ from tests.gc.harness import IN_FLIGHT, LANDED, NO_TIMES, POD, Garbage, blocked_
 from tests.gc.test_asked_back import ask_back
 from tests.support.store import FaultyStore, away
 
-
 #: The columns of a table that PostgreSQL does not derive from others.
 _GIVEN = "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND attgenerated = ''"
 
