@@ -63,7 +63,7 @@ class Open(NamedTuple):
         """Return a sentence for each kind of thing that is unresolved; empty if nothing is."""
         if not is_reconcilable:
             resolve = f"`baleen pods resolve-gaps {pod} --why …`"
-            gap, doubt = f"{resolve} resolves it", f"{resolve} cancels it"
+            gap, removal = f"{resolve} resolves it", f"{resolve} cancels it"
             unread = f"delete it in the registry, or push the blobs that it needs again, then run {resolve}"
             if self.pending_examples:
                 unread += f": {', '.join(self.pending_examples)}"
@@ -74,7 +74,7 @@ class Open(NamedTuple):
                     f"a reconcile of the pod that begins after {self.gaps_resolve_from:%Y-%m-%d %H:%M:%S} UTC resolves "
                     "it; the scheduler starts it"
                 )
-            doubt = "it is resolved from the pod's links in storage"
+            removal = "it is resolved from the pod's links in storage"
             unread = "the workers retry every few seconds until the object store answers"
         counts = (
             (
@@ -99,7 +99,7 @@ class Open(NamedTuple):
                 self.doubtful_removals,
                 "doubtful removal",
                 "",
-                doubt,
+                removal,
             ),
             (
                 self.unread_manifests,
