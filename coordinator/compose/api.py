@@ -196,7 +196,7 @@ def deps(settings: Settings, sizes: Sizes = PRODUCTION) -> Deps:
     store, recorder = object_store(settings, connect_timeout=1, read_timeout=2, attempts=1), mark_recorder(settings)
     producer, inspector = EventProducer(settings), LogInspector(settings, timeout=KAFKA_SECONDS)
     lag = LagReader(inspector, (EVENTS, DEAD_LETTERS))
-    directory = CachedPodDirectory(lambda: in_thread(pods.known_pods, pool))
+    directory = CachedPodDirectory(lambda: in_thread(pods.known_pods, pool), sizes.pods_s)
     signing = signing_keys(settings)
     service = token_service(settings, signing, directory.all)
     times, silence = safety_times(settings), timedelta(seconds=settings.probe_silence)

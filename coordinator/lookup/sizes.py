@@ -32,6 +32,8 @@ class Sizes:
     list_manifests: int = 5_000
     #: Entries of the ledger that are shown of one blob.
     entries: int = 50
+    #: How long known pods serve ingest before they are read again, in seconds.
+    pods_s: float = 5.0
 
 
 PRODUCTION = Sizes()
