@@ -83,7 +83,7 @@ class Garbage(Table):
         self.limits = NO_LIMITS
         self.sizes = SIZES
         #: What a restorer takes beside this.
-        self.restores: dict[str, int] = {}
+        self.restores: dict[str, Any] = {}
         self.delete_bound = IN_FLIGHT
         #: Called with what is known before it is used.
         self.known: Callable[[Facts], Facts] = lambda facts: facts

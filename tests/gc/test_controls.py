@@ -328,27 +328,22 @@ def test_a_reference_that_comes_before_a_delete_keeps_its_blob(garbage: Garbage,
     assert garbage.state("b") is BlobState.LIVE
 
 
-def test_a_reference_that_comes_while_its_delete_is_being_permitted(
-    garbage: Garbage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reference_that_comes_while_its_delete_is_being_permitted(garbage: Garbage) -> None:
     """A restorer never takes a hide for harmless whose permit is about to be committed: its blob is served."""
     garbage.delete_bound = IN_FLIGHT
     unneeded(garbage)
-    permit = gc.permit
 
     with ThreadPoolExecutor(2) as pool:
 
-        def slowly(connection: Any, *arguments: Any) -> None:
-            """A permit whose commit takes its time."""
-            with connection.transaction():
-                permit(connection, *arguments)
-                reporting = pool.submit(garbage.report, "wants", "a")
-                finished(garbage, [reporting])
-                finished(garbage, [reporting, pool.submit(garbage.restore)])
+        def reported_and_restored() -> None:
+            reporting = pool.submit(garbage.report, "wants", "a")
+            finished(garbage, [reporting])
+            finished(garbage, [reporting, pool.submit(garbage.restore)])
 
-        monkeypatch.setattr(gc, "permit", slowly)
-        collected(garbage, lambda _: None)
-        monkeypatch.undo()
+        # The permit has decided, and is not committed.
+        permitting = Once("SET permitted_at", reported_and_restored)
+        collected(garbage, permitting)
+    assert permitting.happened
     garbage.restore()
     assert garbage.seen("a")
     age(garbage)
