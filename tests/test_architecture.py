@@ -252,3 +252,71 @@ def test_every_module_says_what_it_is() -> None:
     for path, tree in sources(*PACKAGES):
         if "/migrations/versions/" not in path:
             assert ast.get_docstring(tree), path
+
+
+#: Calls that replace an attribute or an entry of their first argument.
+PATCHES = {"setattr", "delattr", "setitem", "delitem", "patch", "object", "dict", "multiple"}
+#: It makes a whole process serial, and its clocks virtual, for good.
+MAY_PATCH = {"tests/simulation/process.py"}
+
+
+def test_tests_patch_nothing_of_ours() -> None:
+    """Sizes, pauses, clocks and faults are arguments. A patched name is one that no refactoring may move.
+
+    The simulation's mutants find what they switch off by its name, on purpose (tests/simulation/rules.py).
+    """
+    found = {path: lines for path, tree in sources("tests", "bench") if (lines := patched(tree))}
+    assert found.keys() == MAY_PATCH, found
+
+
+def test_a_patch_is_noticed() -> None:
+    """Whether it names the product in words, by an import, or by an assignment; other libraries' names pass."""
+    tree = ast.parse(
+        "from coordinator.gc import view as queries\n"
+        "import coordinator.gc.view\n"
+        "import os\n"
+        "monkeypatch.setattr(queries, 'WALK', 2)\n"
+        "monkeypatch.setattr('coordinator.gc.view.WALK', 2)\n"
+        "mock.patch.object(queries.FiguresReader, 'read')\n"
+        "mock.patch('workers.app.run')\n"
+        "queries.WALK = 2\n"
+        "setattr(coordinator.gc.view, 'WALK', 2)\n"
+        "monkeypatch.setattr(os, 'open', 2)\n"
+        "queries.FiguresReader(2).read()\n"
+    )
+    assert list(patched(tree)) == [4, 5, 6, 7, 8, 9]
+
+
+def patched(tree: ast.Module) -> list[int]:
+    """The lines that replace an attribute of a module, class or object of ours."""
+    ours = {
+        alias.asname or alias.name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+        if is_ours(node.module or "" if isinstance(node, ast.ImportFrom) else alias.name)
+    }
+    targets: list[tuple[int, ast.expr]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and node.args and name_of(node.func) in PATCHES:
+            targets.append((node.lineno, node.args[0]))
+        elif isinstance(node, ast.Assign):
+            targets += [(node.lineno, each) for each in node.targets if isinstance(each, ast.Attribute)]
+    return sorted(line for line, target in targets if root_of(target) in ours or is_ours(root_of(target)))
+
+
+def is_ours(name: str) -> bool:
+    return name.split(".", maxsplit=1)[0] in PACKAGES
+
+
+def name_of(function: ast.expr) -> str:
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def root_of(target: ast.expr) -> str:
+    """The name that an expression of attributes begins with, or the text of a string."""
+    while isinstance(target, ast.Attribute):
+        target = target.value
+    if isinstance(target, ast.Constant):
+        return str(target.value)
+    return getattr(target, "id", "")

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple, TypeVar
 import psycopg
 import structlog
 
-from coordinator.db.connection import BEYOND_LIMITS, Connections
+from coordinator.db.connection import Connections
+from coordinator.db.errors import BEYOND_LIMITS
 from coordinator.errors import BaleenError, UnavailableError
 from coordinator.kafka.log import fingerprint_of
 from coordinator.pods import directory

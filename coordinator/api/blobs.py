@@ -78,7 +78,8 @@ def list_references(
     request: Request[Any, Any, Any], digest: DigestText, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
 ) -> ReferencePage:
     """Ordered by manifest and repository. Pages of a blob with many references may be short, even empty."""
-    return references(deps_of(request).engine, parse_digest(digest), cursor=cursor, limit=limit)
+    deps = deps_of(request)
+    return references(deps.engine, deps.sizes, parse_digest(digest), cursor=cursor, limit=limit)
 
 
 @post(
@@ -148,7 +149,7 @@ async def list_blobs(
 async def explain_blob(request: Request[Any, Any, Any], digest: DigestText) -> Explanation:
     """In sentences and as data: what needs the blob, every reason to keep it, and its history in the ledger."""
     deps = deps_of(request)
-    return await explain.explain(deps.engine, deps.blobs, deps.facts, deps.link_grace, parse_digest(digest))
+    return await explain.explain(deps.engine, deps.sizes, deps.blobs, deps.facts, deps.link_grace, parse_digest(digest))
 
 
 @post(

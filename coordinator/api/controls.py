@@ -66,7 +66,8 @@ def put_switch(request: Request[Any, Any, Any], data: JSONBody[SwitchRequest]) -
     just before may still land.
     """
     deps = deps_of(request)
-    controls.put_switch(deps.engine, data.why, on=data.enabled)
+    with controls.changing(deps.engine) as connection:
+        controls.put_switch(connection, data.why, on=data.enabled)
     deps.record_mark()
     return queries.read_switch(deps.engine)
 
@@ -110,7 +111,8 @@ def get_hold(request: Request[Any, Any, Any], name: Scope) -> Hold:
 def put_hold(request: Request[Any, Any, Any], name: Scope, data: JSONBody[HoldRequest | None] = None) -> Hold:
     """`name` says for whom it is; it need not exist. Any hold stops all garbage collection: pods share blobs."""
     deps, scope = deps_of(request), parse_repository(name.removeprefix("/"))
-    controls.put_hold(deps.engine, scope, (data or HoldRequest()).why)
+    with controls.changing(deps.engine) as connection:
+        controls.put_hold(connection, scope, (data or HoldRequest()).why)
     deps.record_mark()
     return queries.hold(deps.engine, scope)
 
@@ -126,7 +128,9 @@ def put_hold(request: Request[Any, Any, Any], name: Scope, data: JSONBody[HoldRe
 )
 def remove_hold(request: Request[Any, Any, Any], name: Scope) -> None:
     deps = deps_of(request)
-    controls.remove_hold(deps.engine, parse_repository(name.removeprefix("/")))
+    scope = parse_repository(name.removeprefix("/"))
+    with controls.changing(deps.engine) as connection:
+        controls.remove_hold(connection, scope)
     deps.record_mark()
 
 
@@ -169,7 +173,8 @@ def get_pin(request: Request[Any, Any, Any], digest: DigestText) -> Pin:
 def put_pin(request: Request[Any, Any, Any], digest: DigestText, data: JSONBody[PinRequest | None] = None) -> Pin:
     """The blob need not be known yet. A hidden one stays hidden and keeps its bytes: restore it with `undelete`."""
     deps, parsed = deps_of(request), parse_digest(digest)
-    controls.put_pin(deps.engine, parsed, (data or PinRequest()).why)
+    with controls.changing(deps.engine) as connection:
+        controls.put_pin(connection, parsed, (data or PinRequest()).why)
     deps.record_mark()
     return queries.pin(deps.engine, parsed)
 
@@ -184,8 +189,9 @@ def put_pin(request: Request[Any, Any, Any], digest: DigestText, data: JSONBody[
     **OPERATE,
 )
 def remove_pin(request: Request[Any, Any, Any], digest: DigestText) -> None:
-    deps = deps_of(request)
-    controls.remove_pin(deps.engine, parse_digest(digest))
+    deps, parsed = deps_of(request), parse_digest(digest)
+    with controls.changing(deps.engine) as connection:
+        controls.remove_pin(connection, parsed)
     deps.record_mark()
 
 

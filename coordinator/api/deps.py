@@ -18,6 +18,7 @@ from coordinator.gc.conditions import ReadFacts, ReadKnown, facts_of
 from coordinator.gc.view import FiguresReader
 from coordinator.ingest.service import Ingest
 from coordinator.lookup.blobs import BlobQueries
+from coordinator.lookup.sizes import Sizes
 from coordinator.pods.table import StillHolds
 from coordinator.tokens.service import TokenService
 
@@ -39,6 +40,7 @@ class Deps:
     """Everything that the API uses."""
 
     engine: Database
+    sizes: Sizes
     tokens: TokenDirectory
     blobs: BlobQueries
     lag: LagReader

@@ -69,7 +69,15 @@ def get_plan(
     have a `next`.
     """
     deps = deps_of(request)
-    return queries.plan(deps.engine, deps.facts, step=step, despite_holds=despite_holds, cursor=cursor, limit=limit)
+    return queries.plan(
+        deps.engine,
+        deps.facts,
+        walk=deps.sizes.plan_walk,
+        step=step,
+        despite_holds=despite_holds,
+        cursor=cursor,
+        limit=limit,
+    )
 
 
 @post(

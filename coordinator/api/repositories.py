@@ -34,8 +34,10 @@ def list_repositories(
     limit: Limit = DEFAULT_LIMIT,
 ) -> RepositoryPage:
     """`blobs` and bytes are null for repositories with too many manifests for a list: get that repository."""
+    deps = deps_of(request)
     return queries.repositories(
-        deps_of(request).engine,
+        deps.engine,
+        deps.sizes,
         pod=pod_or_none(pod),
         prefix=None if prefix is None else parse_repository(prefix.removesuffix("/")),
         cursor=cursor,

@@ -141,7 +141,8 @@ def _off_in_database(loaded: Settings, why: str) -> dict[str, Any]:
     from coordinator.gc import controls_view as queries  # noqa: PLC0415
 
     with compose_database.database(loaded, name="baleen-command") as database:
-        controls.put_switch(database, why, on=False)
+        with controls.changing(database) as connection:
+            controls.put_switch(connection, why, on=False)
         switch: dict[str, Any] = msgspec.to_builtins(queries.read_switch(database))
     return switch
 

@@ -35,6 +35,7 @@ from coordinator.kafka.log import LogInspector
 from coordinator.kafka.producer import EventProducer
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.lookup.blobs import BlobQueries
+from coordinator.lookup.sizes import PRODUCTION, Sizes
 from coordinator.mounts import table
 from coordinator.mounts.directory import MountPod, MountPods
 from coordinator.mounts.forward import Forwarder
@@ -185,12 +186,17 @@ def _names(settings: Settings) -> tuple[str, str]:
 
 def api(settings: Settings) -> Application:
     """The whole API. Raises SettingsError; does not wait for any service."""
+    return create_app(deps(settings))
+
+
+def deps(settings: Settings, sizes: Sizes = PRODUCTION) -> Deps:
+    """What the API is made of."""
     pool = engine(settings, name="baleen-api", pool_size=8)
     # For health checks only. Short timeouts, so that a store that hangs does not occupy all threads.
     store, recorder = object_store(settings, connect_timeout=1, read_timeout=2, attempts=1), mark_recorder(settings)
     producer, inspector = EventProducer(settings), LogInspector(settings, timeout=KAFKA_SECONDS)
     lag = LagReader(inspector, (EVENTS, DEAD_LETTERS))
-    directory = CachedPodDirectory(lambda: in_thread(pods.known_pods, pool))
+    directory = CachedPodDirectory(lambda: in_thread(pods.known_pods, pool), sizes.pods_s)
     signing = signing_keys(settings)
     service = token_service(settings, signing, directory.all)
     times, silence = safety_times(settings), timedelta(seconds=settings.probe_silence)
@@ -231,40 +237,39 @@ def api(settings: Settings) -> Application:
             await asyncio.to_thread(inspector.close)
             pool.dispose()
 
-    return create_app(
-        Deps(
-            engine=pool,
-            tokens=TokenDirectory(lambda: in_thread(tokens.known, pool)),
-            blobs=BlobQueries(pool),
-            lag=lag,
-            publish=publish,
-            still_holds=still_holds,
-            stored=stored_in(settings),
-            probe_image=known_digests(),
-            ingest=Ingest(
-                settings,
-                directory,
-                producer,
-                lambda pods: in_thread(refusals.note, pool, pods),
-                find_probes=lambda nonces: in_thread(pods_of, pool, nonces),
-            ),
-            token_service=service,
-            known=facts_reader(settings),
-            figures=FiguresReader(pool),
-            checks={
-                "database": Shared(answers),
-                "migrations": Shared(migrated),
-                "kafka": lag.check,
-                "store": Shared(store.check),
-            },
-            silence=silence,
-            request_bound=times.request_bound,
-            link_grace=timedelta(seconds=settings.safety_link_grace),
-            gc_every=timedelta(seconds=settings.gc_every),
-            in_spite_of=unsafe_findings(settings),
-            url=settings.url,
-            mounts=mounting,
-            record_mark=recorder,
-            lifespan=lifespan,
-        )
+    return Deps(
+        engine=pool,
+        sizes=sizes,
+        tokens=TokenDirectory(lambda: in_thread(tokens.known, pool)),
+        blobs=BlobQueries(pool, sizes),
+        lag=lag,
+        publish=publish,
+        still_holds=still_holds,
+        stored=stored_in(settings),
+        probe_image=known_digests(),
+        ingest=Ingest(
+            settings,
+            directory,
+            producer,
+            lambda pods: in_thread(refusals.note, pool, pods),
+            find_probes=lambda nonces: in_thread(pods_of, pool, nonces),
+        ),
+        token_service=service,
+        known=facts_reader(settings),
+        figures=FiguresReader(pool, sizes.figures_s, sizes.cost_factor),
+        checks={
+            "database": Shared(answers),
+            "migrations": Shared(migrated),
+            "kafka": lag.check,
+            "store": Shared(store.check),
+        },
+        silence=silence,
+        request_bound=times.request_bound,
+        link_grace=timedelta(seconds=settings.safety_link_grace),
+        gc_every=timedelta(seconds=settings.gc_every),
+        in_spite_of=unsafe_findings(settings),
+        url=settings.url,
+        mounts=mounting,
+        record_mark=recorder,
+        lifespan=lifespan,
     )

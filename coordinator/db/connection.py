@@ -11,26 +11,7 @@ from typing import Any
 import psycopg
 
 from coordinator.db.engine import connect
-from coordinator.errors import UnavailableError
-
-#: Errors after which this connection or its server is unusable, and another may work. Among them: a process was paused
-#: during its transaction, or a failover left the server read-only.
-_AWAY = (
-    psycopg.OperationalError,
-    psycopg.InterfaceError,
-    psycopg.errors.IdleInTransactionSessionTimeout,
-    psycopg.errors.TransactionTimeout,
-    psycopg.errors.ReadOnlySqlTransaction,
-)
-#: The server is available and will never accept this value (SQLSTATE class 54), though the driver classes these as
-#: operational errors, too.
-BEYOND_LIMITS = (
-    psycopg.errors.ProgramLimitExceeded,
-    psycopg.errors.StatementTooComplex,
-    psycopg.errors.TooManyColumns,
-    psycopg.errors.TooManyArguments,
-)
-
+from coordinator.db.errors import unavailable
 
 #: Sets a new connection up.
 Prepare = Callable[[psycopg.Connection[Any]], None]
@@ -52,11 +33,11 @@ class Connections:
         """Yield this thread's connection; raises UnavailableError, and drops the connection, if it breaks in use."""
         try:
             yield self._connected()
-        except BEYOND_LIMITS:
-            raise
-        except _AWAY as error:
+        except psycopg.Error as error:
+            if (away := unavailable(error)) is None:
+                raise
             self._drop()
-            raise UnavailableError(f"The database does not answer ({type(error).__name__}): try again.") from error
+            raise away from error
 
     def release(self) -> None:
         """Close this thread's connection, before the thread ends."""

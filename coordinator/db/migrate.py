@@ -29,7 +29,7 @@ def _config() -> Config:
     return config
 
 
-def upgrade(url: str) -> None:
+def upgrade(url: str, lock_timeout: str = LOCK_TIMEOUT) -> None:
     """Apply every migration that is not applied yet; safe to call from several processes at once.
 
     Raises UnavailableError, with nothing changed, if other connections lock a table for too long.
@@ -40,14 +40,14 @@ def upgrade(url: str) -> None:
         with engine.begin() as connection:
             # Waiting for another migrator is not waiting for a lock of the tables, so this comes before the timeout.
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
-            connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+            connection.execute(text(f"SET LOCAL lock_timeout = '{lock_timeout}'"))
             connection.execute(text(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'"))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except OperationalError as error:
         if isinstance(error.orig, LockNotAvailable):
             raise UnavailableError(
-                f"Another connection held a lock on a table for {LOCK_TIMEOUT}. Nothing was changed: try again later."
+                f"Another connection held a lock on a table for {lock_timeout}. Nothing was changed: try again later."
             ) from error
         raise
     finally:

@@ -1,7 +1,7 @@
 """Give connections for queries and small changes, and translate the driver's errors.
 
-A statement that was cancelled by its timeout, a full pool and an unavailable server are all UnavailableError: the
-caller may try again. Any other error of the driver is a bug and is not translated.
+A full pool, a statement that was cancelled by its timeout and an unavailable server (errors.py) are all
+UnavailableError: the caller may try again. Any other error of the driver is a bug and is not translated.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 from sqlalchemy import Connection, Engine, exc
 
+from coordinator.db.errors import unavailable
 from coordinator.errors import UnavailableError
 
 #: The type by which other packages, which do not import the driver, pass an engine on.
@@ -25,14 +26,10 @@ def translate_errors() -> Iterator[None]:
         raise UnavailableError("All database connections are in use: try again in a moment.") from error
     except (exc.DBAPIError, psycopg.Error) as error:
         cause = error.orig if isinstance(error, exc.DBAPIError) else error
-        if isinstance(cause, psycopg.errors.QueryCanceled):
-            raise UnavailableError(
-                "The query exceeded the database's time limit: narrow it, or try again later."
-            ) from error
         if isinstance(cause, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
             raise UnavailableError("The database has another release's schema: run `baleen db migrate`.") from error
-        if isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError | psycopg.InternalError):
-            raise UnavailableError("The database does not answer: check BALEEN_DATABASE_URL, or try again.") from error
+        if (away := unavailable(cause)) is not None:
+            raise away from error
         raise
 
 

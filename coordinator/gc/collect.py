@@ -215,7 +215,7 @@ class _Run:
         self._store.keeps_versions()
         self._store.check()
         if not self._options.dry:
-            mark.begin(self._connections, self._store)
+            mark.begin(self._connections, self._store, self._sizes.mark_lock_s)
             self._count.step = "undo"
             self._undo()
         self._count.step = "plan"

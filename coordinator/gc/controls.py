@@ -1,9 +1,9 @@
 """The GC controls: the kill switch, pins and holds. All fail closed: one that cannot be read stops collection.
 
 They are read in the same transactions that act (gc/table.py), so that they take effect at once and in every process.
-Each change advances the epoch (table/epochs.py), so that an older state of the database is noticed.
-Route: the API -> `put_switch`, `put_hold`, … on its engine; commands while no API answers, and code with a connection
-of its own -> `turn`, `hold`, … An operator's decisions about a single blob are in the ledger, too.
+Each change is made within `changing`, or within `advancing` (table/epochs.py) on a connection of the caller's own: the
+epoch advances, so that an older state of the database is noticed. An operator's decisions about a single blob are in
+the ledger, too.
 Not here: showing them (gc/controls_view.py), restoring an undeleted blob (gc/restore.py: only workers touch storage).
 """
 
@@ -20,7 +20,8 @@ from coordinator.domain.lifecycle import CONCEALED, BlobState
 from coordinator.domain.names import Digest, RepositoryName, format_digest
 from coordinator.domain.reasons import reason
 from coordinator.errors import ConflictError, NotFoundError
-from coordinator.table.epochs import ADVANCE, changing
+from coordinator.table import epochs
+from coordinator.table.epochs import advancing
 from coordinator.table.ledger import Decision
 
 
@@ -28,12 +29,6 @@ class SwitchState(NamedTuple):
     enabled: bool
     why: str
     changed_at: datetime.datetime | None
-
-
-class ActiveHold(NamedTuple):
-    scope: str
-    why: str
-    held_at: datetime.datetime
 
 
 #: The switch if it was never changed.
@@ -55,75 +50,45 @@ def switch(connection: Connection[Any]) -> SwitchState:
     return NEVER_ON if row is None else SwitchState(*row)
 
 
-def turn(connection: Connection[Any], why: str, *, on: bool) -> None:
-    """Turn the kill switch. After an `off` has returned, no transaction permits a delete."""
-    _change(connection, _TURN, (on, why))
-
-
-def holds(connection: Connection[Any]) -> list[ActiveHold]:
-    return [ActiveHold(*row) for row in connection.execute("SELECT scope, why, held_at FROM holds ORDER BY scope")]
-
-
-def hold(connection: Connection[Any], scope: str, why: str) -> None:
-    _change(connection, _HOLD, (scope, why))
-
-
-def release(connection: Connection[Any], scope: str) -> bool:
-    return _change(connection, _RELEASE, (scope,)) > 0
-
-
-def pin(connection: Connection[Any], digest: Digest, why: str) -> None:
-    _change(connection, _PIN, (digest, why))
-
-
-def unpin(connection: Connection[Any], digest: Digest) -> bool:
-    return _change(connection, _UNPIN, (digest,)) > 0
-
-
-def _change(connection: Connection[Any], statement: str, values: tuple[Any, ...]) -> int:
-    with connection.transaction():
-        changed = connection.execute(statement, values).rowcount
-        connection.execute(ADVANCE)
-    return changed
-
-
 @contextmanager
-def _changing(engine: Engine) -> Iterator[Connection[Any]]:
-    with changing(engine) as connection:
+def changing(engine: Engine) -> Iterator[Connection[Any]]:
+    """Yield the driver's connection for a change, as table/epochs.py `changing` does."""
+    with epochs.changing(engine) as connection:
         yield driver(connection)
 
 
-def put_switch(engine: Engine, why: str, *, on: bool) -> None:
-    """As `turn`."""
-    with _changing(engine) as connection:
-        connection.execute(_TURN, (on, reason(why)))
+def turn(connection: Connection[Any], why: str, *, on: bool) -> None:
+    """Turn the kill switch, with a connection of the caller's own."""
+    with advancing(connection):
+        put_switch(connection, why, on=on)
 
 
-def put_hold(engine: Engine, scope: RepositoryName, why: str) -> None:
-    with _changing(engine) as connection:
-        connection.execute(_HOLD, (scope, reason(why)))
+def put_switch(connection: Connection[Any], why: str, *, on: bool) -> None:
+    """Turn the kill switch. Once an `off` is committed, no transaction permits a delete."""
+    connection.execute(_TURN, (on, reason(why)))
 
 
-def remove_hold(engine: Engine, scope: RepositoryName) -> None:
+def put_hold(connection: Connection[Any], scope: RepositoryName, why: str) -> None:
+    connection.execute(_HOLD, (scope, reason(why)))
+
+
+def remove_hold(connection: Connection[Any], scope: RepositoryName) -> None:
     """Raises NotFoundError."""
-    with _changing(engine) as connection:
-        if not connection.execute(_RELEASE, (scope,)).rowcount:
-            raise NotFoundError(f"{scope} is not held: see `baleen gc holds`.")
+    if not connection.execute(_RELEASE, (scope,)).rowcount:
+        raise NotFoundError(f"{scope} is not held: see `baleen gc holds`.")
 
 
-def put_pin(engine: Engine, digest: Digest, why: str) -> None:
-    with _changing(engine) as connection:
-        connection.execute(_PIN, (digest, reason(why)))
-        _note(connection, digest, Decision.PINNED, reason(why))
+def put_pin(connection: Connection[Any], digest: Digest, why: str) -> None:
+    connection.execute(_PIN, (digest, reason(why)))
+    _note(connection, digest, Decision.PINNED, reason(why))
 
 
-def remove_pin(engine: Engine, digest: Digest) -> None:
+def remove_pin(connection: Connection[Any], digest: Digest) -> None:
     """Raises NotFoundError."""
-    with _changing(engine) as connection:
-        row = connection.execute(_UNPIN, (digest,)).fetchone()
-        if row is None:
-            raise NotFoundError(f"{format_digest(digest)} is not pinned: see `baleen gc pins`.")
-        _note(connection, digest, Decision.UNPINNED, f"it was pinned for: {row[0]}")
+    row = connection.execute(_UNPIN, (digest,)).fetchone()
+    if row is None:
+        raise NotFoundError(f"{format_digest(digest)} is not pinned: see `baleen gc pins`.")
+    _note(connection, digest, Decision.UNPINNED, f"it was pinned for: {row[0]}")
 
 
 class AskedBack(NamedTuple):
@@ -140,7 +105,7 @@ def undelete(engine: Engine, digest: Digest, why: str, *, pin: bool) -> AskedBac
     Raises NotFoundError, and ConflictError for a blob that is not hidden, or whose bytes are deleted.
     """
     why = reason(why)
-    with _changing(engine) as connection:
+    with changing(engine) as connection:
         # Lock the blob first: all processes lock in this order.
         found = connection.execute("SELECT id, state FROM blobs WHERE digest = %s FOR NO KEY UPDATE", (digest,))
         row = found.fetchone()

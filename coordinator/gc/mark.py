@@ -21,7 +21,7 @@ from coordinator.db.connection import Connections
 from coordinator.domain.mark import EPOCHS_LIMIT, NOBODY, ForeignBucketError, FoundMark, Instance, Mark, refusal
 from coordinator.errors import UnavailableError, UsageError
 from coordinator.gc import mark_table as table
-from coordinator.gc.mark_table import Claimed
+from coordinator.gc.mark_table import LOCK_TIMEOUT_S, Claimed
 from coordinator.storage.layout import MARK
 from coordinator.storage.port import ObjectNotFoundError, ObjectReader, ObjectStore
 
@@ -42,12 +42,12 @@ __all__ = [
 _LIMIT = 1000
 
 
-def begin(connections: Connections, store: ObjectStore) -> None:
+def begin(connections: Connections, store: ObjectStore, lock_s: float = LOCK_TIMEOUT_S) -> None:
     """Begin a new epoch, and write the mark; raises ForeignBucketError if the bucket is not this database's."""
     check(connections, store)
     with connections.use() as connection:
         table.advance(connection)
-    write_epoch(connections, store)
+    write_epoch(connections, store, lock_s)
 
 
 def check(connections: Connections, store: ObjectReader) -> tuple[FoundMark | None, Mark]:
@@ -80,8 +80,10 @@ def record(connections: Connections, store: ObjectStore) -> None:
         write_epoch(connections, store)
 
 
-def write_epoch(connections: Connections, store: ObjectStore) -> None:
+def write_epoch(connections: Connections, store: ObjectStore, lock_s: float = LOCK_TIMEOUT_S) -> None:
     """Write this database's epoch to the mark, if the bucket does not have it.
+
+    A writer that hangs for longer than `lock_s` seconds is ended.
 
     Raises ForeignBucketError and UnavailableError.
     """
@@ -89,7 +91,7 @@ def write_epoch(connections: Connections, store: ObjectStore) -> None:
         if _is_written(*_compare(connection, store)):
             return
         # Use one connection: another one may lead to another server.
-        with table.write_lock(connection):
+        with table.write_lock(connection, lock_s):
             found, ours = _compare(connection, store)
             if not _is_written(found, ours):
                 _write(connection, store, ours)
@@ -121,7 +123,7 @@ def claim(connections: Connections, store: ObjectStore, why: str, topic: str, de
     with connections.use() as connection:
         # Fail before anything is changed if the store does not answer.
         find(store)
-        with table.write_lock(connection):
+        with table.write_lock(connection, LOCK_TIMEOUT_S):
             claimed = table.claim(connection, why, topic, delete_bound)
             _write(connection, store, table.read(connection))
     return claimed

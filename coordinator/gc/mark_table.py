@@ -26,7 +26,7 @@ from coordinator.table import epochs, progress
 #: requests with an older signature (15 minutes, with the skew of clocks on top).
 LANDS_WITHIN = timedelta(hours=1)
 #: A writer that hangs for longer is ended by the next one.
-LOCK_TIMEOUT_S = 5
+LOCK_TIMEOUT_S = 5.0
 #: After a claim, hides and jobs get ids that the lost history cannot have used.
 IDS_APART = 1_000_000_000
 
@@ -57,17 +57,18 @@ def advance(connection: Connection[Any]) -> None:
 
 
 @contextmanager
-def write_lock(connection: Connection[Any]) -> Iterator[None]:
+def write_lock(connection: Connection[Any], timeout_s: float) -> Iterator[None]:
     """Lock out other writers of the mark, in all processes; raises psycopg's LockNotAvailable.
 
-    A writer that holds the lock too long loses its connection: a suspended one must not stop collection. If it had not
-    begun to write, it can no longer do so; if it had, its write has no result, and may land late (`begin`).
+    A writer that holds the lock for longer than `timeout_s` loses its connection: a suspended one must not stop
+    collection. If it had not begun to write, it can no longer do so; if it had, its write has no result, and may land
+    late (`begin`).
     """
     try:
-        _lock(connection)
+        _lock(connection, timeout_s)
     except LockNotAvailable:
         connection.execute(_END_HOLDERS, (MARK_LOCK,))
-        _lock(connection)
+        _lock(connection, timeout_s)
     try:
         yield
     finally:
@@ -76,9 +77,9 @@ def write_lock(connection: Connection[Any]) -> Iterator[None]:
             connection.execute("SELECT pg_advisory_unlock(%s)", (MARK_LOCK,))
 
 
-def _lock(connection: Connection[Any]) -> None:
+def _lock(connection: Connection[Any], timeout_s: float) -> None:
     with connection.transaction():
-        connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'")
+        connection.execute(f"SET LOCAL lock_timeout = '{timeout_s}s'")
         connection.execute("SELECT pg_advisory_lock(%s)", (MARK_LOCK,))
 
 

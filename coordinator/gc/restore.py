@@ -26,6 +26,7 @@ from coordinator.errors import ConflictError, UnavailableError
 from coordinator.gc import mark
 from coordinator.gc import mark_table as table
 from coordinator.gc import table as gc
+from coordinator.gc.mark_table import LOCK_TIMEOUT_S
 from coordinator.gc.table import Hide
 from coordinator.reconcile.presence import Presence
 from coordinator.storage.layout import blob_key, quarantine_key
@@ -55,6 +56,7 @@ class Restorer:
         give_links_back: Callable[[Connections, ObjectStore], int],
         per_round: int = ROUND,
         at_once: int = RESTORES_AT_ONCE,
+        mark_lock_s: float = LOCK_TIMEOUT_S,
     ) -> None:
         """`give_links_back` writes back deleted links of blobs that are needed again (leftovers/links.py)."""
         self._connections = connections
@@ -63,6 +65,7 @@ class Restorer:
         self._presence = presence
         self._delete_bound = delete_bound
         self._per_round = per_round
+        self._mark_lock_s = mark_lock_s
         #: The mark in the bucket does not have a final restore yet.
         self._is_unwritten = False
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="restore")
@@ -113,7 +116,7 @@ class Restorer:
             return
         self._is_unwritten = False
         try:
-            mark.write_epoch(self._connections, self._store)
+            mark.write_epoch(self._connections, self._store, self._mark_lock_s)
         except mark.ForeignBucketError as error:
             # The restored blobs are served all the same, and the next run is refused.
             log.warning("mark in the bucket was not updated after restores", reason=str(error))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from coordinator.gc.mark_table import LOCK_TIMEOUT_S
 from coordinator.storage.port import DELETE_LIMIT
 
 
@@ -26,6 +27,8 @@ class Sizes:
     versions_at_least: int = 100
     #: Targets of one request of a purge.
     deletes: int = DELETE_LIMIT
+    #: A writer of the mark that hangs for longer is ended, in seconds.
+    mark_lock_s: float = LOCK_TIMEOUT_S
 
 
 PRODUCTION = Sizes()

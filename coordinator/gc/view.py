@@ -34,11 +34,6 @@ from coordinator.gc.shapes import (
 from coordinator.gc.table import CANDIDATE, DUE, FREE, IS_CONCEALED, IS_WANTED, UNDISTURBED
 from coordinator.table.ledger import Decision
 
-#: Blobs that one page of a plan reads, at most, to find those of one step.
-WALK = 2000
-#: How long totals of hidden and unreferenced blobs are cached; or COST_FACTOR times as long as counting took, if more.
-KEPT_SECONDS = 15.0
-COST_FACTOR = 50.0
 #: Limit of counts that are seldom high.
 COUNTED = 100_000
 
@@ -110,12 +105,16 @@ def plan(
     engine: Engine,
     read_facts: ReadFacts,
     *,
+    walk: int,
     step: StepName | None = None,
     despite_holds: bool = False,
     cursor: str | None = None,
     limit: int = paging.DEFAULT_LIMIT,
 ) -> PlanPage:
-    """Return a page of the plan; with `despite_holds` as if nothing blocked GC."""
+    """Return a page of the plan; with `despite_holds` as if nothing blocked GC.
+
+    To find blobs of one step the page reads at most `walk` blobs.
+    """
     place: _Place | None = paging.decode("plan", cursor, _Place) or _FIRST
     with reading(engine) as connection:
         facts = read_facts(connection)
@@ -123,9 +122,9 @@ def plan(
         totals = _totals(connection, hide, purge) if cursor is None else None
         items: list[PlanItem] = []
         walked = 0
-        while place is not None and len(items) < limit and walked < max(WALK, limit):
+        while place is not None and len(items) < limit and walked < max(walk, limit):
             # Without a filter every row is shown: read no more than fit.
-            wanted = limit - len(items) if step is None else max(WALK - walked, 1)
+            wanted = limit - len(items) if step is None else max(walk - walked, 1)
             rows = _rows(connection, place, wanted)
             walked += len(rows)
             for row in rows:
@@ -217,10 +216,15 @@ class Figures(NamedTuple):
 
 
 class FiguresReader:
-    """Counts totals, and caches them for one process: counting takes long if many blobs are hidden."""
+    """Counts totals, and caches them for one process: counting takes long if many blobs are hidden.
 
-    def __init__(self, engine: Engine) -> None:
+    They are cached for so many seconds, or `cost_factor` times as long as counting took, if that is more.
+    """
+
+    def __init__(self, engine: Engine, cached_s: float, cost_factor: float) -> None:
         self._engine = engine
+        self._cached_s = cached_s
+        self._cost_factor = cost_factor
         self._kept: tuple[float, float, Figures] | None = None
         self._reading = asyncio.Lock()
 
@@ -231,7 +235,7 @@ class FiguresReader:
             began = clock()
             if self._kept is not None:
                 read_at, cost, figures = self._kept
-                if began - read_at < max(KEPT_SECONDS, COST_FACTOR * cost):
+                if began - read_at < max(self._cached_s, self._cost_factor * cost):
                     return figures
             figures = await in_thread(self._count)
             self._kept = clock(), clock() - began, figures

@@ -53,7 +53,7 @@ class CachedPodDirectory:
     def __init__(
         self,
         load: Callable[[], Awaitable[list[KnownPod]]],
-        ttl: float = 5.0,
+        ttl: float,
         *,
         load_timeout: float = LOAD_TIMEOUT,
         miss_interval: float = MISS_INTERVAL,

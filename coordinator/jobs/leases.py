@@ -14,6 +14,7 @@ import psycopg
 import structlog
 
 from coordinator.db.engine import connect
+from coordinator.db.errors import away
 from coordinator.errors import UnavailableError
 
 log = structlog.get_logger()
@@ -66,7 +67,7 @@ class Leases:
         try:
             self._connection = connect(self._url, name="baleen-scheduler-leases")
         except psycopg.Error as error:
-            raise _away(error) from error
+            raise away(error) from error
         self._ask(self._connection, f"SET idle_session_timeout = {self._silence_ms}")
         return self._connection
 
@@ -76,7 +77,7 @@ class Leases:
             row = found.fetchone() if found.description else None
         except psycopg.Error as error:
             self._drop()
-            raise _away(error) from error
+            raise away(error) from error
         return row[0] if row else None
 
     def _drop(self) -> None:
@@ -89,7 +90,3 @@ class Leases:
 def _number(name: str) -> int:
     """Hash a name to a PostgreSQL integer."""
     return zlib.crc32(name.encode()) - 2**31
-
-
-def _away(error: psycopg.Error) -> UnavailableError:
-    return UnavailableError(f"The database does not answer ({type(error).__name__}): try again.")

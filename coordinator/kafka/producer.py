@@ -12,7 +12,7 @@ or by a later watermark, the pod's watermark is unknown until the next probe.
 A client (aiokafka's producer, idempotent, `acks=all`) that failed once is discarded, and another connects in the
 background: an idempotent client that missed an acknowledgement can have a gap in its numbering, and would be refused
 forever. Without a client, `publish` waits up to its time limit.
-A discarded client never sends what it has not yet passed to the operating system (`_Client.give_up`).
+A discarded client never sends what it has not yet passed to the operating system (`Client.give_up`).
 A client's buffer holds a batch or two per partition; ingest's memory limit bounds what waits for a place in it.
 Not here: creating topics (topics.py); a client never creates one, because it would have only one partition.
 """
@@ -67,7 +67,7 @@ class _Partitions(NamedTuple):
     dead_letters: list[int]
 
 
-class _Client(AIOKafkaProducer):  # type: ignore[misc] # it has no types
+class Client(AIOKafkaProducer):  # type: ignore[misc] # it has no types
     """aiokafka's producer, which can be abandoned with everything that it was about to send."""
 
     def __init__(self, **arguments: Any) -> None:
@@ -110,11 +110,12 @@ class _Client(AIOKafkaProducer):  # type: ignore[misc] # it has no types
 class EventProducer:
     """Publishes outcomes. `start` and `stop` bracket its life, in one event loop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, client: type[Client] = Client) -> None:
         self._settings = settings
+        self._make_client = client
         self._arguments = client_arguments(settings)
         self._timeout = float(settings.ingest_timeout)
-        self._client: _Client | None = None
+        self._client: Client | None = None
         self._connected = asyncio.Event()
         self._connector: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -191,7 +192,7 @@ class EventProducer:
             raise UnavailableError(f"Kafka does not accept the watermark: {problem!r}.") from problem
 
     @contextlib.asynccontextmanager
-    async def _using(self) -> AsyncIterator[_Client]:
+    async def _using(self) -> AsyncIterator[Client]:
         """Give a client; it is discarded if it fails or its work is cancelled."""
         client = await self._any_client()
         try:
@@ -203,7 +204,7 @@ class EventProducer:
             self._discard(client)
             raise
 
-    async def _send(self, client: _Client, written: list[Outcome], at: int) -> asyncio.Future[object]:
+    async def _send(self, client: Client, written: list[Outcome], at: int) -> asyncio.Future[object]:
         while True:
             try:
                 return _expected(await _hand_over(client, written[at]))
@@ -211,7 +212,7 @@ class EventProducer:
                 # This ends: the event gets shorter each time, and at last this raises.
                 written[at] = _as_oversized(written[at])
 
-    async def _any_client(self) -> _Client:
+    async def _any_client(self) -> Client:
         while self._client is None:
             await self._connected.wait()
         return self._client
@@ -219,7 +220,7 @@ class EventProducer:
     async def _connect(self) -> None:
         pause = FIRST_PAUSE
         while True:
-            client = _Client(
+            client = self._make_client(
                 **self._arguments,
                 acks="all",
                 enable_idempotence=True,
@@ -246,7 +247,7 @@ class EventProducer:
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    def _discard(self, client: _Client, *, reconnect: bool = True) -> None:
+    def _discard(self, client: Client, *, reconnect: bool = True) -> None:
         """Abandon a client with its buffer, once, and connect another."""
         if self._client is not client:
             return
@@ -260,7 +261,7 @@ class EventProducer:
             self._connector = asyncio.create_task(self._connect())
 
 
-async def _hand_over(client: _Client, outcome: Outcome) -> asyncio.Future[object]:
+async def _hand_over(client: Client, outcome: Outcome) -> asyncio.Future[object]:
     """Put one record into the client's buffer, waiting for a place in it."""
     topic: str
     record: Record
@@ -316,14 +317,14 @@ def _as_oversized(outcome: Outcome) -> Outcome:
             raise UnavailableError("Kafka accepts only tiny records: fix the topic as `baleen topics create` says.")
 
 
-async def _check_topics(client: _Client) -> None:
+async def _check_topics(client: Client) -> None:
     # The client then asks for all existing topics; a request for one by its name would create it.
     await client.client.set_topics(())
     for topic in _TOPICS:
         _check_topic(client, topic)
 
 
-async def _partitions(client: _Client) -> _Partitions:
+async def _partitions(client: Client) -> _Partitions:
     """Ask the brokers for the present partitions: the client's metadata may be minutes old."""
     now = _partitions_in(await client.client.fetch_all_metadata())
     if _partitions_in(client.client.cluster) != now:
@@ -338,6 +339,6 @@ def _partitions_in(cluster: ClusterMetadata) -> _Partitions:
     return _Partitions(sorted(events), sorted(dead_letters))
 
 
-def _check_topic(client: _Client, topic: str) -> None:
+def _check_topic(client: Client, topic: str) -> None:
     if client.client.cluster.partitions_for_topic(topic) is None:
         raise UnavailableError(f"Kafka has no topic {topic}: create it with `baleen topics create`.")

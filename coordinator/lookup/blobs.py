@@ -2,7 +2,8 @@
 
 The cost of a look-up grows with the holdings that need the blob: they are found through the index over manifests'
 references, and their repositories are counted, at 1 to 3 µs each. Blobs of a request are counted at once, those with
-the fewest holdings first, up to LIVE_LIMIT for one and LIVE_TOTAL for all. The others are *hot*: hot.py counts them,
+the fewest holdings first, up to `Sizes.live` for one and `Sizes.live_total` for all. The others are *hot*: hot_blobs.py
+counts them,
 and `counted_at` says when that was.
 """
 
@@ -22,15 +23,9 @@ from coordinator.lookup.coalesce import Coalescer
 from coordinator.lookup.hot_blobs import HotUsage, Usage
 from coordinator.lookup.ranking import Ranking
 from coordinator.lookup.shapes import Blob, BlobPage, BlobSummary
+from coordinator.lookup.sizes import Sizes
 
 LOOKUP_LIMIT = 1000
-#: Holdings that are counted while a client waits: of one blob, of all blobs of a request.
-LIVE_LIMIT = 5_000
-LIVE_TOTAL = 50_000
-#: Blobs that one page reads, at most, to find those that match.
-WALK = 100_000
-#: The same if each blob needs a look-up of its own.
-POD_WALK = 4_000
 #: Holdings of a pod that are searched for hot blobs, whose own look-up costs too much: in all, and of one repository.
 SEEN, SEEN_OF_REPOSITORY = 5_000, 50
 
@@ -79,10 +74,11 @@ FROM (
 class BlobQueries:
     """Look-ups, with a cache for hot blobs. One per process."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, sizes: Sizes) -> None:
         self._engine = engine
-        self._hot = HotUsage(engine)
-        self._ranking = Ranking(engine)
+        self._sizes = sizes
+        self._hot = HotUsage(engine, sizes)
+        self._ranking = Ranking(engine, sizes)
         self._single: Coalescer[Digest, Row[Any] | None] = Coalescer(self._ask)
 
     async def lookup(self, digests: Sequence[Digest]) -> list[Blob | None]:
@@ -104,7 +100,7 @@ class BlobQueries:
         return await in_thread(self._rows, digests)
 
     def _rows(self, digests: Sequence[Digest]) -> list[Row[Any] | None]:
-        values = {"digests": list(digests), "live": LIVE_LIMIT, "total": LIVE_TOTAL}
+        values = {"digests": list(digests), "live": self._sizes.live, "total": self._sizes.live_total}
         rows: list[Row[Any] | None] = [None] * len(digests)
         with reading(self._engine) as connection:
             for row in connection.execute(_LOOKUP, values):
@@ -146,14 +142,14 @@ class BlobQueries:
                 rows = connection.execute(_MISSING, filters | {"after": after}).all()
                 return BlobPage(items=_summaries(rows), next=_next_by_id(rows, filters["limit"], None))
             if filters["state"] is not None or filters["min"] > 0:
-                edge = connection.scalar(_ID_EDGE, {"after": after, "walk": WALK})
+                edge = connection.scalar(_ID_EDGE, {"after": after, "walk": self._sizes.walk})
             rows = connection.execute(_BY_ID, filters | {"after": after, "edge": edge}).all()
         return BlobPage(items=_summaries(rows), next=_next_by_id(rows, filters["limit"], edge))
 
     def _browse_unreferenced(self, filters: dict[str, Any], cursor: str | None) -> BlobPage:
         key = paging.decode("unreferenced", cursor, tuple[dt.datetime, int])
         since, after = key or (dt.datetime.min.replace(tzinfo=dt.UTC), 0)
-        values = filters | {"since": since, "after": after, "walk": WALK}
+        values = filters | {"since": since, "after": after, "walk": self._sizes.walk}
         with reading(self._engine) as connection:
             edge = connection.execute(_UNREFERENCED_EDGE, values).one_or_none()
             end = (None, None) if edge is None else (edge.unreferenced_since, edge.id)
@@ -197,8 +193,8 @@ class BlobQueries:
         with reading(self._engine) as connection:
             if connection.scalar(text("SELECT id FROM pods WHERE name = :pod"), {"pod": pod}) is None:
                 raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
-            edge = connection.scalar(_ID_EDGE, {"after": after, "walk": POD_WALK})
-            values = filters | {"after": after, "edge": edge, "live": LIVE_LIMIT, "pod": pod}
+            edge = connection.scalar(_ID_EDGE, {"after": after, "walk": self._sizes.pod_walk})
+            values = filters | {"after": after, "edge": edge, "live": self._sizes.live, "pod": pod}
             rows = connection.execute(_OF_POD, values).all()
             unknown = [row.id for row in rows if not row.live]
             found = connection.execute(_SEEN_IN_POD, {"pod": pod, "ids": unknown}) if unknown else ()

@@ -23,11 +23,11 @@ from coordinator.gc.shapes import Pin
 from coordinator.lookup.blobs import BlobQueries
 from coordinator.lookup.references import references
 from coordinator.lookup.shapes import Blob, Chapter, DirectLink, Explanation, MountMade, OpenHide, Reason
+from coordinator.lookup.sizes import Sizes
 from coordinator.table.ledger import Decision
 
-#: Holdings and links that are named; entries of the ledger that are shown.
+#: Holdings and links that are named.
 NAMED = 10
-ENTRIES_LIMIT = 50
 
 _BLOB = text("""
 SELECT b.id, b.state, b.size, b.reference_count, b.link_count, b.first_seen, b.unreferenced_since,
@@ -49,14 +49,14 @@ SELECT id, at, decision, why, run_id, evidence FROM gc_ledger WHERE digest = :di
 
 
 async def explain(
-    engine: Engine, blobs: BlobQueries, read_facts: ReadFacts, link_grace: dt.timedelta, digest: Digest
+    engine: Engine, sizes: Sizes, blobs: BlobQueries, read_facts: ReadFacts, link_grace: dt.timedelta, digest: Digest
 ) -> Explanation:
     """Return a blob's state and history; raises NotFoundError for one that no registry has reported."""
-    facts, row, links, mounts, entries = await in_thread(_read, engine, read_facts, link_grace, digest)
+    facts, row, links, mounts, entries = await in_thread(_read, engine, sizes.entries, read_facts, link_grace, digest)
     counted = await blobs.get(digest)
-    holdings = await in_thread(references, engine, digest, limit=NAMED)
-    earlier = len(entries) > ENTRIES_LIMIT
-    history = [_chapter(digest, entry) for entry in reversed(entries[:ENTRIES_LIMIT])]
+    holdings = await in_thread(references, engine, sizes, digest, limit=NAMED)
+    earlier = len(entries) > sizes.entries
+    history = [_chapter(digest, entry) for entry in reversed(entries[: sizes.entries])]
     explanation = explanation_of(
         _known(row, counted),
         facts,
@@ -98,7 +98,7 @@ class _Rows(NamedTuple):
     entries: Sequence[Row[Any]]
 
 
-def _read(engine: Engine, read_facts: ReadFacts, link_grace: dt.timedelta, digest: Digest) -> _Rows:
+def _read(engine: Engine, entries: int, read_facts: ReadFacts, link_grace: dt.timedelta, digest: Digest) -> _Rows:
     with reading(engine) as connection:
         facts = read_facts(connection)
         row = connection.execute(_BLOB, {"digest": digest}).one_or_none()
@@ -109,7 +109,7 @@ def _read(engine: Engine, read_facts: ReadFacts, link_grace: dt.timedelta, diges
             row,
             _links(connection, row.id, link_grace) if row.link_count else [],
             connection.execute(_MOUNTS, {"blob": row.id, "limit": NAMED}).all(),
-            connection.execute(_LEDGER, {"digest": digest, "limit": ENTRIES_LIMIT + 1}).all(),
+            connection.execute(_LEDGER, {"digest": digest, "limit": entries + 1}).all(),
         )
 
 

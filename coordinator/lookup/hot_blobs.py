@@ -19,13 +19,10 @@ from sqlalchemy import Engine, Row, text
 from coordinator.db.session import writing
 from coordinator.db.threads import in_thread
 from coordinator.errors import UnavailableError
+from coordinator.lookup.sizes import Sizes
 
-#: How long hot counts are cached; or COST_FACTOR times as long as counting took, if that is more.
-HOT_SECONDS = 60.0
-COST_FACTOR = 50.0
 HOT_ENTRIES = 20_000
-#: Holdings that one pass reads: a few seconds. Finished counts are cached even if the rest takes too long.
-HOT_GROUP = 2_000_000
+#: Finished counts are cached even if the rest takes too long.
 HOT_PATIENCE = 15.0
 
 # All blobs in one pass: the more hot blobs are counted, the more of them each manifest lists.
@@ -59,8 +56,9 @@ class Usage(NamedTuple):
 class HotUsage:
     """Counts hot blobs, with a cache for one process."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, sizes: Sizes) -> None:
         self._engine = engine
+        self._sizes = sizes
         self._hot: OrderedDict[int, tuple[float, Usage]] = OrderedDict()
         self._counting = asyncio.Lock()
 
@@ -72,7 +70,7 @@ class HotUsage:
         # One caller counts at a time: the others then find most of their blobs counted already.
         async with self._counting:
             missing = [row for row in rows if row.id not in self._hot or self._hot[row.id][0] < clock()]
-            for group in _groups(missing):
+            for group in _groups(missing, self._sizes.hot_group):
                 if clock() > deadline:
                     raise UnavailableError(
                         "Counting so many references takes longer than one request may. Send the request again: it "
@@ -90,7 +88,7 @@ class HotUsage:
         with writing(self._engine) as connection:
             connection.execute(_HOT_MEMORY)
             rows = connection.execute(_HOT, {"ids": list(ids)}).all()
-        until = clock() + max(HOT_SECONDS, COST_FACTOR * (clock() - began))
+        until = clock() + max(self._sizes.hot_s, self._sizes.cost_factor * (clock() - began))
         # A blob that lost its last reference meanwhile is not among the rows.
         usages = dict.fromkeys(ids, Usage(0, [], dt.datetime.now(dt.UTC)))
         for blob, of_blob in groupby(rows, key=lambda row: row.blob_id):
@@ -101,14 +99,14 @@ class HotUsage:
             self._hot.move_to_end(blob)
 
 
-def _groups(rows: Sequence[Row[Any]]) -> Iterator[list[int]]:
-    """Split the blobs into groups, so that no pass reads many more than HOT_GROUP holdings."""
+def _groups(rows: Sequence[Row[Any]], holdings: int) -> Iterator[list[int]]:
+    """Split the blobs into groups, so that no pass reads many more than this number of holdings."""
     group: list[int] = []
     size = 0
     for row in sorted(rows, key=lambda row: row.reference_count, reverse=True):
         group.append(row.id)
         size += row.reference_count
-        if size > HOT_GROUP:
+        if size > holdings:
             yield group
             group, size = [], 0
     if group:

@@ -15,11 +15,7 @@ from sqlalchemy import Engine, Row, text
 
 from coordinator.db.session import reading
 from coordinator.db.threads import in_thread
-
-RANKED = 10_000
-#: How long a ranking is cached; or COST_FACTOR times as long as it took, if that is more.
-KEPT_SECONDS = 60.0
-COST_FACTOR = 50.0
+from coordinator.lookup.sizes import Sizes
 
 #: Count and id of the last blob of a page.
 Key = tuple[int, int]
@@ -49,13 +45,14 @@ class _Kept(NamedTuple):
 class Ranking:
     """Ranks blobs, with a cache for one process: one ranking for each requested state, and one for all states."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, sizes: Sizes) -> None:
         self._engine = engine
+        self._sizes = sizes
         self._kept: dict[int | None, _Kept] = {}
         self._reading = asyncio.Lock()
 
     async def page(self, state: int | None, minimum: int, after: Key | None, limit: int) -> Ranked:
-        """Return up to `limit` rows with at least `minimum` references, of the first RANKED, after a key."""
+        """Return up to `limit` rows with at least `minimum` references, of those that are ranked, after a key."""
         rows = await self._rows(state)
         begin = 0 if after is None else bisect_right(rows, (-after[0], after[1]), key=_order)
         page = [row for row in rows[begin : begin + limit] if row.reference_count >= minimum]
@@ -63,19 +60,19 @@ class Ranking:
         return Ranked(page, (page[-1].reference_count, page[-1].id) if more else None, _time(rows))
 
     async def _rows(self, state: int | None) -> Sequence[Row[Any]]:
-        clock = asyncio.get_running_loop().time
+        clock, sizes = asyncio.get_running_loop().time, self._sizes
         # One caller reads, and the others wait for its result.
         async with self._reading:
             kept = self._kept.get(state)
             began = clock()
-            if kept is None or began - kept.read_at >= max(KEPT_SECONDS, COST_FACTOR * kept.cost):
+            if kept is None or began - kept.read_at >= max(sizes.ranking_s, sizes.cost_factor * kept.cost):
                 rows = await in_thread(self._read, state)
                 kept = self._kept[state] = _Kept(clock(), clock() - began, rows)
             return kept.rows
 
     def _read(self, state: int | None) -> Sequence[Row[Any]]:
         with reading(self._engine) as connection:
-            return connection.execute(_TOP, {"state": state, "ranked": RANKED}).all()
+            return connection.execute(_TOP, {"state": state, "ranked": self._sizes.ranked}).all()
 
 
 def _order(row: Row[Any]) -> tuple[int, int]:

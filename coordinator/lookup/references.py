@@ -1,8 +1,8 @@
 """List the holdings that need a blob, in the order (manifest, repository).
 
 There are two ways to find them. The index over references costs about 1 µs per manifest that lists the blob, however
-few of them the page shows: it is used up to INDEX_LIMIT. Beyond that, manifests are read in the order of the page and
-filtered, at most WALK of them: 8 ms, and the page may be short.
+few of them the page shows: it is used up to `Sizes.indexed`. Beyond that, manifests are read in the order of the page
+and filtered, at most `Sizes.manifests_walk` of them: 8 ms, and the page may be short.
 """
 
 from typing import Any, NamedTuple
@@ -15,9 +15,7 @@ from coordinator.domain.names import Digest, format_digest
 from coordinator.domain.references import ManifestKind, reference_kind
 from coordinator.errors import NotFoundError
 from coordinator.lookup.shapes import Reference, ReferencePage
-
-INDEX_LIMIT = 20_000
-WALK = 30_000
+from coordinator.lookup.sizes import Sizes
 
 
 class Key(NamedTuple):
@@ -66,7 +64,7 @@ BEFORE_REPOSITORIES = 0
 
 
 def references(
-    engine: Engine, digest: Digest, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT
+    engine: Engine, sizes: Sizes, digest: Digest, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT
 ) -> ReferencePage:
     """Return a page of the holdings that need the blob."""
     manifest, repository = paging.decode("references", cursor, Key) or Key(0, BEFORE_REPOSITORIES)
@@ -74,12 +72,12 @@ def references(
         blob = connection.execute(_BLOB, {"digest": digest}).one_or_none()
         if blob is None:
             raise NotFoundError(f"No registry has reported {format_digest(digest)} yet: check the digest.")
-        walks = blob.reference_count > INDEX_LIMIT
+        walks = blob.reference_count > sizes.indexed
         key = {"manifest": manifest, "repository": repository, "id": blob.id, "limit": limit}
         edge = None
         if walks:
             # Find the edge first, to bound the page: rows that come between the two statements are not skipped.
-            edge = connection.scalar(_EDGE, {"manifest": manifest, "walk": WALK})
+            edge = connection.scalar(_EDGE, {"manifest": manifest, "walk": sizes.manifests_walk})
             rows = connection.execute(_FROM_WALK, key | {"edge": edge}).all()
         else:
             rows = connection.execute(_FROM_INDEX, key).all()

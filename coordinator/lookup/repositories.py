@@ -2,7 +2,7 @@
 
 A blob is unique to a repository if the repository's holdings and link account for all of the blob's counts. So other
 holdings need not be read, and the cost is that of the repository's own references (2 µs each). A list computes the
-figures for repositories until LIST_MANIFESTS is used up, and leaves the others null.
+figures for repositories until `Sizes.list_manifests` is used up, and leaves the others null.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,7 @@ from coordinator.domain.names import PodName, RepositoryName
 from coordinator.domain.own import is_own
 from coordinator.errors import NotFoundError
 from coordinator.lookup.shapes import Repository, RepositoryPage
-
-#: Manifests whose references are counted, of all repositories of one page.
-LIST_MANIFESTS = 5_000
+from coordinator.lookup.sizes import Sizes
 
 _COLUMNS = """r.id, r.name, p.name AS pod,
   (SELECT count(*) FROM repository_manifests h WHERE h.repository_id = r.id) AS manifests"""
@@ -83,6 +81,7 @@ def repository(engine: Engine, name: RepositoryName) -> Repository:
 
 def repositories(
     engine: Engine,
+    sizes: Sizes,
     *,
     pod: PodName | None = None,
     prefix: RepositoryName | None = None,
@@ -99,7 +98,7 @@ def repositories(
             rows = connection.execute(_PAGE_UNDER, values | {"prefixes": prefixes}).all()
         own = _own(connection, rows)
         shown = [row for row in rows if row.id not in own]
-        budget, chosen = LIST_MANIFESTS, []
+        budget, chosen = sizes.list_manifests, []
         for row in shown:
             if row.manifests <= budget:
                 budget -= row.manifests

@@ -26,7 +26,7 @@ import signal
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -79,8 +79,11 @@ class EmbeddedPostgres:
         *,
         host: str,
         port: int,
+        settings: Mapping[str, str] | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
+        """`settings` replace those of SETTINGS."""
+        self._settings = SETTINGS | dict(settings or {})
         self._pause = pause
         self._bin = binaries()
         self._directory = directory
@@ -114,7 +117,7 @@ class EmbeddedPostgres:
 
     def process(self) -> ManagedProcess:
         """The server, ready when it says so in its pid file."""
-        settings = SETTINGS | {"listen_addresses": self._host, "port": str(self._port)}
+        settings = self._settings | {"listen_addresses": self._host, "port": str(self._port)}
         arguments = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         process = ManagedProcess(
             name="PostgreSQL",

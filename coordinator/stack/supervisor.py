@@ -70,11 +70,14 @@ class Stack:
         services: Collection[Service] = ALL,
         *,
         ports: Mapping[Service, int] | None = None,
+        postgres: Mapping[str, str] | None = None,
     ) -> None:
+        """`postgres` has settings of PostgreSQL, in place of its own (postgres.py)."""
         self._directory = data_dir.absolute()
         self._host = host
         self._services = services
         self._asked = dict(ports or {})
+        self._postgres = postgres
         self._lock: int | None = None
         self._guard: guarding.Guard | None = None
         self._children: list[ManagedProcess] = []
@@ -186,7 +189,8 @@ class Stack:
         directory, host, logs = self._directory, self._host, self._directory / "logs"
         if "postgres" in self._services:
             port = ports.take("postgres", asked=self._asked.get("postgres"))
-            server = EmbeddedPostgres(directory / "postgres", logs / "postgres.log", host=host, port=port)
+            log = logs / "postgres.log"
+            server = EmbeddedPostgres(directory / "postgres", log, host=host, port=port, settings=self._postgres)
             yield partial(self._start_postgres, server)
         if "s3" in self._services:
             asked = self._asked.get("s3")

@@ -110,10 +110,12 @@ class S3ObjectStore:
         attempts: int = ATTEMPTS,
         part_bytes: int = PART_BYTES,
         copy_bytes: int = COPY_BYTES,
+        list_limit: int = LIST_LIMIT,
     ) -> None:
         self.bucket = bucket
         self.part_bytes = part_bytes
         self.copy_bytes = copy_bytes
+        self.list_limit = list_limit
         self.root = f"{check_key(root.strip('/'))}/" if root.strip("/") else ""
 
         def connected(endpoint: str | None) -> "S3Client":
@@ -375,13 +377,13 @@ class S3ObjectStore:
         return list(islice(self._objects(prefix, start_after, limit), limit))
 
     def walk(self, prefix: str) -> Iterator[ObjectInfo]:
-        return self._objects(prefix, None, LIST_LIMIT)
+        return self._objects(prefix, None, self.list_limit)
 
     def walk_keys(self, prefix: str) -> Iterator[str]:
         return (entry.key for entry in self.walk(prefix))
 
     def folders(self, prefix: str) -> Iterator[str]:
-        return self._folders(self._object_pages(prefix, Delimiter="/", MaxKeys=LIST_LIMIT))
+        return self._folders(self._object_pages(prefix, Delimiter="/", MaxKeys=self.list_limit))
 
     def _objects(self, prefix: str, start_after: str | None, size: int) -> Iterator[ObjectInfo]:
         first = {"StartAfter": self.root + start_after} if start_after else {}
@@ -397,7 +399,7 @@ class S3ObjectStore:
 
     def _version_pages(self, prefix: str, **request: Any) -> Iterator[Any]:
         marks = {"KeyMarker": "NextKeyMarker", "VersionIdMarker": "NextVersionIdMarker"}
-        request = {"Bucket": self.bucket, "Prefix": self.root + prefix, "MaxKeys": LIST_LIMIT} | request
+        request = {"Bucket": self.bucket, "Prefix": self.root + prefix, "MaxKeys": self.list_limit} | request
         return self._pages(self._client.list_object_versions, prefix, request, marks)
 
     def _pages(
@@ -433,7 +435,7 @@ class S3ObjectStore:
     def versions(self, key: str, limit: int = VERSIONS_LIMIT) -> Sequence[ObjectVersion]:
         path = self._path(key)
         found: list[ObjectVersion] = []
-        for page in self._version_pages(key, MaxKeys=min(limit, LIST_LIMIT)):
+        for page in self._version_pages(key, MaxKeys=min(limit, self.list_limit)):
             # The key's own states come first: no key that begins with it is smaller.
             found += (state for name, state in _states(page) if name == path)
             ends = page.get("NextKeyMarker")
@@ -472,7 +474,7 @@ class S3ObjectStore:
 
     def unfinished(self, prefix: str) -> Iterator[Unfinished]:
         marks = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
-        request = {"Bucket": self.bucket, "Prefix": self.root + prefix, "MaxUploads": LIST_LIMIT}
+        request = {"Bucket": self.bucket, "Prefix": self.root + prefix, "MaxUploads": self.list_limit}
         for page in self._pages(self._client.list_multipart_uploads, prefix, request, marks):
             for entry in page.get("Uploads", []):
                 yield Unfinished(entry["Key"].removeprefix(self.root), entry["Initiated"], entry["UploadId"])

@@ -1,14 +1,16 @@
 """Advance the epoch of the mark with each change that an older state of the database would lack (gc/mark_table.py).
 
-`ADVANCE` is the last statement of the transaction that makes such a change. `changing` is such a transaction on an
-engine. It does not wait for another transaction that advances: a process that hangs in one must not prevent an operator
-from switching GC off. If the row is locked, it advances the epoch in a second transaction, after the commit.
+`ADVANCE` is the last statement of the transaction that makes such a change. `advancing` is such a transaction on a
+connection, and `changing` one on an engine. `changing` does not wait for another transaction that advances: a process
+that hangs in one must not prevent an operator from switching GC off. If the row is locked, it advances the epoch in a
+second transaction, after the commit.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
+import psycopg
 import structlog
 from sqlalchemy import Connection, Engine
 
@@ -21,6 +23,14 @@ ADVANCE: Final = "INSERT INTO gc_mark (epoch) VALUES (1) ON CONFLICT (id) DO UPD
 _TRY_ADVANCE = """
 UPDATE gc_mark SET epoch = epoch + 1 WHERE id IN (SELECT id FROM gc_mark FOR UPDATE SKIP LOCKED)
 """
+
+
+@contextmanager
+def advancing(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """Make a change in one transaction, which commits at the end and advances the epoch."""
+    with connection.transaction():
+        yield
+        connection.execute(ADVANCE)
 
 
 @contextmanager

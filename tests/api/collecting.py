@@ -7,20 +7,24 @@ otherwise (`World.known`). Not here: what must hold.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import pytest
+from sqlalchemy import Connection
 
-from coordinator.compose import api as compose_api
+from coordinator.api.deps import Deps, no_mark
 from coordinator.compose import database as compose_database
-from coordinator.compose import values as compose_values
 from coordinator.domain.gc import Facts, PodFacts
 from coordinator.domain.names import format_digest
 from coordinator.domain.perimeter import Listing
-from coordinator.gc import conditions as collection
+from coordinator.gc import conditions
+from coordinator.gc.conditions import ReadKnown
+from coordinator.lookup.sizes import Sizes
+from coordinator.settings import Settings
 from coordinator.stack.supervisor import StackEndpoints
-from tests.api.harness import Json, Served, served, settings_for
+from tests.api.harness import FRESH, Json, Served, served, settings_for
 from tests.gc.harness import NO_TIMES, POD, Garbage
 from tests.storage.memory import MemoryObjectStore
 
@@ -43,6 +47,14 @@ class World:
         """Change what is known, for the API and for runs."""
         self._known.change = change
         self.garbage.known = change
+
+    @contextmanager
+    def sizes(self, **sizes: Any) -> Iterator[None]:
+        """Ask another API on the same database, with these sizes, until the end of the block."""
+        usual = self.api
+        with serving(usual.settings, self._known, replace(FRESH, **sizes)) as self.api:
+            yield
+        self.api = usual
 
     def text(self, name: str) -> str:
         return format_digest(self.garbage.digest(name))
@@ -75,36 +87,29 @@ class Known:
     def __init__(self) -> None:
         self.change: Callable[[Facts], Facts] = lambda facts: facts
 
-    def read(self, connection: Any, *arguments: Any) -> collection.Known:
-        known = _really_known(connection, *arguments)
+    def read(self, really: ReadKnown, connection: Connection) -> conditions.Known:
+        known = really(connection)
         pods = [PodFacts(POD, known.facts.now, known.facts.now, is_reconcilable=False)]
         listing = Listing(known.facts.now)
         facts = known.facts._replace(times=NO_TIMES, pods=pods, listing=listing)
         return known._replace(facts=self.change(facts))
 
 
-class NoMark:
-    """What the API does not write: the collector has a bucket of its own."""
+def serving(settings: Settings, known: Known, sizes: Sizes = FRESH) -> AbstractContextManager[Served]:
+    """An API that knows this. It writes no mark: the collector has a bucket of its own."""
 
-    def __call__(self) -> None:
-        pass
+    def change(deps: Deps) -> Deps:
+        return replace(deps, known=partial(known.read, deps.known), record_mark=no_mark)
 
-    def close(self) -> None:
-        pass
-
-
-_really_known = collection.read_facts
+    return served(settings, sizes, change)
 
 
 @contextmanager
 def known_api(embedded_stack: StackEndpoints) -> Iterator[tuple[Served, Known]]:
     """An API with a database of its own."""
     known = Known()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compose_values, "read_facts", known.read)
-        patch.setattr(compose_api, "mark_recorder", lambda _: NoMark())
-        with served(settings_for(embedded_stack)) as api:
-            yield api, known
+    with serving(settings_for(embedded_stack), known) as api:
+        yield api, known
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """One API and one database for all tests of this folder; each test uses names of its own."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 
 import pytest
 
-from coordinator.gc import view as queries
+from coordinator.lookup.sizes import Sizes
 from coordinator.stack.supervisor import StackEndpoints
 from tests.api.collecting import Known, World, collecting, known_api
 from tests.api.harness import Facts, Served, served, settings_for
@@ -14,6 +16,13 @@ from tests.api.harness import Facts, Served, served, settings_for
 def api(embedded_stack: StackEndpoints) -> Iterator[Served]:
     with served(settings_for(embedded_stack)) as api:
         yield api
+
+
+@pytest.fixture(scope="session")
+def api_of(api: Served) -> Iterator[Callable[[Sizes], Served]]:
+    """Gives another API on the same database, with other sizes."""
+    with ExitStack() as stack:
+        yield cache(lambda sizes: stack.enter_context(served(api.settings, sizes)))
 
 
 @pytest.fixture
@@ -28,9 +37,6 @@ def collected_api(embedded_stack: StackEndpoints) -> Iterator[tuple[Served, Know
 
 
 @pytest.fixture
-def world(collected_api: tuple[Served, Known], monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    # Figures are of now, for whoever looks at what has just been done.
-    monkeypatch.setattr(queries, "KEPT_SECONDS", 0)
-    monkeypatch.setattr(queries, "COST_FACTOR", 0)
+def world(collected_api: tuple[Served, Known]) -> Iterator[World]:
     with collecting(*collected_api) as world:
         yield world

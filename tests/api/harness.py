@@ -14,6 +14,8 @@ import uvicorn
 from psycopg import sql
 from sqlalchemy.engine import make_url
 
+from coordinator.api.app import create_app
+from coordinator.api.deps import Deps
 from coordinator.api.server import KEEP_ALIVE_SECONDS
 from coordinator.compose import api as compose_api
 from coordinator.compose import database as compose_database
@@ -21,6 +23,7 @@ from coordinator.db import migrate
 from coordinator.domain.references import ManifestKind, reference_kind
 from coordinator.ingest.dead_letters import repositories_in
 from coordinator.kafka.topics import ensure_topics
+from coordinator.lookup.sizes import PRODUCTION, Sizes
 from coordinator.settings import Settings, build
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.tokens.table import hash_of
@@ -28,6 +31,8 @@ from tests.services.s3 import s3_settings
 from tests.support.wait import eventually
 
 READ, OPERATE = "token-that-may-read", "token-that-may-operate"
+#: Nothing is cached: figures and rankings are of now.
+FRESH = Sizes(figures_s=0, ranking_s=0, cost_factor=0)
 Json = Any
 
 
@@ -81,8 +86,10 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def served(settings: Settings) -> Iterator[Served]:
-    """Serve the API on a free port until the end of the block."""
+def served(
+    settings: Settings, sizes: Sizes = PRODUCTION, change: Callable[[Deps], Deps] = lambda deps: deps
+) -> Iterator[Served]:
+    """Serve the API on a free port until the end of the block; `change` replaces parts of it."""
     ensure_topics(settings)
     with psycopg.connect(compose_database.database_url(settings), autocommit=True) as db:
         for role, token in (("read", READ), ("operate", OPERATE)):
@@ -94,7 +101,7 @@ def served(settings: Settings) -> Iterator[Served]:
             listening.bind(("127.0.0.1", 0))
             url = f"http://127.0.0.1:{listening.getsockname()[1]}"
             config = uvicorn.Config(
-                compose_api.api(settings),
+                create_app(change(compose_api.deps(settings, sizes))),
                 log_config=None,
                 access_log=False,
                 lifespan="on",

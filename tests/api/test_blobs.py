@@ -1,13 +1,17 @@
 """What the API says of blobs is what the sets of facts say, whichever way it finds it."""
 
-import pytest
+from collections.abc import Callable
+from datetime import datetime
+
 from hypothesis import given, settings
 
 from coordinator.domain.references import ManifestKind
-from coordinator.lookup import blobs as blob_queries
-from coordinator.lookup import hot_blobs
+from coordinator.lookup.sizes import Sizes
 from tests.api.harness import Facts, Json, Served
 from tests.api.worlds import build, worlds
+
+#: A blob with two holdings is hot, and counted in a group of its own.
+HOT = Sizes(live=1, hot_group=2)
 
 
 def check_blobs(api: Served, facts: Facts) -> None:
@@ -43,38 +47,29 @@ def test_counts_are_those_of_the_sets(api: Served, steps: list[tuple[str, int, i
 
 @settings(max_examples=10, database=None)
 @given(worlds())
-def test_hot_blobs_are_counted_as_exactly(api: Served, steps: list[tuple[str, int, int, object]]) -> None:
+def test_hot_blobs_are_counted_as_exactly(
+    api_of: Callable[[Sizes], Served], steps: list[tuple[str, int, int, object]]
+) -> None:
     """A blob that too many need to be counted at once gets the same figures, in groups of any size."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blob_queries, "LIVE_LIMIT", 1)
-        patch.setattr(hot_blobs, "HOT_GROUP", 2)
-        facts = Facts(api.db)
-        build(facts, steps)
-        check_blobs(api, facts)
+    api = api_of(HOT)
+    facts = Facts(api.db)
+    build(facts, steps)
+    check_blobs(api, facts)
 
 
-def test_a_question_counts_the_rarest_at_once(api: Served, facts: Facts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_question_counts_the_rarest_at_once(api_of: Callable[[Sizes], Served], facts: Facts) -> None:
     """What one question may cost is shared by its blobs, and those beyond it are counted as hot ones."""
-    monkeypatch.setattr(blob_queries, "LIVE_TOTAL", 5)
     facts.manifest(0, ManifestKind.IMAGE, [10, 11])
     facts.manifest(1, ManifestKind.IMAGE, [10, 12])
     for manifest in (0, 1):
         for name in "abc":
             facts.hold(facts.repository(0, name), manifest)
-    check_blobs(api, facts)
+    check_blobs(api_of(Sizes(live_total=5)), facts)
 
 
-def test_a_pods_hot_blobs_are_not_counted(api: Served, facts: Facts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pods_hot_blobs_are_not_counted(api_of: Callable[[Sizes], Served], facts: Facts) -> None:
     """What everybody needs is among what a pod's repositories hold first: its page counts nothing."""
-    monkeypatch.setattr(blob_queries, "LIVE_LIMIT", 1)
-    counted: set[int] = set()
-    count = hot_blobs.HotUsage._count
-
-    def counting(memory: hot_blobs.HotUsage, ids: list[int]) -> None:
-        counted.update(ids)
-        count(memory, ids)
-
-    monkeypatch.setattr(hot_blobs.HotUsage, "_count", counting)
+    api = api_of(HOT)
     facts.manifest(0, ManifestKind.IMAGE, [10, 11])
     for pod in (0, 1):
         for name in "abc":
@@ -82,10 +77,11 @@ def test_a_pods_hot_blobs_are_not_counted(api: Served, facts: Facts, monkeypatch
     for pod in facts.pods[:2]:
         found = {item["digest"] for item in api.pages("/v1/blobs", pod=pod)}
         assert {facts.digest(blob) for blob in (0, 10, 11)} <= found
-    digests = [bytes.fromhex(facts.digest(blob).removeprefix("sha256:")) for blob in (0, 10, 11)]
-    ours = {row[0] for row in api.db.execute("SELECT id FROM blobs WHERE digest = ANY(%s)", (digests,))}
-    assert len(ours) == 3
-    assert not ours & counted
+    # Counts are cached, and say when they were made.
+    ((paged_at,),) = api.db.execute("SELECT now()").fetchall()
+    for blob in (0, 10, 11):
+        counted_at = api.get(f"/v1/blobs/{facts.digest(blob)}").json()["counted_at"]
+        assert datetime.fromisoformat(counted_at) > paged_at
 
 
 def test_unknown_digests_are_null_in_their_place(api: Served, facts: Facts) -> None:

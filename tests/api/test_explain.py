@@ -7,7 +7,6 @@ import pytest
 
 from coordinator.domain.gc import PodFacts
 from coordinator.domain.lifecycle import BlobState
-from coordinator.lookup import explain
 from tests.api.collecting import World, asked_back
 from tests.gc.harness import POD
 
@@ -155,14 +154,14 @@ def test_what_was_kept_by_a_check(world: World) -> None:
     assert any("run 7 kept it: repository team/app links it" in each for each in world.explained("l")["sentences"])
 
 
-def test_a_long_history_is_cut(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_history_is_cut(world: World) -> None:
     """Of a long history the newest sentences are shown, and that there are more."""
-    monkeypatch.setattr(explain, "ENTRIES_LIMIT", 3)
     world.unreferenced("l")
     world.garbage.collect()
-    assert not world.explained("l")["earlier"]
-    world.garbage.collect()
-    shown = world.explained("l")
+    with world.sizes(entries=3):
+        assert not world.explained("l")["earlier"]
+        world.garbage.collect()
+        shown = world.explained("l")
     assert (shown["earlier"], decisions(shown)) == (True, ["hidden", "purge", "purged"])
     assert any("left out" in sentence for sentence in shown["sentences"])
 

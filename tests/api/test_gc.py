@@ -8,8 +8,6 @@ import pytest
 from coordinator.domain.gc import Amount, Limits
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import format_digest
-from coordinator.gc import view as queries
-from coordinator.lookup import ranking
 from coordinator.storage.layout import blob_key
 from tests.api.collecting import World, asked_back
 from tests.api.harness import READ, Json
@@ -87,9 +85,8 @@ def test_what_a_status_waits_for(world: World) -> None:
 
 
 @pytest.mark.parametrize("step", [None, "hide", "keep"])
-def test_a_plan_while_blobs_come(world: World, monkeypatch: pytest.MonkeyPatch, step: str | None) -> None:
+def test_a_plan_while_blobs_come(world: World, step: str | None) -> None:
     """What was in the plan at its first page is in it once, whatever comes meanwhile, also in short pages."""
-    monkeypatch.setattr(queries, "WALK", 2)
     for number in range(4):
         world.unreferenced(f"hidden{number}")
     world.garbage.collect()
@@ -106,7 +103,8 @@ def test_a_plan_while_blobs_come(world: World, monkeypatch: pytest.MonkeyPatch, 
             world.unreferenced(f"l{number}")
 
     parameters = {"limit": 3} | ({} if step is None else {"step": step})
-    items = world.api.pages("/v1/gc/plan", between=add, **parameters)
+    with world.sizes(plan_walk=2):
+        items = world.api.pages("/v1/gc/plan", between=add, **parameters)
     found = [item["digest"] for item in items]
     assert len(found) == len(set(found))
     of_step = [item for item in items if step in {None, item["step"]}]
@@ -293,10 +291,8 @@ def test_many_holds_are_reported_in_short(world: World) -> None:
     assert len(shown) == 21
 
 
-def test_pins(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pins(world: World) -> None:
     """A pinned blob says so wherever it is shown, is not collected, and is when it is let go."""
-    monkeypatch.setattr(ranking, "KEPT_SECONDS", 0)
-    monkeypatch.setattr(ranking, "COST_FACTOR", 0)
     world.unreferenced("l")
     digest = world.text("l")
     pinned = world.api.ask("PUT", f"/v1/pins/{digest}", json={"why": "an audit"}).json()

@@ -1,49 +1,47 @@
 """Pages put together are the whole list: nothing lost, nothing twice, also while rows are added between pages."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.db import paging
 from coordinator.domain.references import ManifestKind
-from coordinator.lookup import blobs as blob_queries
-from coordinator.lookup import ranking
-from coordinator.lookup import references as reference_queries
-from tests.api.harness import Facts, Json, Served, dead_letter
+from coordinator.lookup.sizes import PRODUCTION, Sizes
+from tests.api.harness import FRESH, Facts, Json, Served, dead_letter
 from tests.api.worlds import build, worlds
 
 LIMITS = st.integers(1, 7)
+#: References are found by reading manifests, so many for each page.
+WALKS = [Sizes(indexed=0, manifests_walk=walk) for walk in (7, 20)]
+#: Pages of blobs that read few blobs; in one of them most blobs are hot.
+BLOBS = [FRESH, replace(FRESH, walk=300, pod_walk=300), replace(FRESH, walk=150, pod_walk=150, live=1)]
 
 
 @pytest.mark.lengthy
 @settings(max_examples=12, database=None)
-@given(worlds(), LIMITS, st.integers(5, 20), st.booleans())
+@given(worlds(), LIMITS, st.sampled_from([PRODUCTION, *WALKS]))
 def test_references(
-    api: Served, steps: list[tuple[str, int, int, object]], limit: int, walk: int, by_walk: bool
+    api_of: Callable[[Sizes], Served], steps: list[tuple[str, int, int, object]], limit: int, sizes: Sizes
 ) -> None:
     """All holdings of every blob are listed once with their kind, by the index and by the walk, short pages or not."""
-    with pytest.MonkeyPatch.context() as patch:
-        if by_walk:
-            patch.setattr(reference_queries, "INDEX_LIMIT", 0)
-            patch.setattr(reference_queries, "WALK", walk)
-        facts = Facts(api.db)
-        build(facts, steps)
-        for blob in facts.blobs()[:5]:
-            # The walk passes by whatever earlier tests have left; only this blob's manifests count.
-            items = api.pages(f"/v1/blobs/{facts.digest(blob)}/references", limit=limit if not by_walk else 1000)
-            shown = [(item["pod"], item["repository"], item["manifest"], item["kind"]) for item in items]
-            assert len(shown) == len(set(shown))
-            assert set(shown) == facts.references(blob)
+    api = api_of(sizes)
+    facts = Facts(api.db)
+    build(facts, steps)
+    for blob in facts.blobs()[:5]:
+        # The walk passes by whatever earlier tests have left; only this blob's manifests count.
+        items = api.pages(f"/v1/blobs/{facts.digest(blob)}/references", limit=limit if sizes is PRODUCTION else 1000)
+        shown = [(item["pod"], item["repository"], item["manifest"], item["kind"]) for item in items]
+        assert len(shown) == len(set(shown))
+        assert set(shown) == facts.references(blob)
 
 
-@pytest.mark.parametrize("by_walk", [False, True])
-def test_references_while_holdings_are_added(
-    api: Served, facts: Facts, monkeypatch: pytest.MonkeyPatch, by_walk: bool
-) -> None:
+@pytest.mark.parametrize("sizes", [PRODUCTION, WALKS[0]])
+def test_references_while_holdings_are_added(api_of: Callable[[Sizes], Served], facts: Facts, sizes: Sizes) -> None:
     """Holdings that were there at the first page are all listed once, whatever is added meanwhile."""
-    if by_walk:
-        monkeypatch.setattr(reference_queries, "INDEX_LIMIT", 0)
-        monkeypatch.setattr(reference_queries, "WALK", 7)
+    api = api_of(sizes)
     for manifest in range(6):
         facts.manifest(manifest, ManifestKind.IMAGE, [20, 21])
         for name in "bdf":
@@ -68,11 +66,16 @@ def test_references_while_holdings_are_added(
 
 @pytest.mark.lengthy
 @settings(max_examples=5, database=None)
-@given(worlds(), LIMITS, st.integers(1, 5), st.integers(0, 3))
+@given(worlds(), LIMITS, st.sampled_from(BLOBS), st.integers(0, 3))
 def test_blobs(
-    api: Served, steps: list[tuple[str, int, int, object]], limit: int, walk: int, min_references: int
+    api_of: Callable[[Sizes], Served],
+    steps: list[tuple[str, int, int, object]],
+    limit: int,
+    sizes: Sizes,
+    min_references: int,
 ) -> None:
     """Every order and filter gives exactly the blobs that match, also where a page looks at few rows."""
+    api = api_of(sizes)
     facts = Facts(api.db)
     build(facts, steps)
     mine = {facts.digest(blob): blob for blob in facts.blobs()}
@@ -83,32 +86,28 @@ def test_blobs(
         assert len(found) == len(set(found))
         return found
 
-    with pytest.MonkeyPatch.context() as patch:
-        if walk < 4:
-            patch.setattr(blob_queries, "WALK", 150 * walk)
-            patch.setattr(blob_queries, "POD_WALK", 150 * walk)
-        if walk == 1:
-            patch.setattr(blob_queries, "LIVE_LIMIT", 1)
-        size = limit * 50
-        assert set(listed(limit=size)) == set(facts.blobs())
-        enough = {blob for blob in facts.blobs() if references[blob] >= min_references}
-        assert set(listed(limit=size, min_references=min_references)) == enough
-        assert set(listed(limit=size, state="live")) == {blob for blob in facts.blobs() if needed[blob]}
-        idle = {blob for blob in facts.blobs() if not needed[blob]}
-        assert set(listed(limit=size, sort="unreferenced_since")) == idle
-        assert set(listed(limit=size, sort="unreferenced_since", state="unreferenced")) == idle
-        for pod in facts.pods:
-            of_pod = {b for b in facts.blobs() if any(r.startswith(f"{pod}/") for r in needed[b])}
-            assert set(listed(limit=limit, pod=pod)) == of_pod
-            assert set(listed(limit=limit, pod=pod, min_references=min_references)) == of_pod & enough
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranking, "KEPT_SECONDS", 0)
-        patch.setattr(ranking, "COST_FACTOR", 0)
-        ranked = listed(limit=limit, sort="references", min_references=min_references)
-        assert set(ranked) == enough
-        assert [references[blob] for blob in ranked] == sorted(map(references.__getitem__, ranked), reverse=True)
-        patch.setattr(ranking, "RANKED", 3)
-        assert len(api.pages("/v1/blobs", limit=limit, sort="references")) <= 3
+    size = limit * 50
+    assert set(listed(limit=size)) == set(facts.blobs())
+    enough = {blob for blob in facts.blobs() if references[blob] >= min_references}
+    assert set(listed(limit=size, min_references=min_references)) == enough
+    assert set(listed(limit=size, state="live")) == {blob for blob in facts.blobs() if needed[blob]}
+    idle = {blob for blob in facts.blobs() if not needed[blob]}
+    assert set(listed(limit=size, sort="unreferenced_since")) == idle
+    assert set(listed(limit=size, sort="unreferenced_since", state="unreferenced")) == idle
+    for pod in facts.pods:
+        of_pod = {b for b in facts.blobs() if any(r.startswith(f"{pod}/") for r in needed[b])}
+        assert set(listed(limit=limit, pod=pod)) == of_pod
+        assert set(listed(limit=limit, pod=pod, min_references=min_references)) == of_pod & enough
+    ranked = listed(limit=limit, sort="references", min_references=min_references)
+    assert set(ranked) == enough
+    assert [references[blob] for blob in ranked] == sorted(map(references.__getitem__, ranked), reverse=True)
+
+
+def test_the_ranking_has_an_end(api_of: Callable[[Sizes], Served], facts: Facts) -> None:
+    """Only the blobs with the most references are ranked."""
+    for blob in range(5):
+        facts.digest(blob)
+    assert len(api_of(Sizes(ranked=3)).pages("/v1/blobs", limit=2, sort="references")) == 3
 
 
 def test_ranking_is_kept(api: Served, facts: Facts) -> None:
@@ -121,9 +120,9 @@ def test_ranking_is_kept(api: Served, facts: Facts) -> None:
     assert first["items"] != second["items"]
 
 
-def test_blobs_while_blobs_are_added(api: Served, facts: Facts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blobs_while_blobs_are_added(api_of: Callable[[Sizes], Served], facts: Facts) -> None:
     """A walk over blobs with a filter loses and doubles none while others come."""
-    monkeypatch.setattr(blob_queries, "WALK", 10)
+    api = api_of(Sizes(walk=10))
     for blob in range(40):
         facts.digest(blob)
     before = {facts.digest(blob) for blob in range(40)}

@@ -1,11 +1,13 @@
 """Who may ask what, and how a refusal looks: always problem+json, never a trace."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
 import pytest
 
 from coordinator.api.app import create_app
 from coordinator.tokens.table import hash_of
+from tests.api.collecting import World
 from tests.api.harness import OPERATE, READ, Facts, Served
 from tests.support.wait import eventually
 
@@ -231,14 +233,14 @@ def test_unknown_parameters_are_named(api: Served) -> None:
     assert "min_references" in detail
 
 
-def test_a_failure_of_ours_shows_nothing(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_ours_shows_nothing(world: World) -> None:
     """An error that nobody expected is 500 as a problem, without a word of what it was."""
 
-    async def broken(*_: object) -> None:
+    def broken(_: object) -> NoReturn:
         raise RuntimeError("secret inside")
 
-    monkeypatch.setattr("coordinator.pods.view.pods", lambda *_, **__: broken())
-    answer = api.get("/v1/pods")
+    world.known(broken)
+    answer = world.api.get("/v1/gc/plan")
     assert answer.status_code == 500
     assert answer.headers["content-type"] == "application/problem+json"
     assert "secret" not in answer.text

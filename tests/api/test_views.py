@@ -1,7 +1,8 @@
 """Repositories, pods, dead letters, status, readiness and metrics tell what is there."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,11 +10,10 @@ from kafka import KafkaConsumer, TopicPartition
 
 from coordinator.compose import store as compose_store
 from coordinator.domain.merge import LinkKind
-from coordinator.domain.names import Digest, PodName, RepositoryName
+from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.references import ManifestKind
-from coordinator.ingest.directory import CachedPodDirectory, KnownPod
 from coordinator.kafka.topics import EVENTS
-from coordinator.lookup import repositories as repository_queries
+from coordinator.lookup.sizes import Sizes
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.layout import link_key
 from tests.api.harness import Facts, Served, dead_letter, served, settings_for
@@ -79,15 +79,15 @@ def test_what_baleen_has_made_is_not_listed(api: Served, facts: Facts) -> None:
 
 
 def test_a_list_gives_figures_as_far_as_they_are_cheap(
-    api: Served, facts: Facts, monkeypatch: pytest.MonkeyPatch
+    api: Served, api_of: Callable[[Sizes], Served], facts: Facts
 ) -> None:
     """A list says the same as single questions, or null where a repository holds too much to follow it all."""
     first, second = shared_layers(facts)
     wanted = [api.get(f"/v1/repositories/{name}").json() for name in (first, second)]
     listed = [item for pod in facts.pods for item in api.pages("/v1/repositories", pod=pod)]
     assert listed == wanted
-    monkeypatch.setattr(repository_queries, "LIST_MANIFESTS", 1)
-    listed = [item for pod in facts.pods for item in api.pages("/v1/repositories", pod=pod)]
+    frugal = api_of(Sizes(list_manifests=1))
+    listed = [item for pod in facts.pods for item in frugal.pages("/v1/repositories", pod=pod)]
     assert listed == [wanted[0] | {"blobs": None, "logical_bytes": None, "unique_bytes": None}, wanted[1]]
 
 
@@ -204,10 +204,10 @@ def test_retry_publishes_what_is_understood_now(api: Served, facts: Facts) -> No
     assert api.ask("POST", f"/v1/dead-letters/{number}/retry").status_code == 409
 
 
-def test_a_pod_is_given_prefixes(api: Served, facts: Facts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pod_is_given_prefixes(api_of: Callable[[Sizes], Served], facts: Facts) -> None:
     """It owns them at once, also at ingest; what overlaps is refused, and GC is held until it has been compared."""
     # That it is known by and by, as all that is read again every few seconds, would prove nothing.
-    monkeypatch.setattr(CachedPodDirectory, "all", without_age)
+    api = api_of(Sizes(pods_s=math.inf))
     made = [
         api.ask("POST", "/v1/pods", json={"name": f"{facts.mark}-{name}", "prefixes": [f"{facts.mark}/{name}"]}).json()
         for name in ("one", "two")
@@ -236,10 +236,6 @@ def test_a_pod_is_given_prefixes(api: Served, facts: Facts, monkeypatch: pytest.
     assert ask() == 400
     assert len(api.get(f"/v1/pods/{pod}").json()["prefixes"]) == 2
     assert api.ask("POST", "/v1/pods/nobody/prefixes", json={"prefixes": ["a"]}).status_code == 404
-
-
-async def without_age(directory: CachedPodDirectory) -> Mapping[PodName, KnownPod]:
-    return directory._pods or {}
 
 
 def test_whose_links_are_elsewhere_is_given_prefixes_with_a_gap(api: Served, facts: Facts) -> None:

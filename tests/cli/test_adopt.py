@@ -1,8 +1,10 @@
 """`baleen adopt`: what a dry run says, the real run does; and what is asked for and told at its end."""
 
 import secrets
+import signal
+import threading
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -12,6 +14,7 @@ from coordinator.storage.s3 import S3ObjectStore
 from tests.api.harness import READ
 from tests.cli.conftest import Command, Done
 from tests.cli.test_commands import errs
+from tests.registries.s3_proxy import Call, S3Proxy
 from tests.services.s3 import s3_settings
 from tests.storage.file_store import WritableFiles
 from tests.survey.trees import BASE, content_key, push
@@ -108,14 +111,22 @@ def test_a_reconcile_that_cannot_be_asked_for(adopting: Adopting) -> None:
     assert len(adopting.links()) == 6
 
 
-def test_interrupted(adopting: Adopting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted(adopting: Adopting) -> None:
     """Ctrl-C says that the next run goes on where this one was."""
+    command, pressed = threading.get_ident(), threading.Event()
 
-    def interrupted(*_: Any, **__: Any) -> Any:
-        raise KeyboardInterrupt
+    def press(call: Call) -> None:
+        if call.method == "PUT" and not pressed.is_set():
+            pressed.set()
+            signal.pthread_kill(command, signal.SIGINT)
 
-    monkeypatch.setattr("coordinator.commands.adopt.execute", interrupted)
-    done = adopting()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with S3Proxy(adopting.settings["s3_endpoint_url"]) as storage:
+            storage.answer = press
+            done = adopting(s3_endpoint_url=storage.url)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (done.code, done.out) == (130, "")
     assert done.err == "What was adopted stays. Run the same command again to continue.\nInterrupted.\n"
 

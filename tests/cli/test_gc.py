@@ -22,7 +22,6 @@ from coordinator.domain.gc import Amount, Limits
 from coordinator.domain.lifecycle import BlobState
 from coordinator.errors import BaleenError
 from coordinator.gc import controls
-from coordinator.gc import view as queries
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.s3 import S3ObjectStore
 from tests.api.collecting import Known, World, collecting, known_api
@@ -41,9 +40,7 @@ def collected_api(embedded_stack: StackEndpoints) -> Iterator[tuple[Served, Know
 
 
 @pytest.fixture
-def world(collected_api: tuple[Served, Known], monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setattr(queries, "KEPT_SECONDS", 0)
-    monkeypatch.setattr(queries, "COST_FACTOR", 0)
+def world(collected_api: tuple[Served, Known]) -> Iterator[World]:
     with collecting(*collected_api) as world:
         yield world
 

@@ -82,15 +82,14 @@ def test_two_at_once(databases: Databases) -> None:
     assert "blobs" in tables(url)
 
 
-def test_gives_up_waiting_for_a_lock(databases: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gives_up_waiting_for_a_lock(databases: Databases) -> None:
     """A migration that cannot get a lock in time says so, and leaves nothing behind."""
     url = databases.empty()
-    monkeypatch.setattr(migrate, "LOCK_TIMEOUT", "300ms")
     with psycopg.connect(url) as other:
         # Whoever makes a table of this name waits for the one that made it first.
         other.execute("CREATE TABLE removals (id int)")
         with pytest.raises(UnavailableError, match="lock"):
-            migrate.upgrade(url)
+            migrate.upgrade(url, lock_timeout="300ms")
         other.rollback()
     assert tables(url) == set()
     migrate.upgrade(url)

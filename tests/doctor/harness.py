@@ -21,6 +21,7 @@ from coordinator.compose import command as compose_command
 from coordinator.doctor.examine import Report, examine
 from coordinator.domain.findings import Finding, Result
 from coordinator.domain.names import parse_pod
+from coordinator.ingest import delays
 from coordinator.pods.prober import known_image
 from coordinator.registry.images import DOCKER, OCI
 from coordinator.settings import Secret, Settings
@@ -320,6 +321,16 @@ def without_references(media_type: str | None = None) -> Wrap:
         return emit_less
 
     return wrap
+
+
+def asking_no_delay(emit: Emit) -> Emit:
+    """Events do not ask ingest to delay them, though the doctor did."""
+
+    def emit_plainly(action: str, target: dict[str, Any], request: dict[str, str]) -> None:
+        asks = delays.AGENT in request["useragent"]
+        emit(action, target, request | {"useragent": "baleen"} if asks else request)
+
+    return emit_plainly
 
 
 def swapping(emit: Emit) -> Emit:

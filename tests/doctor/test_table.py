@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from coordinator.db.engine import temporary_engine
 from coordinator.db.session import reading
@@ -36,9 +36,10 @@ def visit(world: World, meanwhile: Callable[[], None] = lambda: None, result: Re
     return counting
 
 
-def held(world: World) -> list[str]:
-    """What doctors say against collecting for the pod."""
+def held(world: World, after: Callable[[str], None] = lambda statement: None) -> list[str]:
+    """What doctors say against collecting for the pod; `after` is called after each statement that asks it."""
     with temporary_engine(world.table.url, name="test") as engine, reading(engine) as connection:
+        event.listen(connection, "after_cursor_execute", lambda _, __, statement, *more: after(statement))
         truth = pods.truths(connection, SILENCE, timedelta(hours=1))[POD]
     return [reason for reason in truth.reasons(POD) if reason.startswith("doctor")]
 
@@ -146,21 +147,20 @@ def test_still_there(world: World) -> None:
     assert held(world) == []
 
 
-def test_a_visit_that_ends_while_it_is_asked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_visit_that_ends_while_it_is_asked(world: World) -> None:
     """What an earlier visit has proved does not count for whom only the next one met, and refuted it."""
-    read = pods._findings
+    ended = []
 
-    def and_then_a_visit_ends(connection: Any) -> Any:
-        found = read(connection)
-        assert visit(world, result=Result.REFUTED) == {"s", "t"}
-        return found
+    def visit_ends(statement: str) -> None:
+        if "FROM findings" in statement:
+            ended.append(visit(world, result=Result.REFUTED))
 
     world.return_probe(world.probe(), "s")
     assert visit(world) == {"s"}
     assert held(world) == []
     world.return_probe(world.probe(THERE), "t")
-    monkeypatch.setattr(pods, "_findings", and_then_a_visit_ends)
-    assert held(world) != []
+    assert held(world, visit_ends) != []
+    assert ended == [{"s", "t"}]
 
 
 def test_who_is_examined_without_an_operator(world: World) -> None:

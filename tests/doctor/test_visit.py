@@ -10,12 +10,11 @@ from coordinator.compose import store as compose_store
 from coordinator.db.locks import FACTS_LOCK, PODS_LOCK
 from coordinator.doctor import table as findings
 from coordinator.doctor.checks import OF_PROCESSES
+from coordinator.doctor.examine import TAKING_AWAY
 from coordinator.doctor.scratch import BY, Scratch
-from coordinator.doctor.visit import Visit
 from coordinator.domain.findings import OF_THE_KEY, Check, Result
 from coordinator.domain.names import parse_digest, parse_pod, parse_repository
 from coordinator.errors import ConflictError, NotFoundError
-from coordinator.ingest import delays
 from coordinator.registry.client import RegistryClient
 from coordinator.registry.images import DOCKER, OCI
 from coordinator.stack.seaweedfs import BUCKET
@@ -25,6 +24,7 @@ from tests.doctor.harness import (
     CachingStorage,
     Clinic,
     Wrap,
+    asking_no_delay,
     model,
     not_proved,
     of,
@@ -195,11 +195,10 @@ def test_kinds_that_are_not_reported(clinic: Clinic) -> None:
     assert (table["holdings"], table["links"]) == (before[1]["holdings"], before[1]["links"])
 
 
-def test_an_ingest_that_holds_nothing_back(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ingest_that_holds_nothing_back(clinic: Clinic) -> None:
     """Where ingest does not do what it is asked for, as one of an older release, order is not proved, nor refuted."""
-    monkeypatch.setattr(delays, "agent", lambda *_: "baleen")
     pod = clinic.admit("hasty")
-    with clinic.models(pod, model()):
+    with clinic.models(pod, model(wrap=asking_no_delay)):
         report = clinic.examine(pod)
     assert not_proved(report) == EMBEDDED | {"events-in-order": UNPROVED}
     assert "Check that each process of the API is of this release" in of(report, "events-in-order").proof
@@ -383,14 +382,18 @@ def test_a_visit_that_is_interrupted(clinic: Clinic) -> None:
     assert clinic.baleen.pod(pod)["findings"] == []
 
 
-def test_a_visit_that_was_killed(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_visit_that_was_killed(clinic: Clinic) -> None:
     """What a killed visit left is taken away by the next one, but for bytes: those are left to garbage collection."""
     pod = clinic.admit("killed")
     before = clinic.everything()
+
+    def on_step(what: str) -> None:
+        if what == TAKING_AWAY:
+            raise _Interrupted
+
     with clinic.models(pod, model()):
-        with monkeypatch.context() as patched:
-            patched.setattr(Visit, "clean", lambda visit: ["killed"])
-            assert clinic.examine(pod).left == ["killed"]
+        with pytest.raises(_Interrupted):
+            clinic.examine(pod, on_step=on_step)
         assert clinic.everything()[1]["links"] != before[1]["links"]
         assert any(key.endswith(f"{BY}{pod.name}") for key, _ in clinic.everything()[0] - before[0])
     clinic.listed(pod, unused())

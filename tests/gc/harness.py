@@ -19,7 +19,7 @@ from coordinator.db.engine import temporary_engine
 from coordinator.db.session import reading
 from coordinator.domain.gc import Amount, Facts, Limits, PodFacts, Times
 from coordinator.domain.lifecycle import BlobState
-from coordinator.domain.names import Digest
+from coordinator.domain.names import Digest, RepositoryName
 from coordinator.gc import controls, mark, root_listing_table
 from coordinator.gc import mark_view as queries
 from coordinator.gc import table as gc
@@ -35,6 +35,7 @@ from coordinator.reconcile.presence import Presence
 from coordinator.storage.layout import MARK, blob_key
 from coordinator.storage.port import ObjectStore
 from coordinator.table import statements
+from coordinator.table.epochs import advancing
 from tests.support.wait import eventually
 from tests.table.harness import Table
 
@@ -83,7 +84,7 @@ class Garbage(Table):
         self.limits = NO_LIMITS
         self.sizes = SIZES
         #: What a restorer takes beside this.
-        self.restores: dict[str, int] = {}
+        self.restores: dict[str, Any] = {}
         self.delete_bound = IN_FLIGHT
         #: Called with what is known before it is used.
         self.known: Callable[[Facts], Facts] = lambda facts: facts
@@ -137,6 +138,24 @@ class Garbage(Table):
         self._second += 1
         return self._second
 
+    # What operators do
+
+    def hold(self, scope: str, why: str = "a test") -> None:
+        with advancing(self.connection):
+            controls.put_hold(self.connection, RepositoryName(scope), why)
+
+    def release(self, scope: str) -> None:
+        with advancing(self.connection):
+            controls.remove_hold(self.connection, RepositoryName(scope))
+
+    def pin(self, name: str, why: str = "a test") -> None:
+        with advancing(self.connection):
+            controls.put_pin(self.connection, self.digest(name), why)
+
+    def unpin(self, name: str) -> None:
+        with advancing(self.connection):
+            controls.remove_pin(self.connection, self.digest(name))
+
     # What is seen
 
     def seen(self, name: str) -> bool:
@@ -163,7 +182,7 @@ class Garbage(Table):
     def facts(self) -> Facts:
         ((now,),) = self.rows("SELECT clock_timestamp()")
         switch = controls.switch(self.connection)
-        held = [f"{each.scope} is held: {each.why}" for each in controls.holds(self.connection)]
+        held = [f"{scope} is held: {why}" for scope, why in self.rows("SELECT scope, why FROM holds ORDER BY scope")]
         pods = [PodFacts(POD, now, now, is_reconcilable=False)]
         why = None if switch.enabled else switch.why
         return self.known(Facts(now, self.times, pods, why, held, listing=root_listing_table.read(self.connection)))

@@ -88,11 +88,11 @@ def test_a_pinned_one_holds_up_no_purge(garbage: Garbage) -> None:
     garbage.hidden("m", "l")
     garbage.connection.execute("UPDATE hides SET purging_at = now(), run_id = 0")
     garbage.connection.execute("UPDATE blobs SET state = %s WHERE state = %s", (BlobState.PURGING, BlobState.HIDDEN))
-    controls.pin(garbage.connection, garbage.digest("l"), "a test")
+    garbage.pin("l")
     assert garbage.collect().purged == 1
     assert garbage.state("m") is BlobState.PURGED
     assert garbage.state("l") is BlobState.PURGING
-    controls.unpin(garbage.connection, garbage.digest("l"))
+    garbage.unpin("l")
     assert garbage.collect().purged == 1
 
 

@@ -39,8 +39,8 @@ def off(garbage: Garbage) -> None:
 
 def on(garbage: Garbage) -> None:
     controls.turn(garbage.connection, "all is well", on=True)
-    for hold in controls.holds(garbage.connection):
-        controls.release(garbage.connection, hold.scope)
+    for (scope,) in garbage.rows("SELECT scope FROM holds"):
+        garbage.release(scope)
 
 
 def no_row(garbage: Garbage) -> None:
@@ -48,11 +48,11 @@ def no_row(garbage: Garbage) -> None:
 
 
 def hold_pod(garbage: Garbage) -> None:
-    controls.hold(garbage.connection, "pod-a", "an audit")
+    garbage.hold("pod-a", "an audit")
 
 
 def hold_namespace(garbage: Garbage) -> None:
-    controls.hold(garbage.connection, "team/app", "a move")
+    garbage.hold("team/app", "a move")
 
 
 CONTROLS = pytest.mark.parametrize(
@@ -253,11 +253,7 @@ def broken(garbage: Garbage) -> None:
 
 
 def pin(garbage: Garbage, name: str) -> Callable[[], None]:
-    return lambda: controls.pin(garbage.connection, garbage.digest(name), "a release")
-
-
-def unpin(garbage: Garbage, name: str) -> None:
-    assert controls.unpin(garbage.connection, garbage.digest(name))
+    return lambda: garbage.pin(name, "a release")
 
 
 @pytest.mark.parametrize("words", [REFERRERS, "delete_many"], ids=["before-the-intent", "before-the-delete"])
@@ -274,7 +270,7 @@ def test_a_pin_that_comes_before_a_delete_keeps_its_blob(garbage: Garbage, words
     assert run.kept == {"pinned": 1}
     assert garbage.seen("a")
     assert garbage.state("a") is BlobState.UNREFERENCED
-    unpin(garbage, "a")
+    garbage.unpin("a")
     assert garbage.collect().hidden == 1
 
 
@@ -301,7 +297,7 @@ def test_a_pin_that_comes_before_a_purge_keeps_the_bytes(garbage: Garbage, words
     assert [garbage.state(name) for name in ALL if name != "a"] == [BlobState.PURGED] * (len(ALL) - 1)
     garbage.collect()
     assert _has_bytes(garbage, "a")
-    unpin(garbage, "a")
+    garbage.unpin("a")
     for _ in range(3):
         garbage.collect()
     assert garbage.state("a") is BlobState.PURGED
@@ -328,27 +324,22 @@ def test_a_reference_that_comes_before_a_delete_keeps_its_blob(garbage: Garbage,
     assert garbage.state("b") is BlobState.LIVE
 
 
-def test_a_reference_that_comes_while_its_delete_is_being_permitted(
-    garbage: Garbage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reference_that_comes_while_its_delete_is_being_permitted(garbage: Garbage) -> None:
     """A restorer never takes a hide for harmless whose permit is about to be committed: its blob is served."""
     garbage.delete_bound = IN_FLIGHT
     unneeded(garbage)
-    permit = gc.permit
 
     with ThreadPoolExecutor(2) as pool:
 
-        def slowly(connection: Any, *arguments: Any) -> None:
-            """A permit whose commit takes its time."""
-            with connection.transaction():
-                permit(connection, *arguments)
-                reporting = pool.submit(garbage.report, "wants", "a")
-                finished(garbage, [reporting])
-                finished(garbage, [reporting, pool.submit(garbage.restore)])
+        def reported_and_restored() -> None:
+            reporting = pool.submit(garbage.report, "wants", "a")
+            finished(garbage, [reporting])
+            finished(garbage, [reporting, pool.submit(garbage.restore)])
 
-        monkeypatch.setattr(gc, "permit", slowly)
-        collected(garbage, lambda _: None)
-        monkeypatch.undo()
+        # The permit has decided, and is not committed.
+        permitting = Once("SET permitted_at", reported_and_restored)
+        collected(garbage, permitting)
+    assert permitting.happened
     garbage.restore()
     assert garbage.seen("a")
     age(garbage)

@@ -398,7 +398,7 @@ def test_links_that_stay(litter: Litter, why: str) -> None:
     elif why == "needed":
         litter.report("other", "l")
     elif why == "pinned":
-        controls.pin(litter.connection, litter.digest("l"), "a test")
+        litter.pin("l")
     elif why == "mode":
         litter.connection.execute("UPDATE pods SET mode = 'link' WHERE name = 'pod-a'")
     elif why == "kind":
@@ -821,7 +821,7 @@ def test_the_permit(litter: Litter, control: str) -> None:
         if control == "switch":
             controls.turn(litter.connection, "enough", on=False)
         elif control == "hold":
-            controls.hold(litter.connection, "pod-b", "enough")
+            litter.hold("pod-b", "enough")
         else:
             litter.connection.execute("UPDATE jobs SET taken = taken + 1 WHERE state = 'running'")
 

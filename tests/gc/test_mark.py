@@ -24,6 +24,7 @@ from coordinator.storage.layout import MARK, blob_key, quarantine_key
 from coordinator.storage.port import ObjectNotFoundError, Target
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item
+from coordinator.table.epochs import advancing
 from tests.gc.harness import IN_FLIGHT, LANDED, NO_TIMES, POD, Garbage, blocked_by
 from tests.gc.test_asked_back import ask_back
 from tests.support.store import FaultyStore, away
@@ -292,8 +293,8 @@ def test_writers_at_once(garbage: Garbage) -> None:
     def change(number: int) -> None:
         connections = Connections(garbage.url, name="test-writer")
         try:
-            with connections.use() as connection:
-                controls.hold(connection, f"team-{number}", "a test")
+            with connections.use() as connection, advancing(connection):
+                controls.put_hold(connection, RepositoryName(f"team-{number}"), "a test")
             mark.record(connections, garbage.store)
         finally:
             connections.close()
@@ -306,10 +307,10 @@ def test_writers_at_once(garbage: Garbage) -> None:
 
 CHANGES: dict[str, Callable[[Garbage], object]] = {
     "off": lambda garbage: controls.turn(garbage.connection, "a test", on=False),
-    "hold": lambda garbage: controls.hold(garbage.connection, "team", "a test"),
-    "release": lambda garbage: controls.release(garbage.connection, "team"),
-    "pin": lambda garbage: controls.pin(garbage.connection, garbage.digest("l"), "a test"),
-    "unpin": lambda garbage: controls.unpin(garbage.connection, garbage.digest("l")),
+    "hold": lambda garbage: garbage.hold("team"),
+    "release": lambda garbage: garbage.release("team"),
+    "pin": lambda garbage: garbage.pin("l"),
+    "unpin": lambda garbage: garbage.unpin("l"),
     "pod": lambda garbage: by_engine(garbage, add_pod),
     "prefix": lambda garbage: by_engine(garbage, add_prefix),
     "registry": lambda garbage: by_engine(garbage, set_registry),
@@ -333,10 +334,16 @@ def by_engine(garbage: Garbage, change: Callable[[Engine], None]) -> None:
         change(engine)
 
 
+#: Changes that take back another one, which the backup has.
+UNDONE = {"release": "hold", "unpin": "pin"}
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_that_a_backup_does_not_have(garbage: Garbage, change: str) -> None:
     """Attempts 6 and 7: of a database from before a change of pods, the switch, holds or pins the run is refused."""
     garbage.collect()
+    if change in UNDONE:
+        CHANGES[UNDONE[change]](garbage)
     restored = backup(garbage)
     CHANGES[change](garbage)
     with garbage.parts() as (connections, _, __):

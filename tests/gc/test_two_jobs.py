@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import psycopg
 import pytest
@@ -16,7 +17,6 @@ import pytest
 from coordinator.domain.lifecycle import BlobState
 from coordinator.errors import UnavailableError
 from coordinator.gc import collect
-from coordinator.gc import mark_table as mark
 from coordinator.gc import table as gc
 from coordinator.gc.table import BEGINNING, Hidden, Purged
 from coordinator.jobs import table as jobs
@@ -37,9 +37,10 @@ pytestmark = [ON_STORES, pytest.mark.lengthy, pytest.mark.usefixtures("only_thei
 
 
 @pytest.fixture(autouse=True)
-def sleepers_are_ended_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def sleepers_are_ended_soon(garbage: Garbage) -> None:
     """Who sleeps while it writes the mark is waited for at each of its calls, by every run after it."""
-    monkeypatch.setattr(mark, "LOCK_TIMEOUT_S", 0.2)
+    garbage.sizes = replace(garbage.sizes, mark_lock_s=0.2)
+    garbage.restores["mark_lock_s"] = 0.2
 
 
 @pytest.fixture

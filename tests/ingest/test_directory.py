@@ -120,7 +120,7 @@ def test_never_loaded() -> None:
 
     async def run(database: Database) -> None:
         database.away = True
-        directory = CachedPodDirectory(database.load, miss_interval=0)
+        directory = CachedPodDirectory(database.load, ttl=60, miss_interval=0)
         with pytest.raises(UnavailableError):
             await directory.get(A)
         database.away = False

@@ -8,14 +8,13 @@ from typing import Any
 
 import httpx
 import pytest
-from aiokafka import AIOKafkaProducer
 from aiokafka.errors import NotEnoughReplicasError
 from kafka import KafkaAdminClient
 
 from coordinator.errors import UnavailableError
 from coordinator.ingest.metrics import EVENTS as COUNTED
 from coordinator.ingest.normalise import Origin, normalise
-from coordinator.kafka.producer import EventProducer
+from coordinator.kafka.producer import Client, EventProducer
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS, ensure_topics
 from coordinator.settings import Settings, build
 from tests.ingest.harness import V1, Tape, broker_in, envelope, event
@@ -73,12 +72,15 @@ def test_after_all_else(client: httpx.Client, tape: Tape) -> None:
 
 
 def publishing(
-    settings: Settings, scenario: Callable[[EventProducer, list[Any]], Coroutine[Any, Any, None]], *posted: Any
+    settings: Settings,
+    scenario: Callable[[EventProducer, list[Any]], Coroutine[Any, Any, None]],
+    *posted: Any,
+    client: type[Client] = Client,
 ) -> None:
     """Run a scenario with a producer that is connected, and the outcomes of an envelope."""
 
     async def run() -> None:
-        producer = EventProducer(settings)
+        producer = EventProducer(settings, client)
         await producer.start()
         await producer._any_client()
         try:
@@ -90,58 +92,50 @@ def publishing(
     asyncio.run(run())
 
 
-def test_only_after_the_events_are_acknowledged(
-    settings: Settings, tape: Tape, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_after_the_events_are_acknowledged(settings: Settings, tape: Tape) -> None:
     """No copy of a watermark is handed to Kafka before everything else is acknowledged."""
     handed: list[tuple[str, bool]] = []
     pending: list[asyncio.Future[Any]] = []
-    send = AIOKafkaProducer.send
 
-    async def watched(self: AIOKafkaProducer, topic: str, value: bytes, **more: Any) -> Any:
-        handed.append((topic, b"watermark" in value))
-        if b"watermark" in value:
-            assert all(future.done() and future.exception() is None for future in pending)
-        future = await send(self, topic, value, **more)
-        if b"watermark" not in value:
-            pending.append(future)
-        return future
-
-    monkeypatch.setattr(AIOKafkaProducer, "send", watched)
+    class Watched(Client):
+        async def send(self, topic: str, value: bytes, **more: Any) -> Any:
+            handed.append((topic, b"watermark" in value))
+            if b"watermark" in value:
+                assert all(future.done() and future.exception() is None for future in pending)
+            future = await super().send(topic, value, **more)
+            if b"watermark" not in value:
+                pending.append(future)
+            return future
 
     async def scenario(producer: EventProducer, outcomes: list[Any]) -> None:
         assert await producer.publish(outcomes) == outcomes
 
-    publishing(settings, scenario, event(), probe(), event(action="?"), event())
+    publishing(settings, scenario, event(), probe(), event(action="?"), event(), client=Watched)
     assert [each for _, each in handed] == [False] * 3 + [True] * (2 * PARTITIONS)
     assert len(tape.events()) == 2 + PARTITIONS
 
 
 @pytest.mark.parametrize("failing", ["event", "watermark"])
-def test_a_failure_claims_nothing(
-    settings: Settings, tape: Tape, monkeypatch: pytest.MonkeyPatch, failing: str
-) -> None:
+def test_a_failure_claims_nothing(settings: Settings, tape: Tape, failing: str) -> None:
     """Where an event or a copy of the watermark is not acknowledged, all of it is refused, to be sent again."""
-    send = AIOKafkaProducer.send
     failed: list[bytes] = []
 
-    async def broken(self: AIOKafkaProducer, topic: str, value: bytes, **more: Any) -> Any:
-        is_watermark = b"watermark" in value
-        if not failed and is_watermark == (failing == "watermark") and more.get("partition") in {None, 2}:
-            failed.append(value)
-            future = asyncio.get_running_loop().create_future()
-            future.set_exception(NotEnoughReplicasError())
-            return future
-        return await send(self, topic, value, **more)
-
-    monkeypatch.setattr(AIOKafkaProducer, "send", broken)
+    class Broken(Client):
+        async def send(self, topic: str, value: bytes, **more: Any) -> Any:
+            is_watermark = b"watermark" in value
+            if not failed and is_watermark == (failing == "watermark") and more.get("partition") in {None, 2}:
+                failed.append(value)
+                future = asyncio.get_running_loop().create_future()
+                future.set_exception(NotEnoughReplicasError())
+                return future
+            return await super().send(topic, value, **more)
 
     async def scenario(producer: EventProducer, outcomes: list[Any]) -> None:
         with pytest.raises(UnavailableError):
             await producer.publish(outcomes)
         assert await producer.publish(outcomes) == outcomes
 
-    publishing(settings, scenario, event(), probe())
+    publishing(settings, scenario, event(), probe(), client=Broken)
     assert failed
     stored = [(record.partition, record.value["action"]) for record in tape.events()]
     accepted = {at for at, action in stored if action == "push"}

@@ -210,7 +210,7 @@ def test_files_from_before_a_change(servers: Servers, primary: Server, store: Ob
         if change == "off":
             controls.turn(garbage.connection, "an incident", on=False)
         else:
-            controls.pin(garbage.connection, garbage.digest("l"), "needed by an auditor")
+            garbage.pin("l", "needed by an auditor")
         record(garbage)
     servers.stop(primary)
     with continued(garbage, servers.start_copy(files).url) as after:
@@ -225,7 +225,7 @@ def test_a_point_in_time(servers: Servers, primary: Server, store: ObjectStore) 
         backup = servers.base_backup(primary)
         primary.execute("SELECT pg_create_restore_point('before')")
         controls.turn(garbage.connection, "an incident", on=False)
-        controls.pin(garbage.connection, garbage.digest("l"), "needed by an auditor")
+        garbage.pin("l", "needed by an auditor")
     servers.stop(primary)
     with continued(garbage, servers.recover(backup, primary, "before").url) as after:
         assert controls.switch(after.connection).enabled

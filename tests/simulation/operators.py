@@ -69,7 +69,7 @@ class Operator:
             "pods doctor": lambda: world.examine(pod),
             "pods reconcile": lambda: world.reconcile(pod),
             "pods retire-process": lambda: self._retire(pod, sentence),
-            "release": lambda: controls.release(self._connection, sentence.split(" is held", maxsplit=1)[0]),
+            "release": lambda: world.release(sentence.split(" is held", maxsplit=1)[0]),
         }
         named = [found[1] for found in _COMMANDS.finditer(sentence)]
         named += [command for words, command in _SENTENCES.items() if words in sentence]

@@ -14,11 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
-from unittest import mock
 
 from sqlalchemy.engine import make_url
 
-from coordinator.stack import postgres
 from coordinator.stack.supervisor import Stack
 from tests.simulation.database import Server
 
@@ -67,10 +65,8 @@ def ground() -> Iterator[Ground]:
     with tempfile.TemporaryDirectory(prefix="baleen-simulation-", ignore_cleanup_errors=True) as directory:
         # A socket of the file system costs less than one of the network.
         sockets = Path(directory) / "stack" / "postgres"
-        with (
-            mock.patch.dict(postgres.SETTINGS, {"unix_socket_directories": str(sockets)}),
-            Stack(Path(directory) / "stack", services=("postgres",)) as stack,
-        ):
+        settings = {"unix_socket_directories": str(sockets)}
+        with Stack(Path(directory) / "stack", services=("postgres",), postgres=settings) as stack:
             assert stack.endpoints.database_url is not None
             url = make_url(stack.endpoints.database_url)
             url = url.set(host=None, port=None, query={"host": str(sockets), "port": str(url.port)})

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
@@ -33,7 +34,7 @@ from coordinator.domain.mounts import NotMountedError, Wanted
 from coordinator.domain.names import Digest, PodName, RepositoryName
 from coordinator.domain.pods import PodKind
 from coordinator.domain.progress import Position, Progress
-from coordinator.errors import UnavailableError
+from coordinator.errors import NotFoundError, UnavailableError
 from coordinator.gc import collect, controls
 from coordinator.gc import table as gc
 from coordinator.gc.conditions import read_facts
@@ -66,6 +67,7 @@ from coordinator.table import processes as registry_processes
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item, OutOfStepError, Slice
 from coordinator.table.echoes import KnownProcesses
+from coordinator.table.epochs import advancing
 from tests.simulation.database import Asking, Connections, Engine, Session
 from tests.simulation.registry import (
     ALL_REPOSITORIES,
@@ -491,26 +493,43 @@ class World:
         needed, keeps a collection that is under way from going on with it.
         """
         connection: Any = self.session
-        controls.pin(connection, digest, "a history")
+        self._pin(digest)
         restorer = self._restorer()
         for _ in range(3):
             hide = gc.hide_of(connection, digest)
             if hide is None or restorer.restore(hide, "an operator asked for it"):
-                controls.unpin(connection, digest)
+                self._unpin(digest)
                 return
             self.scheduler.pause("store", "waits for the deletes that may be under way")
 
     def pin_for_a_while(self, digest: Digest) -> None:
-        connection: Any = self.session
-        controls.pin(connection, digest, "a history")
+        self._pin(digest)
         self.scheduler.pause("store", "lets it be pinned")
-        controls.unpin(connection, digest)
+        self._unpin(digest)
 
     def hold_for_a_while(self) -> None:
         connection: Any = self.session
-        controls.hold(connection, "pod-a", "a history")
+        with advancing(connection):
+            controls.put_hold(connection, RepositoryName("pod-a"), "a history")
         self.scheduler.pause("store", "lets it be held")
-        controls.release(connection, "pod-a")
+        self.release("pod-a")
+
+    # A database that went back in time meanwhile may not have what is taken away.
+
+    def release(self, scope: str) -> None:
+        connection: Any = self.session
+        with suppress(NotFoundError), advancing(connection):
+            controls.remove_hold(connection, RepositoryName(scope))
+
+    def _pin(self, digest: Digest) -> None:
+        connection: Any = self.session
+        with advancing(connection):
+            controls.put_pin(connection, digest, "a history")
+
+    def _unpin(self, digest: Digest) -> None:
+        connection: Any = self.session
+        with suppress(NotFoundError), advancing(connection):
+            controls.remove_pin(connection, digest)
 
     def switch_off_for_a_while(self) -> None:
         connection: Any = self.session

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 MakeS3 = Callable[..., S3ObjectStore]
+#: Gives a client of the same store that lists this many objects at once, where the store has pages.
+Paged = Callable[[ObjectStore, int], ObjectStore]
 #: All stores that delete by permit, for `store`.
 KINDS = ["memory", "memory-versioned", "faulty", "s3", "s3-rootless", "s3-versioned"]
 ROOTLESS, VERSIONED = "contract-rootless", "contract-versioned"
@@ -106,3 +108,14 @@ def store(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
         with ThreadPoolExecutor(8) as pool:
             while page := made.list(""):
                 list(pool.map(made.delete, [entry.key for entry in page]))
+
+
+@pytest.fixture
+def paged(request: pytest.FixtureRequest) -> Paged:
+    def make(store: ObjectStore, size: int) -> ObjectStore:
+        if not isinstance(store, S3ObjectStore):
+            return store
+        connect: MakeS3 = request.getfixturevalue("connect_s3")
+        return connect(bucket=store.bucket, root=store.root, list_limit=size)
+
+    return make

@@ -16,6 +16,7 @@ from coordinator.errors import ConflictError, UsageError
 from coordinator.storage.layout import BLOBS, blob_key
 from coordinator.storage.port import CHUNK_BYTES, LIST_LIMIT, ObjectNotFoundError, ObjectStore
 from coordinator.storage.s3 import S3ObjectStore
+from tests.storage.conftest import Paged
 
 ODD_KEYS = [
     "odd/a b",
@@ -208,23 +209,23 @@ class TestObjectStore:
         assert keys_of(store, "eam") == keys_of(store, "team/app/x/") == keys_of(store, "TEAM") == []
 
     @pytest.mark.parametrize("seed", range(3))
-    def test_walk_gives_everything_once(self, store: ObjectStore, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_walk_gives_everything_once(self, store: ObjectStore, seed: int, paged: Paged) -> None:
         """However names begin alike, and however small the pages are, nothing comes twice and nothing is left out."""
         keys = make_repositories(seed)
         fill(store, keys)
         for size in (1, 3, LIST_LIMIT):
-            monkeypatch.setattr("coordinator.storage.s3.LIST_LIMIT", size)
+            small = paged(store, size)
             for prefix in ("", "t", "t/", "t-", "t-a", "t-a/t"):
                 below = [key for key in keys if key.startswith(prefix)]
-                assert sorted(walked(store, prefix)) == sorted(store.walk_keys(prefix)) == below
+                assert sorted(walked(small, prefix)) == sorted(small.walk_keys(prefix)) == below
 
-    def test_folders(self, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_folders(self, store: ObjectStore, paged: Paged) -> None:
         """What keys have up to the next slash comes once, however small the pages are; keys without one do not."""
         fill(store, ["f/team/app/x", "f/team/app/y/z", "f/team/app-2/x", "f/team/_layers/a", "f/team/file", "f/u/v/w"])
         for size in (1, 2, LIST_LIMIT):
-            monkeypatch.setattr("coordinator.storage.s3.LIST_LIMIT", size)
+            small = paged(store, size)
             # Others may linger at the top, where all tests are.
-            assert list(store.folders("")).count("f/") == 1
+            assert list(small.folders("")).count("f/") == 1
             for prefix, found in (
                 ("f/", ["f/team/", "f/u/"]),
                 ("f/team/", ["f/team/_layers/", "f/team/app-2/", "f/team/app/"]),
@@ -235,17 +236,14 @@ class TestObjectStore:
                 ("f/team/file/", []),
                 ("none/", []),
             ):
-                assert sorted(store.folders(prefix)) == found
+                assert sorted(small.folders(prefix)) == found
 
-    def test_walk_goes_on_while_what_it_gave_is_deleted(
-        self, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_walk_goes_on_while_what_it_gave_is_deleted(self, store: ObjectStore, paged: Paged) -> None:
         """Whoever deletes what is listed, one by one, meets everything once."""
-        monkeypatch.setattr("coordinator.storage.s3.LIST_LIMIT", 3)
         keys = make_repositories(7)
         fill(store, keys)
         seen: list[str] = []
-        for entry in store.walk(""):
+        for entry in paged(store, 3).walk(""):
             seen.append(entry.key)
             store.delete(entry.key)
         assert sorted(seen) == keys

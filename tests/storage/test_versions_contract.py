@@ -11,7 +11,7 @@ import pytest
 
 from coordinator.errors import BaleenError, UnavailableError
 from coordinator.storage.port import ObjectNotFoundError, ObjectStore, Target, Unfinished
-from tests.storage.conftest import KINDS
+from tests.storage.conftest import KINDS, Paged
 
 
 class ForbiddenError(BaleenError):
@@ -50,17 +50,17 @@ class TestVersions:
         with pytest.raises(ObjectNotFoundError), store.open_version("v/data", "none-such"):
             pass
 
-    def test_versions_are_paged(self, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_versions_are_paged(self, store: ObjectStore, paged: Paged) -> None:
         """Attempt 18: all states of an object are returned, however many pages they fill; with a limit the newest."""
         keeps = self.keeps_versions(store)
-        monkeypatch.setattr("coordinator.storage.s3.LIST_LIMIT", 10)
+        small = paged(store, 10)
         for number in range(1, 36):
             store.put("v/many", bytes(number))
             if number % 7 == 0:
                 store.delete("v/many")
         store.put("v/many", bytes(36))
         store.put("v/many.beside", b"other")
-        found = store.versions("v/many")
+        found = small.versions("v/many")
         if not keeps:
             assert [each.size for each in found] == [36]
             return
@@ -70,7 +70,7 @@ class TestVersions:
         assert sum(each.is_marker for each in found) == 5
         assert len({each.version for each in found}) == 41
         for limit in (1, 9, 10, 25, 41):
-            some = store.versions("v/many", limit)
+            some = small.versions("v/many", limit)
             assert len(some) == limit
             assert some[0] == found[0]
 
@@ -94,9 +94,9 @@ class TestVersions:
         assert not store.remove_marker("v/data", marker.version)
         assert [each.version for each in store.versions("v/data")] == [version]
 
-    def test_unfinished_uploads(self, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_unfinished_uploads(self, store: ObjectStore, paged: Paged) -> None:
         """An upload in parts is told from its beginning to its end, under its key and the beginnings of that."""
-        monkeypatch.setattr("coordinator.storage.s3.LIST_LIMIT", 2)
+        small = paged(store, 2)
         seen: dict[str, list[str]] = {}
 
         def chunks(more: int) -> Iterator[bytes]:
@@ -104,7 +104,7 @@ class TestVersions:
             if more:
                 store.put_chunks(f"u/{more}", chunks(more - 1), 7 << 20)
             else:
-                seen.update({prefix: sorted(u.key for u in store.unfinished(prefix)) for prefix in ("", "u/", "u/2")})
+                seen.update({prefix: sorted(u.key for u in small.unfinished(prefix)) for prefix in ("", "u/", "u/2")})
                 assert all(abs(u.begun_at - datetime.now(UTC)) < timedelta(minutes=2) for u in store.unfinished("u/"))
             yield bytes(1 << 20)
 
@@ -112,7 +112,7 @@ class TestVersions:
         assert seen == {"": ["u/1", "u/2", "u/3"], "u/": ["u/1", "u/2", "u/3"], "u/2": ["u/2"]}
         assert list(store.unfinished("")) == []
 
-    def test_a_walk_over_versions(self, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_walk_over_versions(self, store: ObjectStore, paged: Paged) -> None:
         """Every state of every key below a prefix is given once, those of one key together, however short the pages."""
         keeps = self.keeps_versions(store)
         names = ("one/data", "one/hash/0", "one/hash/10", "one/started", "two/data", "two/started", "three/data", "z")
@@ -123,9 +123,9 @@ class TestVersions:
         for key in keys[::3]:
             store.delete(key)
         store.put("w-beside/a", b"1")
-        monkeypatch.setattr("coordinator.storage.s3.LIST_LIMIT", 4)
+        small = paged(store, 4)
         for prefix in ("w/", "w/t", "w/one/", "w/one/hash/1", "w/none/"):
-            found = list(store.walk_versions(prefix))
+            found = list(small.walk_versions(prefix))
             assert len(set(found)) == len(found)
             assert set(found) == {
                 (key, state) for key in keys if key.startswith(prefix) for state in store.versions(key)
@@ -133,9 +133,9 @@ class TestVersions:
             together = [key for key, _ in groupby(found, key=lambda each: each.key)]
             assert len(set(together)) == len(together)
         # Eight, seven and six puts, and three deletes.
-        assert len(list(store.walk_versions("w/"))) == (24 if keeps else 5)
+        assert len(list(small.walk_versions("w/"))) == (24 if keeps else 5)
 
-    def test_folders_of_what_is_deleted(self, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_folders_of_what_is_deleted(self, store: ObjectStore, paged: Paged) -> None:
         """Folders are told, also of what is kept as versions only; what lies beside them is none."""
         keeps = self.keeps_versions(store)
         names = ("a", "b", "c", "d", "_e")
@@ -147,13 +147,13 @@ class TestVersions:
             store.delete(key)
         expected = {f"deleted/{name}/" for name in names if keeps or name != "b"}
         for pages in (1000, 2):
-            monkeypatch.setattr("coordinator.storage.s3.LIST_LIMIT", pages)
-            found = list(store.version_folders("deleted/"))
+            small = paged(store, pages)
+            found = list(small.version_folders("deleted/"))
             assert len(set(found)) == len(found)
             assert set(found) - {"deleted/b/"} == expected - {"deleted/b/"}
             assert not keeps or "deleted/b/" in found
-            assert list(store.version_folders("deleted/c/")) == ["deleted/c/x/"]
-            assert list(store.version_folders("deleted/none/")) == []
+            assert list(small.version_folders("deleted/c/")) == ["deleted/c/x/"]
+            assert list(small.version_folders("deleted/none/")) == []
 
     def test_folders_that_begin_alike(self, store: ObjectStore) -> None:
         """Folders whose names begin alike are all told, however characters are ordered about the slash."""
@@ -162,15 +162,14 @@ class TestVersions:
             store.put(f"alike/{name}/x", b"1")
         assert sorted(store.version_folders("alike/")) == sorted(f"alike/{name}/" for name in names)
 
-    def test_a_walk_goes_on_after_deletes(self, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_walk_goes_on_after_deletes(self, store: ObjectStore, paged: Paged) -> None:
         """What is deleted behind a walk hides nothing of what is before it."""
         keys = [f"g/{n:02}/data" for n in range(12)]
         for key in [*keys, *keys]:
             store.put(key, b"1")
         expected = {(key, state.version) for key in keys for state in store.versions(key)}
-        monkeypatch.setattr("coordinator.storage.s3.LIST_LIMIT", 5)
         seen: set[tuple[str, str]] = set()
-        for key, states in groupby(store.walk_versions("g/"), key=lambda each: each.key):
+        for key, states in groupby(paged(store, 5).walk_versions("g/"), key=lambda each: each.key):
             versions = {(key, each.state.version) for each in states}
             seen |= versions
             store.delete_many([Target(*each) for each in versions], allowed)

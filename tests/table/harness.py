@@ -2,7 +2,8 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -236,6 +237,22 @@ class Table(Names):
             (f"%/{self.space}/%",),
         )
         return {(row[0], format_digest(row[1])) for row in found}
+
+
+@contextmanager
+def before_statements(connection: psycopg.Connection[Any], what: Callable[[str], None]) -> Iterator[None]:
+    """Call this with each statement of the connection, before it is sent, until the end of the block."""
+
+    class Watched(psycopg.Cursor[Any]):
+        def execute(self, query: Any, *arguments: Any, **more: Any) -> Self:
+            what(str(query))
+            return super().execute(query, *arguments, **more)
+
+    connection.cursor_factory = Watched
+    try:
+        yield
+    finally:
+        connection.cursor_factory = psycopg.Cursor
 
 
 def deadlocks(table: Table) -> int:

@@ -1,7 +1,7 @@
 """A slice is applied exactly once: repeated, raced for, out of turn, or broken off anywhere."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +13,7 @@ from coordinator.errors import UnavailableError
 from coordinator.table import statements
 from coordinator.table.apply import BatchApply
 from coordinator.table.batch import DeadLetterFound, Item, OutOfStepError, Slice
-from tests.table.harness import NO_MARGIN, Row, Table
+from tests.table.harness import NO_MARGIN, Row, Table, before_statements
 
 TABLES = (
     "blobs",
@@ -143,36 +143,17 @@ def test_two_at_the_same_slice(table: Table) -> None:
     assert table.check().agrees
 
 
-class Interrupt:
-    """Runs something before the statement with a number."""
+class Nth:
+    """Does something before the statement with a number."""
 
     def __init__(self, before: int, what: Callable[[], None]) -> None:
-        self.left = before
+        self._left = before
         self._what = what
 
-    def __call__(self) -> None:
-        self.left -= 1
-        if self.left == -1:
+    def __call__(self, _: str) -> None:
+        self._left -= 1
+        if self._left == -1:
             self._what()
-
-
-@pytest.fixture
-def interrupt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Interrupt], None]]:
-    """Sets what is asked before each statement of any connection of this thread."""
-    execute, main = psycopg.Cursor.execute, threading.get_ident()
-    current: list[Interrupt] = []
-
-    def interrupted(cursor: Any, *arguments: Any, **more: Any) -> Any:
-        if current and threading.get_ident() == main:
-            current[0]()
-        return execute(cursor, *arguments, **more)
-
-    def use(new: Interrupt) -> None:
-        current[:] = [new]
-
-    monkeypatch.setattr(psycopg.Cursor, "execute", interrupted)
-    yield use
-    current.clear()
 
 
 class PowerCutError(Exception):
@@ -180,7 +161,7 @@ class PowerCutError(Exception):
 
 
 @pytest.mark.lengthy
-def test_an_error_at_any_statement(fresh: Table, interrupt: Callable[[Interrupt], None]) -> None:
+def test_an_error_at_any_statement(fresh: Table) -> None:
     """An exception between any two statements leaves nothing half done, and the slice can be applied afterwards."""
     piece = everything(fresh)
     before = dump(fresh.url)
@@ -189,23 +170,20 @@ def test_an_error_at_any_statement(fresh: Table, interrupt: Callable[[Interrupt]
         raise PowerCutError
 
     for statement in range(500):
-        current = Interrupt(statement, cut)
-        interrupt(current)
         try:
-            BatchApply(fresh.connection, NO_MARGIN).apply([piece])
+            with before_statements(fresh.connection, Nth(statement, cut)):
+                BatchApply(fresh.connection, NO_MARGIN).apply([piece])
         except PowerCutError:
-            interrupt(Interrupt(-2, cut))
             assert dump(fresh.url) == before, f"statement {statement}"
         else:
             break
     assert statement > 30
-    interrupt(Interrupt(-2, cut))
     assert fresh.blob("l") == Row(3, 0, 0, False, 7)  # type: ignore[arg-type]
     assert fresh.check().agrees
 
 
 @pytest.mark.lengthy
-def test_a_connection_killed_at_any_statement(fresh: Table, interrupt: Callable[[Interrupt], None]) -> None:
+def test_a_connection_killed_at_any_statement(fresh: Table) -> None:
     """A connection that dies between any two statements leaves nothing half done; the next one goes on."""
     piece = everything(fresh)
     before = dump(fresh.url)
@@ -226,12 +204,10 @@ def test_a_connection_killed_at_any_statement(fresh: Table, interrupt: Callable[
     with connections.use():
         pass
     for statement in range(0, 500, 5):
-        interrupt(Interrupt(statement, kill))
         try:
-            with connections.use() as connection:
+            with connections.use() as connection, before_statements(connection, Nth(statement, kill)):
                 BatchApply(connection, NO_MARGIN).apply([piece])
         except UnavailableError:
-            interrupt(Interrupt(-2, kill))
             with connections.use():
                 pass
             assert dump(fresh.url) == before, f"statement {statement}"

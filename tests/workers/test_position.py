@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
@@ -16,9 +16,21 @@ from workers.position import Positions
 PARTITION = (EVENTS, 0)
 
 
+class Inspector(LogInspector):
+    """Does something after each question for a topic's state."""
+
+    then: Callable[[], None] | None = None
+
+    def state(self, topic: str) -> TopicState:
+        answer = super().state(topic)
+        if self.then is not None:
+            self.then()
+        return answer
+
+
 @pytest.fixture
-def inspector(place: Place) -> Iterator[LogInspector]:
-    with LogInspector(place.settings()) as inspector:
+def inspector(place: Place) -> Iterator[Inspector]:
+    with Inspector(place.settings()) as inspector:
         yield inspector
 
 
@@ -47,21 +59,18 @@ def stand_at(table: Table, inspector: LogInspector, offset: int) -> None:
 
 
 def test_records_applied_during_a_check_do_not_make_the_log_seem_shorter(
-    table: Table, log: Log, inspector: LogInspector, positions: Positions, monkeypatch: pytest.MonkeyPatch
+    table: Table, log: Log, inspector: Inspector, positions: Positions
 ) -> None:
     """What a worker applies after the log's end was asked for is no proof of another log."""
     write(log, "first", 3)
     positions.of([PARTITION])
     stand_at(table, inspector, 3)
-    ask = inspector.state
 
-    def state(topic: str) -> TopicState:
-        answer = ask(topic)
+    def apply_more() -> None:
         write(log, "meanwhile", 2)
         stand_at(table, inspector, 5)
-        return answer
 
-    monkeypatch.setattr(inspector, "state", state)
+    inspector.then = apply_more
     positions.of([PARTITION])
     assert table.gaps() == []
     assert table.progress()[PARTITION] == 5
