@@ -25,7 +25,7 @@ from coordinator.storage.port import ObjectStore
 from tests.conftest import in_memory, temporary_directory
 from tests.gc.harness import LANDED, Garbage, blocked_by
 from tests.services.postgres import Server, Servers, create_database, dump, restore_dump
-from tests.storage.conftest import VERSIONED, MakeS3, buckets, connect_s3
+from tests.storage.conftest import buckets, connect_s3, store_of
 from tests.support.store import FaultyStore
 
 __all__ = ["buckets", "connect_s3"]
@@ -47,10 +47,8 @@ def primary(servers: Servers) -> Server:
 
 
 @pytest.fixture(params=["s3", "s3-versioned"])
-def store(request: pytest.FixtureRequest, connect_s3: MakeS3) -> ObjectStore:
-    """An empty bucket of SeaweedFS, with versions and without."""
-    request.getfixturevalue("buckets")
-    return connect_s3(bucket=VERSIONED) if request.param == "s3-versioned" else connect_s3()
+def store(request: pytest.FixtureRequest) -> ObjectStore:
+    return store_of(request, request.param)
 
 
 def beginning(url: str, store: ObjectStore) -> Garbage:
@@ -68,12 +66,6 @@ def continued(garbage: Garbage, url: str) -> Garbage:
     other.space, other._second, other._offsets = garbage.space, garbage._second, dict(garbage._offsets)
     other.delete_bound = LANDED
     return other
-
-
-def record(garbage: Garbage) -> None:
-    """What the API does before it answers to a change."""
-    with garbage.parts() as (connections, _, __):
-        mark.record(connections, garbage.store)
 
 
 def refused(garbage: Garbage, words: str) -> None:
@@ -178,7 +170,7 @@ def test_a_restored_dump(servers: Servers, primary: Server, store: ObjectStore, 
             engine.dispose()
 
         add()
-        record(garbage)
+        garbage.record()
     if place == "another database":
         url = create_database(primary, "restored")
         restore_dump(tmp_path / "dump", url)
@@ -211,7 +203,7 @@ def test_files_from_before_a_change(servers: Servers, primary: Server, store: Ob
             controls.turn(garbage.connection, "an incident", on=False)
         else:
             controls.pin(garbage.connection, garbage.digest("l"), "needed by an auditor")
-        record(garbage)
+        garbage.record()
     servers.stop(primary)
     with continued(garbage, servers.start_copy(files).url) as after:
         refused(after, "The database is older than the bucket")
