@@ -261,7 +261,7 @@ def test_an_address_that_is_left(world: World) -> None:
 
 
 def test_one_that_answers_and_is_never_echoed(world: World) -> None:
-    """W passes no probe that was answered and not echoed until a reconcile, whatever echoes come later (scenario 25)."""
+    """W passes no probe that was answered and not echoed until a reconcile, whatever echoes follow (scenario 25)."""
     world.return_probe(world.probe(), "s")
     refused = world.probe()
     assert world.refused(refused) == "s"
