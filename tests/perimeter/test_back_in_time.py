@@ -1,7 +1,7 @@
 """Databases that went back in time on real servers: standbys, dumps, points in time; and buckets that were rolled back.
 
 Each test runs garbage collection in a bucket, has the database or the bucket lose what came last, and shows that the
-next run is refused and that status says so; and what a claim makes of it.
+next run is refused, that status says so, and that a claim repairs it.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def goes_on_after_a_claim(garbage: Garbage) -> None:
 
 
 def test_a_promoted_standby_that_lost_nothing(servers: Servers, primary: Server, store: ObjectStore) -> None:
-    """A standby whose mark is right is refused, too, at once and without a look at the bucket: nobody knows it."""
+    """A standby with the right mark is refused, too, at once and without reading the bucket."""
     with beginning(primary.url, store) as garbage:
         garbage.collect()
         standby = servers.standby(primary)
@@ -189,7 +189,7 @@ def test_a_restored_dump(servers: Servers, primary: Server, store: ObjectStore, 
 
 @pytest.mark.parametrize("change", ["off", "pin"])
 def test_files_from_before_a_change(servers: Servers, primary: Server, store: ObjectStore, change: str) -> None:
-    """Attempt 7, without a new timeline: files from before `gc off` or a pin are refused; only the mark tells.
+    """Attempt 7, without a new timeline: files from before `gc off` or a pin are refused: only the mark shows it.
 
     A copy of a server's files starts on the same timeline, as a snapshot of its volume does.
     """

@@ -1,4 +1,4 @@
-"""What the keys of pods can do to the shared layer, on docker-registry and a store that enforces the printed policy."""
+"""What the keys of pods permit in the shared layer, on docker-registry and a store that enforces the printed policy."""
 
 import json
 import subprocess

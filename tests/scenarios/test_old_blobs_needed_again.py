@@ -1,7 +1,7 @@
-"""Blobs that nothing has needed for long, and that are needed again just before they would go.
+"""Blobs that nothing has needed for long, and that are needed again just before they would be purged.
 
-On a real registry. Bytes that are there say nothing about their use: a registry that finds them writes a link, and
-neither their time nor anything else of them changes.
+On a real registry. Stored bytes show nothing of their use: a registry that finds them writes a link and changes neither
+their time nor anything else of them.
 """
 
 import pytest
@@ -80,8 +80,8 @@ def test_scenario_07_needed_again_when_its_purge_is_due(stage: Stage, here: str)
 
 @pytest.mark.parametrize("when", ["unreferenced", "hidden", "purged"])
 def test_scenario_09_a_push_without_any_head(stage: Stage, here: str, when: str) -> None:
-    """A protocol that renewed a blob when a client asked for it missed the clients that never ask; here nothing depends
-    on what a client asks, and an upload is one whatever state the blob is in.
+    """A protocol that renewed a blob on a HEAD missed clients that send none; here nothing depends on a HEAD, and an
+    upload is accepted whatever state the blob is in.
     """
     client, app = stage.b.client, f"{stage.b.name}/{here}"
     image = make_image(here)
@@ -103,7 +103,7 @@ def test_scenario_09_a_push_without_any_head(stage: Stage, here: str, when: str)
 
 
 def test_scenario_12_the_last_index_goes_after_the_plan(stage: Stage, here: str) -> None:
-    """What lost its last index between the check and the deed stayed for ever; here the next collection finds it."""
+    """What lost its last index between check and delete stayed for ever; here the next collection finds it."""
     app = f"{stage.a.name}/{here}"
     index = make_index([make_image(f"{here}/{arch}", architecture=arch) for arch in ("amd64", "arm64")])
     children, other = [child.digest for child in index.manifests], make_image(f"{here}/other")
@@ -123,8 +123,8 @@ def test_scenario_12_the_last_index_goes_after_the_plan(stage: Stage, here: str)
 
 
 def test_scenario_12_an_index_comes_between_the_plan_and_the_delete(stage: Stage, here: str) -> None:
-    """What got a new index between the check and the deed was deleted; here that voids the hide, of the children and of
-    all that they list.
+    """What got a new index between check and delete was deleted; here the new index voids the hide of the children and
+    of all that they list.
     """
     client, app = stage.a.client, f"{stage.a.name}/{here}"
     index = make_index([make_image(f"{here}/{arch}", architecture=arch) for arch in ("amd64", "arm64")])
@@ -171,8 +171,8 @@ def test_scenario_28_the_source_goes_after_a_mount(stage: Stage, here: str) -> N
 
 
 def test_scenario_28_the_source_goes_after_a_mount_from_another_pod(stage: Stage, here: str) -> None:
-    """The same where Baleen has mounted across pods: nothing in the source's pod needs the blobs any more, and no
-    manifest of the target's pod does yet.
+    """A mount across pods keeps the blob, too: nothing in the source's pod needs it any more, and no manifest of the
+    target's pod does yet.
     """
     source, target = f"{stage.a.name}/{here}", f"{stage.b.name}/{here}"
     image = make_image(here)
