@@ -83,7 +83,6 @@ def test_what_holds_all() -> None:
         for policy in (hiding(known), purging(known), finishing(known)):
             assert policy.until is None
             kept = policy.kept(NOW - 100 * DAY)
-            assert kept is not None
             assert kept.why is Why.HELD
             assert reason in kept.detail
 
@@ -92,7 +91,6 @@ def test_a_pin() -> None:
     """A pinned blob is kept, however old."""
     for policy in (hiding(facts()), purging(facts())):
         kept = policy.kept(NOW - 100 * DAY, pinned=True)
-        assert kept is not None
         assert kept.why is Why.PINNED
 
 

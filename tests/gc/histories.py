@@ -125,7 +125,6 @@ class History:
         """Hides that have a copy. One of a hide that was undone may stay for a while."""
         for entry in self._garbage.store.walk(QUARANTINE):
             found = parse_quarantine_key(entry.key)
-            assert found is not None
             yield found[1]
 
     def _purged(self) -> set[int]:

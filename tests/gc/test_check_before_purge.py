@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from coordinator.domain.lifecycle import BlobState
 from coordinator.storage.layout import blob_key, quarantine_key
-from coordinator.storage.port import ObjectVersion, Target, copy_within
+from coordinator.storage.port import Target, copy_within
 from tests.gc.harness import LANDED, Garbage
 from tests.support.store import ASK, FaultyStore
 
@@ -17,7 +16,6 @@ from tests.support.store import ASK, FaultyStore
 def show(garbage: Garbage, name: str) -> None:
     """Let registries see a hidden blob, as another client of the bucket can."""
     found = garbage.hide_of(name)
-    assert found is not None
     key = blob_key(found.digest)
     if found.marker is None:
         copy_within(garbage.store, quarantine_key(found.digest, found.id), key)
@@ -82,7 +80,6 @@ def test_a_marker_of_others_hides_nothing_for_a_purge(hidden: Garbage) -> None:
 def test_a_purge_that_was_interrupted_at_its_marker_is_no_alarm(hidden: Garbage) -> None:
     """A purge whose versions and marker are all deleted already ends without an alarm."""
     found = hidden.hide_of("l")
-    assert found is not None
     key = blob_key(found.digest)
     own = [Target(quarantine_key(found.digest, found.id))] if found.marker is None else []
     targets = own + [Target(key, each.version) for each in hidden.store.versions(key)]
@@ -145,7 +142,6 @@ def test_what_a_hide_did_not_record_goes_with_the_next(garbage: Garbage) -> None
     for _ in range(10):
         freed += garbage.collect().freed
     assert garbage.state("l") is BlobState.PURGED
-    versions: Sequence[ObjectVersion] = garbage.store.versions(blob_key(garbage.digest("l")))
-    assert versions == []
+    assert garbage.store.versions(blob_key(garbage.digest("l"))) == []
     stored = 26 if garbage.store.keeps_versions() else 1
     assert freed == len(garbage.body("m")) + stored * len(garbage.body("l"))

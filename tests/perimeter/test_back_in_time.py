@@ -147,7 +147,6 @@ def test_a_job_that_survives_a_failover(servers: Servers, primary: Server, store
         number = garbage.ask()
         with garbage.parts() as (connections, _, __), connections.use() as connection:
             job = jobs.take(connection, {"gc"})
-            assert job is not None
             assert job.id == number
             wanted = gc.candidates(connection, gc.BEGINNING, None, 10)
         standby = servers.standby(primary)

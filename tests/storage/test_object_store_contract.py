@@ -64,7 +64,6 @@ class TestObjectStore:
             store.put("a/b", body)
             assert store.get("a/b") == body
             known = store.head("a/b")
-            assert known is not None
             assert (known.key, known.size) == ("a/b", len(body))
             assert abs(known.modified_at - datetime.now(UTC)) < timedelta(minutes=2)
             assert [(entry.key, entry.size) for entry in store.list("a/")] == [("a/b", len(body))]
