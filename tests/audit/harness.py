@@ -1,4 +1,4 @@
-"""A table and a store to part and to compare.
+"""A table and a store to compare.
 
 `World` is the database's harness with bytes beside it: `needed` makes a blob that is linked and stored.
 Not here: what must hold (test_*.py).
@@ -7,9 +7,9 @@ Not here: what must hold (test_*.py).
 from __future__ import annotations
 
 import hashlib
+from contextlib import closing
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
 
 from coordinator.audit.audit import PRODUCTION, Ages, Audit, Report, Sizes
 from coordinator.db.connection import Connections
@@ -55,11 +55,8 @@ class World(Table):
         self.connections.close()
         super().__exit__(kind, error, trace)
 
-    def __enter__(self) -> Self:
-        return self
-
     def apply(self, *facts: Fact, margin: timedelta = NO_MARGIN, partition: int = 0) -> Applied:
-        """Apply facts; what is said to be removed is believed, as there are no links to look at."""
+        """Apply facts; removals are applied without a check, as there are no links."""
         if not any(isinstance(fact, Removed) for fact in facts):
             return super().apply(*facts, margin=margin, partition=partition)
         self.links_are("relay")
@@ -89,15 +86,13 @@ class World(Table):
             self.link_blob(name)
 
     def lost(self, *names: str) -> None:
-        """Needed, without bytes, and nobody has noticed."""
+        """Make needed blobs without bytes that nothing has noticed."""
         self.needed(*names)
         for name in names:
             self.store.delete(self.key(name))
 
     def state(self, name: str) -> BlobState:
-        row = self.blob(name)
-        assert row is not None
-        return row.state
+        return self.row(name).state
 
     def outbox(self) -> list[tuple[str, str, int, int]]:
         """(digest, change, references, links) of what waits, in order."""
@@ -105,19 +100,15 @@ class World(Table):
         return [(f"sha256:{row[0].hex()}", *row[1:]) for row in found]
 
     def writers_are_out(self) -> bool:
-        """Whether somebody keeps all writers of facts out now."""
+        """Whether all writers of facts are locked out now."""
         with self.connect() as other:
             row = other.execute("SELECT pg_try_advisory_xact_lock_shared(%s)", (FACTS_LOCK,)).fetchone()
-        assert row is not None
         return not row[0]
 
     def audit(
         self, store: ObjectStore | None = None, ages: Ages = AGES, *, repair: bool = False, sizes: Sizes = PRODUCTION
     ) -> Report:
-        """Run an audit; its looks are at `store`, where that is given."""
+        """Run an audit of `store`, if that is given."""
         checked = store or self.store
-        presence = Presence(self.connections, checked)
-        try:
+        with closing(Presence(self.connections, checked)) as presence:
             return Audit(self.connections, checked, presence, ages, repair=repair, sizes=sizes).run()
-        finally:
-            presence.close()

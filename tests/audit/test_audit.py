@@ -1,4 +1,4 @@
-"""What an audit tells of a table and a store that differ, and what it does not tell while both are changing."""
+"""What an audit reports of a table and a store that differ, and that it raises no false alarm while both change."""
 
 import random
 import threading
@@ -103,7 +103,7 @@ def examples_of(kind: Kind) -> dict[str, dict[str, object]]:
 
 
 def assert_reports(report: Report, made: list[Made], *, versioned: bool) -> None:
-    """Every kind is told as just those blobs that were made of it."""
+    """Each kind is reported with exactly the blobs that were made of it."""
 
     def of(*kinds: str) -> set[str]:
         return {each.text for each in made if each.kind in kinds}
@@ -146,7 +146,7 @@ def compare(world: World, kinds: list[str], seed: int, *, versioned: bool) -> No
     ]
     before = states(world)
     assert_reports(world.audit(), made, versioned=versioned)
-    # What it has written down is just what it tells, and telling it again changes nothing.
+    # It has recorded exactly what it reports, and a second audit changes nothing.
     lost = {each.text for each in made if each.kind in {"lost", "lost-unsized", "masked"}}
     found = {each.text for each in made if each.kind == "found"}
     expected = before | dict.fromkeys(lost, BlobState.MISSING) | dict.fromkeys(found, BlobState.LIVE)
@@ -162,14 +162,14 @@ def compare(world: World, kinds: list[str], seed: int, *, versioned: bool) -> No
 @settings(max_examples=20, database=None)
 @given(kinds=st.lists(st.sampled_from(KINDS), max_size=40), seed=st.integers(0, 1000), versioned=st.booleans())
 def test_differences_are_reported_exactly(database: str, kinds: list[str], seed: int, versioned: bool) -> None:
-    """However table and store differ, each difference is told as what it is, once, and nothing else is."""
+    """Each difference between table and store is reported once, as its kind, and nothing else is."""
     with World(database, MemoryObjectStore(versioned=versioned)) as world:
         compare(world, ["fine", *kinds], seed, versioned=versioned)
 
 
 @pytest.mark.parametrize("kind", ["s3", "s3-versioned"])
 def test_differences_on_a_real_store(database: str, new_store: NewStore, kind: str) -> None:
-    """The same on an S3 server, with and without versions."""
+    """On an S3 server, with and without versions, each difference is reported, too."""
     with World(database, new_store(kind)) as world:
         compare(world, [*KINDS, *KINDS], 1, versioned=kind == "s3-versioned")
 
@@ -197,7 +197,7 @@ STEPS = st.lists(
 
 
 class Meddler:
-    """Changes table and store, in ways that are allowed to happen, when the store is asked for the n-th time."""
+    """Changes table and store, in ways that may happen, at the n-th call to the store."""
 
     def __init__(self, world: World, steps: list[tuple[int, str, int]]) -> None:
         self._world = world
@@ -209,7 +209,7 @@ class Meddler:
         self.touched: set[str] = set()
 
     def before(self, _: str, __: str) -> None:
-        # Several threads ask the store. Whoever holds the facts waits for their answers, and must not be waited for.
+        # Several threads call the store. The one with the lock of facts waits for them, and must not be waited for.
         if not self._lock.acquire(blocking=False):
             return
         try:
@@ -277,7 +277,7 @@ def test_a_push_after_the_table_was_read(world: World) -> None:
 
 
 def test_what_is_too_young_is_not_left_over(world: World) -> None:
-    """What is stored and not known is an orphan only when it is older than a push takes to be announced."""
+    """A stored blob that the table does not know is an orphan only if it is older than a push may take."""
     world.needed("here")
     world.put("unknown")
     old, young = world.audit(), world.audit(ages=Ages(timedelta(hours=1), timedelta()))
@@ -307,7 +307,7 @@ def test_an_outage_in_the_middle(world: World) -> None:
 
 
 def test_one_folder_that_breaks_off(world: World) -> None:
-    """One listing of many that ends with an error ends the audit: figures of a part would say too little."""
+    """An error in one of many listings ends the audit with that error."""
     world.needed(*(f"b{n}" for n in range(20)))
     folder = world.key("b7").rpartition("/")[0].rpartition("/")[0] + "/"
 
@@ -318,7 +318,7 @@ def test_one_folder_that_breaks_off(world: World) -> None:
 
 
 def test_a_listing_that_is_not_whole(world: World) -> None:
-    """What a listing leaves out without a word is looked for, and found, before it is called missing (scenario 19)."""
+    """A blob that a listing omits is looked up before it counts as missing (scenario 19)."""
     names = [f"b{n}" for n in range(30)]
     world.needed(*names)
     world.lost("lost")
@@ -332,7 +332,7 @@ def test_a_listing_that_is_not_whole(world: World) -> None:
 
 
 def test_a_listing_in_another_order(world: World) -> None:
-    """A store that lists in any order, and twice, makes nothing missing and nothing an orphan."""
+    """A store that lists in any order, and twice, causes no missing blob and no orphan."""
     world.needed(*(f"b{n}" for n in range(30)))
     world.lost("lost")
 
@@ -344,7 +344,7 @@ def test_a_listing_in_another_order(world: World) -> None:
 
 
 def test_another_bucket(world: World) -> None:
-    """A bucket in which nothing is of what the table needs is an error, and nothing is missing by it."""
+    """A bucket with none of the needed blobs is an error, and no blob becomes missing by it."""
     world.needed("one", "two")
     elsewhere = MemoryObjectStore()
     elsewhere.put(f"{BLOBS}ab/whatever/data", b"1")
@@ -357,7 +357,7 @@ def test_another_bucket(world: World) -> None:
 
 
 def test_keys_that_are_no_blobs(world: World) -> None:
-    """Keys below blobs/ that are no blob's are told, wherever they are, and disturb nothing."""
+    """Keys below blobs/ that are no blob's are reported, wherever they are, and change nothing else."""
     world.needed("here", "there")
     hexadecimal = world.digest("here").hex()
     odd = [
@@ -377,7 +377,7 @@ def test_keys_that_are_no_blobs(world: World) -> None:
 
 @pytest.mark.parametrize("kind", ["memory", "s3"])
 def test_uploads_that_nobody_ended(database: str, new_store: NewStore, kind: str) -> None:
-    """Upload sessions and uploads in parts are told when they are old, of every repository; links are not."""
+    """Old upload sessions and uploads in parts are reported, of every repository; links are not."""
     store = new_store(kind)
     with World(database, store) as world:
         world.needed("here")
@@ -410,7 +410,7 @@ def test_uploads_that_nobody_ended(database: str, new_store: NewStore, kind: str
 
 @pytest.mark.parametrize("kind", ["memory-versioned", "s3-versioned"])
 def test_markers_are_taken_off(database: str, new_store: NewStore, kind: str) -> None:
-    """With `repair` a needed blob below delete markers is served again if just its bytes lie there, and no other."""
+    """With `repair` a needed blob below delete markers is served again if its own bytes are there, and no other."""
     store = new_store(kind)
     with World(database, store) as world:
         world.needed("here", "masked", "twice", "other-bytes", "overwritten", "hidden")
@@ -436,15 +436,13 @@ def test_markers_are_taken_off(database: str, new_store: NewStore, kind: str) ->
             assert world.state(name) is BlobState.LIVE
         for name in ("other-bytes", "overwritten", "hidden", "never-stored"):
             assert store.head(world.key(name)) is None
-        assert [change for digest, change, _, _ in world.outbox() if digest == world.text("twice")] == [
-            "missing",
-            "live",
-        ]
+        changes = [change for digest, change, _, _ in world.outbox() if digest == world.text("twice")]
+        assert changes == ["missing", "live"]
 
 
 @pytest.mark.parametrize("kind", ["memory-versioned", "s3-versioned"])
 def test_a_blob_is_hidden_while_it_is_repaired(database: str, new_store: NewStore, kind: str) -> None:
-    """A marker of a hide is never taken off: who reads a large blob may find it hidden, and due to be purged, then."""
+    """A marker of a hide is never removed, even if the blob is hidden while the audit reads its bytes."""
     store = new_store(kind)
     with World(database, store) as world:
         world.needed("here", "masked")
@@ -464,7 +462,7 @@ def test_a_blob_is_hidden_while_it_is_repaired(database: str, new_store: NewStor
 
 
 def test_orphans_are_taken_up(world: World) -> None:
-    """Garbage collection gets what nobody knows, as unreferenced since now; what is needed stays what it is."""
+    """With `take_up` orphans become unreferenced as of now, for GC; needed blobs stay as they are."""
     world.needed("mine")
     world.put("left")
     world.put("again")
@@ -485,7 +483,7 @@ def test_orphans_are_taken_up(world: World) -> None:
 
 @pytest.mark.parametrize("stranger", ["other/app", "pod-a-not/app"])
 def test_orphans_of_a_pod_that_is_not_registered(world: World, stranger: str) -> None:
-    """While repositories that no pod owns share the root, nothing is taken up: they may link it."""
+    """While a repository of no pod is in the root no orphan is taken up: that repository may link it."""
     world.put("left")
     world.store.put(layer_link_key(RepositoryName(stranger), world.digest("left")), b"link")
     with pytest.raises(ConflictError, match=stranger.partition("/")[0]):

@@ -1,4 +1,4 @@
-"""The check finds every way in which a derived number can differ from the facts."""
+"""The check finds every way in which a count, state or date can differ from the facts."""
 
 import pytest
 

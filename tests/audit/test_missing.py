@@ -1,6 +1,7 @@
-"""Blobs that are needed and have no bytes: who finds them, what becomes of them, and what is never mistaken for one."""
+"""Needed blobs without bytes: how they are found, how they end, and what is never mistaken for one."""
 
 import threading
+from contextlib import closing
 from datetime import timedelta
 from itertools import pairwise
 
@@ -38,14 +39,13 @@ def test_a_lost_blob_becomes_missing_once(world: World) -> None:
 
 
 def test_only_bytes_end_it(world: World) -> None:
-    """However often it is pushed, mounted and listed, a missing blob is live only when its bytes were seen."""
+    """A missing blob is live only once its bytes were seen, however often it is pushed, mounted and listed."""
     world.needed("here")
     world.lost("lost")
     world.presence.resolve([world.digest("lost")])
     world.apply(world.link("other", "lost", 3), world.push("app", "m", ["lost", "here"], 4))
     world.apply(world.removed("app", "lost", 5), world.link("app", "lost", 6))
-    assert world.blob("lost") is not None
-    assert world.blob("lost")[:3] == (1, 2, MISSING)  # type: ignore[index]
+    assert world.row("lost")[:3] == (1, 2, MISSING)
     assert world.presence.round() == []
     world.put("lost")
     assert [move.to for move in world.presence.round()] == [LIVE]
@@ -55,7 +55,7 @@ def test_only_bytes_end_it(world: World) -> None:
 
 
 def test_what_may_be_elsewhere(world: World) -> None:
-    """What only a pod with a store of its own needs is not missing; it is as soon as another pod needs it, too."""
+    """A blob without bytes that only a pod with its own store needs is not missing, until another pod needs it."""
     world.needed("here")
     world.lost("lost", "other")
     world.presence.resolve([world.digest("other")])
@@ -69,8 +69,8 @@ def test_what_may_be_elsewhere(world: World) -> None:
 
 
 def test_a_digest_that_a_client_made_up(world: World) -> None:
-    """What only a manifest names that is kept for every digest in its bytes, and nobody stored, is not missing; a
-    layer that such a manifest names and that was stored is, and so is what another manifest lists.
+    """A digest that only an unreadable manifest names, and that was never stored, is not missing; one that was stored,
+    or that another manifest lists, is.
     """
     world.needed("here")
     world.lost("stored")
@@ -86,7 +86,7 @@ def test_a_digest_that_a_client_made_up(world: World) -> None:
 
 
 def test_nobody_misses_what_nobody_needs(world: World) -> None:
-    """A missing blob that loses its last reference is unreferenced, and who was told that it is missing hears it."""
+    """A missing blob that loses its last reference is unreferenced, and that change is published."""
     world.needed("here")
     world.lost("lost", "expired")
     world.presence.resolve([world.digest("lost"), world.digest("expired")])
@@ -105,7 +105,7 @@ def test_nobody_misses_what_nobody_needs(world: World) -> None:
 
 
 def test_a_removal_and_an_addition_at_once(world: World) -> None:
-    """A batch in which a missing blob loses one reference and gains another leaves it missing, and tells nothing."""
+    """A missing blob that loses one reference and gains another in one batch stays missing, without another record."""
     world.needed("here")
     world.lost("lost")
     world.presence.resolve([world.digest("lost")])
@@ -121,10 +121,8 @@ def test_an_outage_is_not_a_loss(world: World) -> None:
     for answers in range(4):
         store = FaultyStore(world.store)
         store.fail(nth=since(answers + 1))
-        checking = Presence(world.connections, store)
-        with pytest.raises(UnavailableError):
+        with closing(Presence(world.connections, store)) as checking, pytest.raises(UnavailableError):
             checking.resolve([world.digest("lost")])
-        checking.close()
         assert world.state("lost") is LIVE
     assert world.outbox() == []
 
@@ -135,15 +133,14 @@ def test_another_bucket_is_not_a_loss(world: World) -> None:
     world.lost("lost")
     elsewhere = MemoryObjectStore()
     elsewhere.put("docker/registry/v2/blobs/sha256/00/other", b"another registry's")
-    checking = Presence(world.connections, elsewhere)
-    with pytest.raises(NotHereError, match="Check BALEEN_S3_BUCKET"):
+    wrong = pytest.raises(NotHereError, match="Check BALEEN_S3_BUCKET")
+    with closing(Presence(world.connections, elsewhere)) as checking, wrong:
         checking.resolve([world.digest("lost"), world.digest("here")])
-    checking.close()
     assert [world.state(name) for name in ("here", "lost")] == [LIVE, LIVE]
 
 
 def test_a_check_is_repeated_with_the_facts_locked(world: World) -> None:
-    """What the first look did not find and the second does is not missing, and no writer comes between the two."""
+    """A blob that only the second check finds, at which all writers are locked out, is not missing."""
     world.needed("here")
     world.lost("late", "lost")
     alone: list[bool] = []
@@ -155,18 +152,17 @@ def test_a_check_is_repeated_with_the_facts_locked(world: World) -> None:
 
     store = FaultyStore(world.store)
     store.before("head", arrive, key=world.key("late"))
-    checking = Presence(world.connections, store)
     wanted = [world.digest("late"), world.digest("lost")]
-    assert checking.heads(wanted) == dict.fromkeys(wanted)
-    checking.resolve(wanted)
-    checking.close()
+    with closing(Presence(world.connections, store)) as checking:
+        assert checking.heads(wanted) == dict.fromkeys(wanted)
+        checking.resolve(wanted)
     assert alone[0] is False
     assert alone[-1] is True
     assert [world.state(name) for name in ("late", "lost")] == [LIVE, MISSING]
 
 
 def test_a_push_waits_for_the_check(world: World) -> None:
-    """A push that is applied while somebody looks finds the blob as the look left it, and is not lost by it."""
+    """A push during a check waits for it, and is applied to the missing blob."""
     world.needed("here")
     world.lost("lost")
     pushing: list[threading.Thread] = []
@@ -181,16 +177,15 @@ def test_a_push_waits_for_the_check(world: World) -> None:
 
         store = FaultyStore(world.store)
         store.before("head", begin_push, key=world.key("lost"))
-        checking = Presence(world.connections, store)
-        checking.resolve([world.digest("lost")])
-        checking.close()
+        with closing(Presence(world.connections, store)) as checking:
+            checking.resolve([world.digest("lost")])
         pushing[0].join(20)
-    assert world.blob("lost")[:3] == (0, 2, MISSING)  # type: ignore[index]
+    assert world.row("lost")[:3] == (0, 2, MISSING)
     assert world.check().agrees
 
 
 def test_manifests_that_could_not_be_read(world: World) -> None:
-    """A held manifest whose bytes are not in storage is found by the next round; one that is merely unread is not."""
+    """A held manifest without bytes is found by the next round; one that is only unread is not missing."""
     world.needed("here")
     world.put("unread")
     world.apply(world.push("app", "lost", None), world.push("app", "unread", None))
@@ -200,7 +195,7 @@ def test_manifests_that_could_not_be_read(world: World) -> None:
 
 
 def test_rounds_are_bounded(world: World) -> None:
-    """A round looks at no more than so many, and each gets its turn, however many stay missing before it."""
+    """A round checks a bounded number of blobs, and each gets its turn, however many stay missing."""
     checking = Presence(world.connections, world.store, batch=2, per_round=2)
     names = [f"lost{n}" for n in range(5)]
     world.needed("here")
@@ -239,7 +234,7 @@ def take(world: World, step: str, name: str, second: int) -> None:
 @settings(max_examples=25, database=None)
 @given(steps=STEPS)
 def test_whatever_happens_in_whatever_order(database: str, steps: list[tuple[str, int]]) -> None:
-    """After a look at all blobs, missing is just what is needed and has no bytes; each change was told, once."""
+    """After a check of all blobs exactly the needed ones without bytes are missing, and each change has one record."""
     with World(database, MemoryObjectStore()) as world:
         world.needed("here")
         names = [f"b{n}" for n in range(3)]
@@ -256,7 +251,7 @@ def test_whatever_happens_in_whatever_order(database: str, steps: list[tuple[str
                 assert row.state is ((LIVE if there else MISSING) if needed else UNREFERENCED)
         for name in names:
             shown = [change for digest, change, _, _ in world.outbox() if digest == world.text(name)]
-            # It was live when it was first heard of, and what is told is a change each time.
+            # It was live at first, and each record is a change.
             assert all(before != after for before, after in pairwise(["live", *shown]))
             row = world.blob(name)
             assert row is None or ["live", *shown][-1] == row.state.name.lower()

@@ -1,4 +1,4 @@
-"""Changes of blobs on their way to blob.lifecycle: in order, once, and no sooner forgotten than told."""
+"""Changes of blobs are published to blob.lifecycle in order and once, and deleted only after that."""
 
 import contextlib
 import json
@@ -64,7 +64,7 @@ def happen(world: World) -> list[tuple[str, str]]:
 
 
 def test_all_is_reported_in_order(world: World) -> None:
-    """Each change is told once, in the order in which it happened, however small the steps; then nothing waits."""
+    """Each change is published once, in the order in which it happened, in batches of any size."""
     published, expected = Published(), happen(world)
     assert publish(world, published, batch=2) == len(expected)
     assert published.changes() == expected
@@ -75,7 +75,7 @@ def test_all_is_reported_in_order(world: World) -> None:
 
 
 def test_what_is_not_acknowledged_waits(world: World) -> None:
-    """While Kafka is away changes wait, and are told when it is back, in order."""
+    """While Kafka is away changes wait, and are published in order when it is back."""
     published, expected = Published(), happen(world)
     published.away = True
     with pytest.raises(UnavailableError):
@@ -87,7 +87,7 @@ def test_what_is_not_acknowledged_waits(world: World) -> None:
 
 
 def test_a_process_that_ends_in_between(world: World) -> None:
-    """A process that ends after the acknowledgement and before the delete leaves its changes, with the same ids."""
+    """A process that ends between acknowledgement and delete leaves its changes, which are sent again by their ids."""
     published, expected = Published(), happen(world)
     published.dies = True
     with pytest.raises(KeyboardInterrupt):
@@ -95,14 +95,13 @@ def test_a_process_that_ends_in_between(world: World) -> None:
     published.dies = False
     publish(world, published)
     assert published.changes() == [*expected, *expected]
-    assert [record.id for record in published.records[len(expected) :]] == [record.id for record in published.records][
-        : len(expected)
-    ]
+    ids = [record.id for record in published.records]
+    assert ids[len(expected) :] == ids[: len(expected)]
     assert world.outbox() == []
 
 
-def test_two_tellers(world: World) -> None:
-    """While one tells, another finds nothing to tell: two at once would mix up the order."""
+def test_two_publishers(world: World) -> None:
+    """While one process publishes, another one publishes nothing, so that the order is kept."""
     published, other = Published(), Published()
     expected = happen(world)
     connections = Connections(world.url, name="another")
@@ -162,7 +161,7 @@ def test_on_a_real_broker(world: World, broker: Broker) -> None:
 
 
 def test_what_kafka_has_is_not_reported_again(world: World, broker: Broker) -> None:
-    """What a process told that ended before it could say so is not told again, by it or by another process."""
+    """What a process sent before it died is not sent again, by it or by another process."""
     ensure_topics(settings_of(broker))
     expected = happen(world)
     one, other = publisher(broker), publisher(broker)
@@ -192,7 +191,7 @@ def test_what_kafka_has_is_not_reported_again(world: World, broker: Broker) -> N
 
 
 def test_a_broker_that_is_away(world: World, broker: Broker) -> None:
-    """Without a broker, or without the topic, the changes wait; once both are there they are told."""
+    """Without a broker, or without the topic, changes wait; once both exist they are published."""
     expected = happen(world)
     producer = publisher(broker, timeout=2.0)
 
@@ -212,7 +211,7 @@ def test_a_broker_that_is_away(world: World, broker: Broker) -> None:
     broker.start()
     eventually(lambda: "topics create" in refused(), "the topic is missed")
     ensure_topics(settings_of(broker))
-    assert eventually(published, "all is told") == len(expected)
+    assert eventually(published, "all is published") == len(expected)
     assert len(list(records(broker, len(expected)))) == len(expected)
     # Away while there is a connection.
     world.presence.resolve([world.digest("a")])
@@ -221,7 +220,7 @@ def test_a_broker_that_is_away(world: World, broker: Broker) -> None:
     assert len(world.outbox()) == 1
     broker.start()
     ensure_topics(settings_of(broker))
-    assert eventually(published, "the last is told") == 1
+    assert eventually(published, "the last is published") == 1
     assert world.outbox() == []
     producer.close()
 

@@ -1,4 +1,4 @@
-"""Bytes that vanish under a real registry are found, told, and missed until a push brings them back."""
+"""Bytes that vanish under a real registry are found and reported as missing until a push restores them."""
 
 import json
 from collections.abc import Iterator
@@ -58,7 +58,7 @@ def changes(baleen: Baleen, digest: str) -> list[str]:
 
 
 def test_bytes_that_vanish(baleen: Baleen) -> None:
-    """A layer whose bytes are gone is missing to everyone until it is pushed again; its neighbours are not."""
+    """A layer whose bytes are gone is missing until it is pushed again; other layers are not."""
     pod = baleen.add_pod("vanish")
     layer, other = make_layer("lost", 20_000), make_layer("kept", 20_000)
     image = make_image("image", [layer, other])

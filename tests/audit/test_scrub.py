@@ -1,4 +1,4 @@
-"""Reading every byte: what has other bytes is told with what could replace it, and an outage is told as one."""
+"""Reading every byte: blobs with wrong bytes are reported, with an intact version if there is one."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ def damage(world: World, name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["memory", "memory-versioned", "s3", "s3-versioned"])
 def test_other_bytes_are_reported(database: str, new_store: NewStore, kind: str) -> None:
-    """Every stored blob is read, needed or not; those with other bytes are told, with a version that is whole."""
+    """Every stored blob is read, needed or not; those with wrong bytes are reported, with an intact version."""
     with World(database, new_store(kind)) as world:
         world.needed("one", "two", "bad", "worse")
         world.put("unknown")
@@ -59,7 +59,7 @@ def test_other_bytes_are_reported(database: str, new_store: NewStore, kind: str)
 
 
 def test_a_blob_that_is_replaced_while_it_is_read(world: World) -> None:
-    """Bytes that are right at the second look, and blobs that are gone by then, are no damage."""
+    """Bytes that are right at the second read, and blobs that are gone by then, are no damage."""
     world.needed("one", "healed", "gone")
     damage(world, "healed")
     store = FaultyStore(world.store)
@@ -103,7 +103,7 @@ def test_it_goes_on_where_it_stopped(world: World) -> None:
 
 
 def test_one_that_cannot_be_read(world: World) -> None:
-    """One blob that the store fails to give, while it gives others, is told; several in a row are an outage."""
+    """A single unreadable blob is reported; several in a row are an outage."""
     names = [f"b{n}" for n in range(12)]
     world.needed(*names)
     digests = sorted(world.digest(name) for name in names)
@@ -111,10 +111,8 @@ def test_one_that_cannot_be_read(world: World) -> None:
     for number in (4, 6):
         store.fail("open", key=blob_key(digests[number]))
     content = scrub(world, store)
-    assert [example["digest"] for example in content.unreadable.examples] == [
-        format_digest(digests[4]),
-        format_digest(digests[6]),
-    ]
+    unreadable = [example["digest"] for example in content.unreadable.examples]
+    assert unreadable == [format_digest(digests[number]) for number in (4, 6)]
     assert (content.blobs, content.healthy, content.other_bytes.count) == (12, False, 0)
     for digest in digests[4:]:
         store.fail("open", key=blob_key(digest))
@@ -136,7 +134,7 @@ def test_a_sample(world: World) -> None:
 
 
 def test_a_sample_of_more_than_there_are(world: World) -> None:
-    """However many are asked for, the store is not asked for long once all that it has are chosen."""
+    """A sample larger than the store ends soon after all blobs were chosen."""
     store = FaultyStore(MemoryObjectStore())
     for n in range(12):
         store.put(world.key(f"b{n}"), world.body(f"b{n}"))
@@ -145,7 +143,7 @@ def test_a_sample_of_more_than_there_are(world: World) -> None:
 
 
 def test_the_rate() -> None:
-    """Over a while no more bytes are let through than the rate allows; without a rate nobody waits."""
+    """Reads wait so that no more bytes are read than the rate allows; without a rate they do not wait."""
     clock = 1000.0
     waits, free = Waits(), Waits()
     limited, unlimited = Rate(1000, waits, lambda: clock), Rate(None, free, lambda: clock)
@@ -163,7 +161,7 @@ def test_the_rate() -> None:
 
 
 def test_memory_does_not_grow_with_blobs(world: World) -> None:
-    """A blob is read piece by piece, and no further than one that is hashed."""
+    """A blob is read piece by piece."""
     world.needed("here")
     pieces: list[int] = []
 

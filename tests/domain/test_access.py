@@ -1,4 +1,4 @@
-"""Scopes are read as they are written, and no right comes from nowhere."""
+"""Scopes are parsed as they are written, and no right is granted that an issuer did not grant."""
 
 import pytest
 from hypothesis import given
@@ -15,10 +15,6 @@ scopes = st.lists(st.builds(Scope, st.sampled_from(["repository", "registry"]), 
 accesses = st.builds(
     lambda grants: Access(tuple(grants)), st.lists(st.builds(Grant, st.sampled_from(NAMES), actions), max_size=5)
 )
-
-
-def read(*parameters: str) -> list[str]:
-    return [str(scope) for scope in parse_scopes(parameters)]
 
 
 @pytest.mark.parametrize(
@@ -41,8 +37,8 @@ def read(*parameters: str) -> list[str]:
     ],
 )
 def test_scopes(parameters: list[str], scopes: list[str]) -> None:
-    """Several to a parameter, several parameters, a port in the name, a class of the type: all are read."""
-    assert read(*parameters) == scopes
+    """Several scopes in one parameter, several parameters, a port in the name, a class of the type are all parsed."""
+    assert [str(scope) for scope in parse_scopes(parameters)] == scopes
 
 
 @pytest.mark.parametrize(
@@ -72,13 +68,13 @@ def test_scopes(parameters: list[str], scopes: list[str]) -> None:
     ],
 )
 def test_what_is_no_scope(text: str) -> None:
-    """Anything else is refused in a sentence that says how one is written."""
+    """Anything else is refused, and the message says how a scope is written."""
     with pytest.raises(UsageError, match=r"write type:name:actions|too long"):
         parse_scopes([text])
 
 
 def test_the_number_of_scopes_is_bounded() -> None:
-    """However they are spread over parameters, more than the limit is refused."""
+    """More scopes than the limit are refused, however they are spread over parameters."""
     assert len(parse_scopes(f"repository:a{n}:pull" for n in range(SCOPES_LIMIT))) == SCOPES_LIMIT
     with pytest.raises(UsageError, match="several requests"):
         parse_scopes(["repository:a:pull"] * (SCOPES_LIMIT + 1))
@@ -88,7 +84,7 @@ def test_the_number_of_scopes_is_bounded() -> None:
 
 @given(st.lists(st.text(alphabet="repositoy:/,*() pul0.-_A\n", max_size=60), max_size=4))
 def test_reading_is_total(texts: list[str]) -> None:
-    """Whatever is sent is read or refused; what was read reads again as itself."""
+    """Any text is parsed or refused; parsed scopes parse again as themselves."""
     try:
         found = parse_scopes(texts)
     except UsageError:
@@ -115,20 +111,14 @@ def test_may(granted: set[str], action: str, may: bool) -> None:
 
 
 def test_pullable() -> None:
-    """Grants of one repository add up; only what may be pulled is named, each once."""
-    access = Access(
-        (
-            Grant("a", frozenset({"push"})),
-            Grant("b", frozenset({"push"})),
-            Grant("a", frozenset({"pull"})),
-            Grant("c", frozenset({ANY})),
-        )
-    )
+    """Grants of one repository are joined; each repository that may be pulled is named once."""
+    grants = (("a", "push"), ("b", "push"), ("a", "pull"), ("c", ANY))
+    access = Access(tuple(Grant(name, frozenset({action})) for name, action in grants))
     assert access.pullable() == ["a", "c"]
 
 
 def test_what_else_a_grant_has_stays_with_it() -> None:
-    """Whatever an issuer adds may restrict the grant, so that no operation takes it away or merges it."""
+    """No operation removes or merges what an issuer adds to a grant: it may restrict the grant."""
     restricted = Grant("team/app", frozenset({"push", "pull"}), {"meta": {"deny": ["v.*"]}})
     access = Access((restricted,)) | Access((Grant("other/app", frozenset({"pull"})),))
     asked = parse_scopes(["repository:team/app:push"])
@@ -136,16 +126,16 @@ def test_what_else_a_grant_has_stays_with_it() -> None:
 
 
 @given(accesses, scopes, st.sampled_from([*NAMES, "stranger"]), st.sampled_from(["pull", "push", "delete"]))
-def test_never_more_than_asked_and_granted(access: Access, asked: list[Scope], name: str, action: str) -> None:
-    """What is left after the limit was both granted and asked for; and all that was both is left."""
+def test_never_more_than_wanted_and_granted(access: Access, asked: list[Scope], name: str, action: str) -> None:
+    """The limited access permits exactly what was both granted and requested."""
     wanted = [s.actions for s in asked if s.type == "repository" and s.name == name]
     asked_for = any(action in each or ANY in each for each in wanted)
     assert access.limited_to(asked).may(name, action) == (access.may(name, action) and asked_for)
 
 
 @given(accesses, scopes)
-def test_everything_is_left_only_where_everything_was_asked(access: Access, asked: list[Scope]) -> None:
-    """`*` is never made: it is in the outcome only where it was granted and asked for."""
+def test_any_action_only_where_it_was_granted_and_wanted(access: Access, asked: list[Scope]) -> None:
+    """`*` is in the limited access only where it was granted and requested."""
     for grant in access.limited_to(asked).grants:
         if ANY in grant.actions:
             assert any(ANY in each.actions for each in access.grants if each.name == grant.name)
@@ -154,7 +144,7 @@ def test_everything_is_left_only_where_everything_was_asked(access: Access, aske
 
 @given(st.lists(accesses, max_size=4), st.sampled_from(NAMES), st.sampled_from(["pull", "push", "delete"]))
 def test_a_union_is_a_union(parts: list[Access], name: str, action: str) -> None:
-    """Of several accesses together just that may be done which one of them allows."""
+    """The union of several accesses permits exactly what one of them permits."""
     union = Access()
     for part in parts:
         union |= part

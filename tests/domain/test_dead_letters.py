@@ -1,4 +1,4 @@
-"""What a dead letter is about, whom it concerns, and what proves that nothing is lost by it."""
+"""Which repositories and pods a dead letter concerns, and what proves that nothing is lost by it."""
 
 import datetime as dt
 import json
@@ -25,10 +25,6 @@ def event(repository: Any = "a/app", action: str = "push", **target: Any) -> dic
     return {"id": "e", "action": action, "target": {"repository": repository, "size": -1} | target}
 
 
-def read(value: Any) -> list[RepositoryName] | None:
-    return repositories_in(json.dumps(value).encode())
-
-
 @pytest.mark.parametrize(
     ("payload", "expected"),
     [
@@ -37,10 +33,7 @@ def read(value: Any) -> list[RepositoryName] | None:
         ({"events": []}, []),
         (event(action="rename", rename={"type": "name", "from": "a/app", "to": "a/new"}), ["a/app", "a/new"]),
         ({"action": "push", "pod": "x", "repository": "a/app"}, ["a/app"]),
-        (
-            {"action": "rename", "repository": "a/x", "rename": {"source": "a/x", "destination": "a/y"}},
-            ["a/x", "a/y"],
-        ),
+        ({"action": "rename", "repository": "a/x", "rename": {"source": "a/x", "destination": "a/y"}}, ["a/x", "a/y"]),
         # What it is about is not known, in all that follow.
         (event(action="copy"), None),
         (event(action="rename"), None),
@@ -55,8 +48,8 @@ def read(value: Any) -> list[RepositoryName] | None:
     ],
 )
 def test_what_a_payload_is_about(payload: Any, expected: list[str] | None) -> None:
-    """It is about the repositories of each of its events, and about any where one event does not say that."""
-    assert read(payload) == expected
+    """A payload is about the repositories of all its events, and about any repository if one event names none."""
+    assert repositories_in(json.dumps(payload).encode()) == expected
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xff\xfe", b'{"events": [', b"[" * 100_000, b"," * 400_001])
@@ -66,7 +59,7 @@ def test_what_is_no_json_may_be_about_any(payload: bytes) -> None:
 
 
 def test_whom_a_dead_letter_concerns() -> None:
-    """The owners of its repositories. No reconcile lists what no pod owns, or only one whose links are elsewhere."""
+    """A dead letter concerns the owners of its repositories; those that no reconcile can list are named."""
     found = concern(names("a", "a/x", "b/team/y", "b/other", "r/z"), "a", PODS, OWNERS)
     assert found.pods == {A: ["a", "a/x"], B: ["b/team/y"], RELAY: ["r/z"]}
     assert found.unlisted == ["b/other", "r/z"]
@@ -76,13 +69,13 @@ def test_whom_a_dead_letter_concerns() -> None:
 
 @pytest.mark.parametrize(("sender", "pods"), [("a", {A, B}), ("r", set(PODS)), ("", set(PODS)), ("gone", {A, B})])
 def test_what_may_be_about_any_concerns_each_pod(sender: str, pods: set[DeadLetterPod]) -> None:
-    """Each whose links are listed, since a registry may write to any of them; and the sender, if it is another one."""
+    """A dead letter about any repository concerns the sender and each pod whose links can be listed."""
     assert set(concern(None, sender, PODS, OWNERS).pods) == pods
 
 
 def test_what_covers_a_dead_letter() -> None:
-    """A reconcile of each pod that it concerns, begun no sooner than it was stored, and nothing left in storage of what
-    no reconcile lists.
+    """A dead letter is covered by reconciles of all its pods that began after it, if nothing is stored of what no
+    reconcile lists.
     """
     both = concern(names("a/x", "b/team/y"), "a", PODS, OWNERS)
     assert is_covered(both, NOON, {1: NOON, 2: NOON}, ())

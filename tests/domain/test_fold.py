@@ -1,4 +1,4 @@
-"""What facts do to holdings and links: additions at once, removals only when they are surely of what is there."""
+"""How facts change holdings and links: additions at once, removals only if they are surely newer."""
 
 from collections.abc import Container, Sequence
 from datetime import UTC, datetime, timedelta
@@ -49,7 +49,7 @@ def fold(
     return result
 
 
-#: What happens, in the order of arrival; when it is held from; when it is linked from; the removal and its doubt.
+#: What happens, in the order of arrival; when it is held from; when it is linked from; the removal, is it doubtful.
 CASES: list[tuple[str, list[OneFact], float | None, float | None, tuple[float, bool] | None]] = [
     ("nothing", [], None, None, None),
     ("a push holds", [push(0)], 0, None, None),
@@ -71,12 +71,12 @@ CASES: list[tuple[str, list[OneFact], float | None, float | None, tuple[float, b
     ("a late push after an applied removal", [push(0), gone(50), push(0)], 0, None, (50, True)),
     ("a push about the time of a removal", [gone(50), push(55)], 55, None, (50, True)),
     ("a push surely after a removal", [gone(50), push(61)], 61, None, None),
-    ("a doubt that a later push settles", [push(0), gone(5), push(16)], 16, None, None),
-    ("a doubt that a push near it does not resolve", [push(0), gone(5), push(15)], 15, None, (5, True)),
-    ("a doubt that a repeated push does not resolve", [push(0), gone(5), push(0)], 0, None, (5, True)),
-    ("a doubt that a surer removal settles", [push(0), gone(5), gone(11)], None, None, (11, False)),
-    ("a doubt that an older removal leaves", [push(3), gone(5), gone(4)], 3, None, (5, True)),
-    ("which of two went cannot be told", [push(0), link(0), gone(50)], 0, 0, (50, True)),
+    ("doubtful until a later push", [push(0), gone(5), push(16)], 16, None, None),
+    ("doubtful after a push near it", [push(0), gone(5), push(15)], 15, None, (5, True)),
+    ("doubtful after a repeated push", [push(0), gone(5), push(0)], 0, None, (5, True)),
+    ("doubtful until a surer removal", [push(0), gone(5), gone(11)], None, None, (11, False)),
+    ("doubtful after an older removal", [push(3), gone(5), gone(4)], 3, None, (5, True)),
+    ("it is not known which of two was removed", [push(0), link(0), gone(50)], 0, 0, (50, True)),
     ("older than one of two: perhaps the other", [link(0), push(50), gone(20)], 50, 0, (20, True)),
     ("older than both", [link(50), push(60), gone(20)], 60, 50, None),
     ("a later push says nothing of the link", [link(0), push(0), gone(50), push(99)], 99, 0, (50, True)),
@@ -96,7 +96,7 @@ CASES: list[tuple[str, list[OneFact], float | None, float | None, tuple[float, b
 def test_table(
     facts: list[OneFact], held: float | None, linked: float | None, removal: tuple[float, bool] | None
 ) -> None:
-    """Each sequence of facts about one digest comes to what the rules say, also when it comes in two parts."""
+    """Each sequence of facts about one digest has the result of the rules, also when it comes in two parts."""
     expected = (
         {} if held is None else {KEY: at(held)},
         {} if linked is None else {KEY: at(linked)},
@@ -115,7 +115,7 @@ def test_with_no_margin_a_tie_is_doubtful() -> None:
 
 
 def test_overtaken_removals_are_counted() -> None:
-    """A removal that was older than what it would remove leaves a number behind."""
+    """Removals that are older than what they would remove are counted."""
     assert fold([push(50), gone(0), gone(1)]).overtaken == 2
 
 
@@ -143,7 +143,7 @@ def histories(*, both_ways: bool) -> st.SearchStrategy[list[OneFact]]:
 
 @given(st.datetimes(timezones=st.timezones()), st.datetimes(timezones=st.timezones()), margins)
 def test_judge_is_total(added: datetime, removed: datetime, margin: timedelta) -> None:
-    """Any two times and any margin have a result, and turning them round turns it round."""
+    """Any two times and any margin have a result, and swapping the times swaps it."""
     turned = {
         RemovalDecision.APPLY: RemovalDecision.OVERTAKEN,
         RemovalDecision.OVERTAKEN: RemovalDecision.APPLY,
@@ -154,7 +154,7 @@ def test_judge_is_total(added: datetime, removed: datetime, margin: timedelta) -
 
 @given(histories(both_ways=True), margins)
 def test_nothing_is_removed_without_storage(facts: list[OneFact], margin: timedelta) -> None:
-    """What goes was added longer before the removal than the margin; what stays has no surer removal."""
+    """A removal removes only what was added longer before it than the margin."""
     folded = Fold(Before(), margin, (REPOSITORY,))
     for fact in facts:
         holdings, links = dict(folded.holdings), dict(folded.links)
@@ -167,7 +167,7 @@ def test_nothing_is_removed_without_storage(facts: list[OneFact], margin: timede
 
 @given(histories(both_ways=True), margins)
 def test_an_addition_is_never_lost(facts: list[OneFact], margin: timedelta) -> None:
-    """An addition that no removal is surely newer than is there at the end, whatever came around it."""
+    """An addition without a surely newer removal is there in the end."""
     folded = fold(facts, margin)
     for fact in facts:
         if isinstance(fact, Removed):
@@ -180,7 +180,7 @@ def test_an_addition_is_never_lost(facts: list[OneFact], margin: timedelta) -> N
 
 @given(histories(both_ways=True), margins)
 def test_a_doubtful_removal_is_never_silent(facts: list[OneFact], margin: timedelta) -> None:
-    """A thing that is there although a removal within the margin, or after it, was seen has its doubt recorded."""
+    """What is held or linked although a removal may be newer is recorded as a doubtful removal."""
     folded = fold(facts, margin)
     for present in (folded.holdings, folded.links):
         for key, added in present.items():
@@ -200,7 +200,7 @@ def test_each_fact_twice(facts: list[OneFact], margin: timedelta) -> None:
 
 @given(histories(both_ways=False), margins)
 def test_replay_loses_nothing(facts: list[OneFact], margin: timedelta) -> None:
-    """However disordered the history, a replay of all of it keeps what was there."""
+    """A replay of any history keeps what was there."""
     once = fold(facts, margin)
     again = fold(facts, margin, Before(once.holdings, once.links, once.removals))
     assert again.holdings.keys() >= once.holdings.keys()

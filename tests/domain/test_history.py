@@ -1,4 +1,4 @@
-"""Every state of a blob has its story, with and without what may stand beside it."""
+"""`explain`: every state of a blob has a history and an outlook."""
 
 from datetime import UTC, datetime, timedelta
 from itertools import product
@@ -23,7 +23,7 @@ def known(state: BlobState, *, needed: bool = False, asked: str | None = None, p
 
 
 def test_every_state_has_an_outcome_and_a_sentence() -> None:
-    """Whatever is known of a blob, its story ends with what is so now, in a whole sentence."""
+    """The history of any blob ends with its present state, in a whole sentence."""
     for state, needed, asked, pin in product(BlobState, (False, True), (None, "a mistake"), (None, "an audit")):
         if needed == (state is BlobState.UNREFERENCED) or (not needed and state in {BlobState.LIVE, BlobState.MISSING}):
             continue  # there is no such blob
@@ -36,7 +36,7 @@ def test_every_state_has_an_outcome_and_a_sentence() -> None:
 
 
 def test_every_decision_has_a_sentence() -> None:
-    """Each decision of the ledger is told in words of its own, in the order of time."""
+    """Each decision of the ledger has its own sentence, in the order of time."""
     entries = [Entry(OLD + n * DAY / 24, each.value, "because", 7, {}) for n, each in enumerate(Decision)]
     shown = explanation_of(known(BlobState.PURGED), FACTS, entries, earlier=False).sentences
     assert len(shown) == len(entries) + 2
@@ -47,7 +47,7 @@ def test_every_decision_has_a_sentence() -> None:
 
 
 def test_all_reasons_are_reported() -> None:
-    """Everything that keeps a blob is given, and `kept` is the first of it."""
+    """All reasons that keep a blob are given, and `kept` is the first."""
     facts = FACTS._replace(blocked_by=["x", "y"], pods=[PodFacts("pod-a", None, None)])
     policy = hiding(facts)
     reasons = list(policy.reasons(NOW, pinned=True))
@@ -58,7 +58,7 @@ def test_all_reasons_are_reported() -> None:
 
 
 def test_a_reason_with_an_end_says_when() -> None:
-    """A blob that waits for the grace alone is told until when."""
+    """For a blob that waits for the grace alone the summary names the time at which that ends."""
     explanation = explanation_of(
         known(BlobState.UNREFERENCED)._replace(unreferenced_since=NOW), FACTS, [], earlier=False
     )

@@ -1,4 +1,4 @@
-"""Where the table's blobs and the stored ones part."""
+"""Differences between the table's blobs and the stored ones."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +14,7 @@ objects = st.builds(StoredBlob, digests, st.sampled_from([7, 8]), st.just(0.0))
 
 @given(st.lists(rows, unique_by=lambda row: row.digest), st.lists(objects, unique_by=lambda item: item.digest))
 def test_the_merge_gives_every_difference_once(table: list[TableBlob], storage: list[StoredBlob]) -> None:
-    """Each digest with a doubt comes once, in order, with what both sides have; no other comes."""
+    """Each digest that differs comes once, in order, with what both sides have; no other comes."""
     known, stored = {row.digest: row for row in table}, {item.digest: item for item in storage}
     pairs = [Pair(known.get(digest), stored.get(digest)) for digest in sorted(known.keys() | stored.keys())]
     assert list(differing(sorted(table), sorted(storage))) == [pair for pair in pairs if discrepancies(*pair)]
@@ -22,7 +22,7 @@ def test_the_merge_gives_every_difference_once(table: list[TableBlob], storage: 
 
 @given(rows, st.none() | objects)
 def test_what_a_difference_is(row: TableBlob, item: StoredBlob | None) -> None:
-    """Each doubt says what it means, for every state a blob can have."""
+    """Each difference has the right kind, for every state of a blob."""
     found = discrepancies(row, item)
     needed = row.referenced and row.state not in {BlobState.HIDING, BlobState.HIDDEN, BlobState.PURGING}
     assert (Discrepancy.MISSING in found) == (item is None and needed)
@@ -35,6 +35,6 @@ def test_what_a_difference_is(row: TableBlob, item: StoredBlob | None) -> None:
 
 
 def test_what_only_the_store_has() -> None:
-    """What the table does not know is an orphan; what neither has is nothing."""
+    """A stored blob that the table does not know is an orphan."""
     assert discrepancies(None, StoredBlob(Digest(bytes(32)), 7, 0.0)) == [Discrepancy.ORPHAN]
     assert discrepancies(None, None) == []

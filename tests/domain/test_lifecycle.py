@@ -1,4 +1,4 @@
-"""What moves a blob from one state to another: every pair of a state and an event, and what no path may do."""
+"""The states of a blob: every pair of a state and an event, and what no path may do."""
 
 import itertools
 
@@ -20,7 +20,7 @@ S, E = BlobState, BlobEvent
 
 
 def test_nothing_is_left_open() -> None:
-    """The table says something of every state and every event."""
+    """The table has a cell for every state and every event."""
     assert set(TABLE) == set(itertools.product(BlobState, BlobEvent))
 
 
@@ -36,13 +36,13 @@ def test_nothing_is_left_open() -> None:
     ],
 )
 def test_counts(state: BlobState, referenced: bool, then: BlobState) -> None:
-    """Counts move between live and unreferenced; they end what is missing, and never find it."""
+    """Counts move a blob between live and unreferenced; they may end missing, and never begin it."""
     assert counted(state, referenced=referenced) is then
 
 
 @pytest.mark.parametrize("state", sorted(CONCEALED))
 def test_counts_bring_no_bytes_back(state: BlobState) -> None:
-    """A blob that is hidden or purged stays that until somebody has seen to its bytes, needed or not."""
+    """Counts change no blob that is hidden or purged, needed or not."""
     assert counted(state, referenced=True) is counted(state, referenced=False) is state
 
 
@@ -62,25 +62,25 @@ def test_counts_bring_no_bytes_back(state: BlobState) -> None:
     ],
 )
 def test_a_check_of_what_is_needed(state: BlobState, stored: bool, then: BlobState) -> None:
-    """What is needed is live with its bytes and missing without; a hidden blob is to have none that are served."""
+    """A check makes a needed blob live with bytes and missing without; a hidden one stays hidden."""
     assert after_check(state, referenced=True, stored=stored) is then
 
 
 def test_a_check_of_what_nobody_needs() -> None:
-    """What nobody needs is never missed, and a look alone brings nothing back."""
+    """A check changes no blob that is not needed."""
     for state, stored in itertools.product(BlobState, (True, False)):
         assert after_check(state, referenced=False, stored=stored) is state
 
 
 @pytest.mark.parametrize("state", sorted(CONCEALED))
 def test_a_hide_is_undone(state: BlobState) -> None:
-    """From wherever a hide has led, a blob whose bytes are served again is live if it is needed, else unreferenced."""
+    """A hidden blob of any state whose bytes are served again is live if it is needed, else unreferenced."""
     assert after(state, E.SHOWN, needed=True) is S.LIVE
     assert after(state, E.SHOWN, needed=False) is S.UNREFERENCED
 
 
 def test_the_only_way_to_a_purge() -> None:
-    """However events come, bytes are deleted only of a blob that was unreferenced, then hiding, hidden, purging."""
+    """Bytes are deleted only of a blob that was unreferenced, then hiding, hidden and purging."""
     ways = {(state, cell) for (state, _), cell in TABLE.items() if isinstance(cell, BlobState) and cell is not state}
     before = {to: {state for state, moved in ways if moved is to} for to in BlobState}
     assert before[S.PURGED] == {S.PURGING}
@@ -90,7 +90,7 @@ def test_the_only_way_to_a_purge() -> None:
 
 
 def test_what_cannot_happen_is_refused() -> None:
-    """Each cell that is an alarm raises; what garbage collection says of a blob that is served is one of them."""
+    """Each cell that is an alarm raises, among them a hide or purge of a blob that is live."""
     alarms = {key for key, cell in TABLE.items() if cell is NoTransition.ALARM}
     for state, event in alarms:
         with pytest.raises(LifecycleError, match=state.name.lower()):

@@ -1,4 +1,4 @@
-"""The merge of what is listed with what is known."""
+"""The merge of listed links with known ones."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -22,7 +22,7 @@ def known(table: dict[tuple[int, Digest], bool]) -> list[TableLink]:
 
 @given(links, rows)
 def test_sorted_streams(listed: dict[tuple[int, Digest], datetime], table: dict[tuple[int, Digest], bool]) -> None:
-    """A link that is not known is given, and what is known, old and not listed, each once and in order."""
+    """Unknown links, and known old ones that are not listed, are given once and in order."""
     found = list(differences([Link(*place, time) for place, time in sorted(listed.items())], known(table)))
     assert [each for each in found if isinstance(each, Link)] == [
         Link(*place, time) for place, time in sorted(listed.items()) if place not in table
@@ -36,7 +36,7 @@ def test_sorted_streams(listed: dict[tuple[int, Digest], datetime], table: dict[
 def test_disorder_hides_nothing(
     data: st.DataObject, listed: dict[tuple[int, Digest], datetime], table: dict[tuple[int, Digest], bool]
 ) -> None:
-    """Whatever the order of a listing, all that is not known is given, and all that is old and was not listed."""
+    """In any order of a listing all unknown links are given, and all known old ones that were not listed."""
     order = data.draw(st.permutations(sorted(listed.items())))
     found = list(differences([Link(*place, time) for place, time in order], known(table)))
     assert {each[:2] for each in found if isinstance(each, Link)} >= listed.keys() - table.keys()

@@ -21,7 +21,7 @@ component = st.from_regex(r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*", fullmatch=True)
 
 @given(st.binary(min_size=32, max_size=32))
 def test_digest_round_trip(raw: bytes) -> None:
-    """A digest is written as it is read."""
+    """A digest is formatted as it was parsed."""
     assert parse_digest(format_digest(Digest(raw))) == raw
 
 
@@ -106,7 +106,7 @@ def test_no_pod(text: str) -> None:
 @given(st.text())
 @example("a" * 300)
 def test_any_text(text: str) -> None:
-    """Any text is either taken as it is, or refused with an error of ours."""
+    """Any text is either accepted unchanged or refused with InvalidNameError."""
     for parse in (parse_repository, parse_pod):
         with contextlib.suppress(InvalidNameError):
             assert parse(text) == text

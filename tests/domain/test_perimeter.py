@@ -1,4 +1,4 @@
-"""What a listing of the root means: for the pods of now, in sentences, and with names of any kind."""
+"""A listing of the root for the present pods, as sentences, and with names of any kind."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ def listing(unowned: list[str], before: list[str], now: list[str], complete: boo
 
 
 def test_a_pod_that_was_added_resolves_what_it_owns() -> None:
-    """A prefix that was added since takes its repositories out of the listing, and no others."""
+    """A prefix that was added since removes its repositories from the listing, and no others."""
     found = listing(["team", "teams", "x/y"], ["a"], ["a", "team", "x/y/z"])
     assert found == Listing(NOW, ["teams", "x/y"])
 
@@ -27,12 +27,12 @@ def test_a_pod_that_was_added_resolves_what_it_owns() -> None:
     [(["a", "b/c"], True), (["a"], False), (["a", "b"], True), (["a", "b/c/d"], False), (["a", "b/c", "d"], True)],
 )
 def test_a_pod_that_was_removed_makes_the_listing_unknown(now: list[str], known: bool) -> None:
-    """What lay below a prefix was not listed: without a pod that owns all of it, nothing is known."""
+    """A listing is unknown once a prefix that it skipped belongs to no pod any more."""
     assert (listing([], ["a", "b/c"], now) is not None) is known
 
 
 def test_sentences() -> None:
-    """The hold names what is stored, says how much more there is, and what to do."""
+    """The hold names stored repositories of no pod, says how many more there are, and what to do."""
     assert holds(Listing(NOW)) == []
     assert "was not listed" in holds(None)[0]
     for found, message in (
@@ -58,8 +58,8 @@ def test_any_name_can_be_shown(name: str) -> None:
 
 
 @given(data=st.data())
-def test_what_now_owns_is_never_named(data: st.DataObject) -> None:
-    """Nothing that a prefix of now owns is named, and everything else that was named is."""
+def test_what_a_pod_owns_now_is_never_named(data: st.DataObject) -> None:
+    """Exactly the listed repositories that no present prefix owns are named."""
     part = st.sampled_from(["a", "b", "ab"])
     names = st.lists(st.lists(part, min_size=1, max_size=3).map("/".join), max_size=5, unique=True)
     unowned, now = data.draw(names), data.draw(names)

@@ -41,13 +41,13 @@ def test_prefixes_of() -> None:
 
 @pytest.mark.parametrize("wanted", [["team"], ["team/app"], ["other"], ["other/deep"], ["new", "new/x"], ["n", "n"]])
 def test_overlap(wanted: list[str]) -> None:
-    """A prefix that contains, or lies in, one that is owned or asked for beside it is refused."""
+    """A prefix that contains, or lies in, one that is owned or in the same request is refused."""
     with pytest.raises(ConflictError, match=wanted[-1]):
         check_prefixes([RepositoryName(name) for name in wanted], OWNERS)
 
 
 def test_overlap_with_what_is_its_own() -> None:
-    """Who owns a prefix is told so, and not to choose another, when it asks for one below it or above."""
+    """A pod that adds a prefix below or above its own gets a message that says so, not the advice to choose another."""
     with pytest.raises(ConflictError, match="owns 'team/app' already: its prefix is 'team'"):
         check_prefixes([RepositoryName("team/app")], OWNERS, A)
     with pytest.raises(ConflictError, match="owns 'other/deep' already, which lies in 'other'"):
@@ -58,7 +58,7 @@ def test_overlap_with_what_is_its_own() -> None:
 
 @pytest.mark.parametrize("wanted", [["new", "new/x"], ["new/x", "new"], ["new", "new"]])
 def test_overlap_within_a_request(wanted: list[str]) -> None:
-    """Of two that are asked for at once the one is named that owns both."""
+    """Of two overlapping prefixes in one request the message names the one that contains both."""
     with pytest.raises(ConflictError, match="name 'new' alone"):
         check_prefixes([RepositoryName(name) for name in wanted], OWNERS)
 
@@ -70,7 +70,7 @@ def test_no_overlap() -> None:
 
 @given(st.lists(paths, max_size=4), paths)
 def test_no_two_owners(wanted: list[RepositoryName], repository: RepositoryName) -> None:
-    """Where the prefixes were accepted, no repository has two owners."""
+    """With accepted prefixes no repository has two owners."""
     try:
         check_prefixes(wanted, {})
     except ConflictError:
@@ -83,7 +83,7 @@ hosts = st.from_regex(r"[a-z0-9][a-z0-9.-]{0,20}", fullmatch=True) | st.ip_addre
 
 @given(st.sampled_from(["http", "https"]), hosts, st.none() | st.integers(1, 65535))
 def test_a_registry_is_written_in_one_way(scheme: str, host: str, port: int | None) -> None:
-    """However a registry's URL is written, it reads as the same, and what it is written as reads as itself."""
+    """A registry's URL parses to the same value in any case and with a final slash, and formats to itself."""
     text = f"{scheme}://{host}" + ("" if port is None else f":{port}")
     read = parse_registry(text)
     assert parse_registry(str(read)) == read == parse_registry(text.upper()) == parse_registry(f"{text}/")
@@ -142,7 +142,7 @@ def test_where_tokens_are_made(text: str, url: str) -> None:
     ],
 )
 def test_where_no_tokens_are_made(text: str) -> None:
-    """Anything else is refused, and not repeated: it may hold a password."""
+    """Anything else is refused, and the message does not repeat it: it may hold a password."""
     with pytest.raises(UsageError) as refused:
         parse_token_url(text)
     assert "secret" not in str(refused.value)

@@ -71,7 +71,7 @@ BLOBS = {"blobs": [descriptor(A)]}
     ],
 )
 def test_lists(document: Any, media_type: str | None, kind: ManifestKind, listed: list[Digest]) -> None:
-    """Each kind of manifest lists its own, each digest once, in its order; a subject is not among them."""
+    """Each kind of manifest lists its references, each digest once, in order; a subject is none of them."""
     content = parsed(document, media_type)
     assert content.kind is kind
     assert [reference.digest for reference in content.references] == listed
@@ -92,7 +92,7 @@ def test_lists(document: Any, media_type: str | None, kind: ManifestKind, listed
     ],
 )
 def test_size(size: Any, read: int | None) -> None:
-    """A size that the table cannot hold is one that nobody has said."""
+    """A size that the table cannot hold counts as unknown."""
     assert parsed(LIST | {"manifests": [descriptor(A, size)]}).references == (Reference(A, read),)
 
 
@@ -125,7 +125,7 @@ def test_size(size: Any, read: int | None) -> None:
     ],
 )
 def test_malformed(document: Any, media_type: str | None) -> None:
-    """What is no manifest, or lists what cannot be followed, is refused with a sentence that can be stored."""
+    """A document that is no manifest, or lists wrong digests, is refused with a message that can be stored."""
     with pytest.raises(MalformedManifestError) as refused:
         parsed(document, media_type)
     str(refused.value).encode()
@@ -143,7 +143,7 @@ def test_malformed(document: Any, media_type: str | None) -> None:
     ],
 )
 def test_names_that_go_reads_otherwise(written: bytes, instead: bytes) -> None:
-    """A manifest whose names a registry, which is written in Go, reads otherwise than JSON says is refused."""
+    """A manifest whose names Go, and so a registry, reads differently than JSON says is refused."""
     body = json.dumps(IMAGE, separators=(",", ":")).encode()
     assert written in body
     with pytest.raises(MalformedManifestError):
@@ -154,13 +154,13 @@ def test_names_that_go_reads_otherwise(written: bytes, instead: bytes) -> None:
     "body", [b"", b"{", b"\xff", b"\x00", b"[" * 100_000, b'{"a":' * 100_000, b'{"size":' + b"9" * 5000]
 )
 def test_no_json(body: bytes) -> None:
-    """Bytes that are no JSON, or JSON that nobody writes, are refused."""
+    """Bytes that are no JSON, or are nested too deeply, are refused."""
     with pytest.raises(MalformedManifestError):
         parse_manifest(body)
 
 
 def test_too_many() -> None:
-    """A manifest that lists more than any can is refused, whether the digests are different or not."""
+    """A manifest with more references than the limit is refused, even if digests are repeated."""
     layers = [descriptor(Digest(number.to_bytes(32))) for number in range(REFERENCES_LIMIT - 1)]
     assert len(parsed(IMAGE | {"layers": layers}).references) == REFERENCES_LIMIT
     with pytest.raises(MalformedManifestError, match=str(REFERENCES_LIMIT)):
@@ -200,7 +200,7 @@ def test_any_bytes(body: bytes, media_type: str | None) -> None:
 
 @pytest.mark.parametrize("depth", [50, 500, 900, 990, 2000])
 def test_nested(depth: int) -> None:
-    """However deep a document is nested, it is read or refused."""
+    """A document of any nesting depth is read or refused."""
     nested = b"[" * depth + b"]" * depth
     for name in (b"mediaType", b"config", b"layers", b"manifests"):
         with contextlib.suppress(MalformedManifestError):

@@ -1,4 +1,4 @@
-"""How far a pod has reported, and what echoes say of processes: the rules alone.
+"""How far a pod has reported, and what echoes show of processes: the rules alone.
 
 That no watermark claims too much, with everything real but Kafka's client, is in tests/pods/test_watermark_oracle.py.
 """
@@ -34,7 +34,7 @@ from coordinator.domain.watermarks import (
 URL = "http://r1:5000"
 SILENCE = timedelta(seconds=60)
 BOUND = timedelta(hours=1)
-#: Sources.
+#: Registry processes.
 S, T = 1, 2
 
 
@@ -46,7 +46,7 @@ NOW = at(1000)
 
 
 def process(name: str = "s", marks: Mapping[int, float] | None = None, **changes: object) -> Process:
-    """A source that was heard just now, and everywhere."""
+    """A process that echoed just now, in every partition."""
     events = {number: at(second) for number, second in ({0: 990, 1: 991} if marks is None else marks).items()}
     return Process(name, at(0), NOW, None, None, None, None, events, {3: at(992)})._replace(**changes)
 
@@ -123,13 +123,13 @@ def test_the_least_of_all() -> None:
     ],
 )
 def test_unknown(asked: ReportingPod, expected: str) -> None:
-    """Where a source, a partition or a listed address has said nothing, W is not known, and it is told why."""
+    """If a process, a partition or a listed address has reported nothing, W is unknown, and the reason is given."""
     assert w(asked) is None
     assert any(expected in sentence for sentence in waits(asked)), waits(asked)
 
 
 def test_no_partition() -> None:
-    """While no partition is known, nothing is."""
+    """While no partition is known, W is unknown."""
     assert w(pod(), ()) is None
     assert any("no partition" in sentence for sentence in waits(pod(), ()))
 
@@ -140,14 +140,14 @@ def test_new_partition() -> None:
     assert w(pod([process(marks={0: 990, 1: 991, 2: 995})]), (0, 1, 2)) == at(990)
 
 
-def test_retired_sources_do_not_count() -> None:
-    """A source that is retired holds nothing up."""
+def test_retired_processes_do_not_count() -> None:
+    """A retired process does not delay W."""
     gone = process("old", {0: 1}, dead_since=at(2), dead_why="replaced", retired_at=at(9), retired_why="reconciled")
     assert w(pod([process(), gone])) == at(990)
 
 
 def test_frozen_processes_are_reported() -> None:
-    """A silent or dead source freezes W, and is told with since when."""
+    """A silent or dead process freezes W, and is named with the time since when."""
     quiet = process(marks={0: 90, 1: 90}, echoed_at=at(100))
     assert w(pod([quiet])) == at(90)
     (sentence,) = waits(pod([quiet]))
@@ -160,7 +160,7 @@ def test_frozen_processes_are_reported() -> None:
 
 
 def test_a_partition_that_lags_is_reported() -> None:
-    """A partition that is not applied for long is told, though the source is heard in the others."""
+    """A partition without an echo for long is named, even if the process echoes in the others."""
     (sentence,) = waits(pod([process(marks={0: 990, 1: 100})]))
     assert sentence.startswith(
         "no probe of process s in partition 1 of events was applied since 2026-11-24 12:01:40 UTC: "
@@ -168,7 +168,7 @@ def test_a_partition_that_lags_is_reported() -> None:
 
 
 def test_an_endpoint_that_echoes_no_more() -> None:
-    """W does not pass the last echo from a listed address, though its process is heard from another one."""
+    """W does not pass the last echo from a listed address, even if its process echoes from another one."""
     asked = pod(endpoints=[endpoint(), endpoint(300, address="10.0.0.2", error="timed out")])
     assert w(asked) == at(300)
     (sentence,) = waits(asked)
@@ -177,8 +177,8 @@ def test_an_endpoint_that_echoes_no_more() -> None:
     assert w(pod(endpoints=[endpoint(), endpoint(300, listed=False)])) == at(990)
 
 
-def test_an_endpoint_where_nobody_is() -> None:
-    """W passes an address up to when it refused a connection; one that never brought a probe back is waited for."""
+def test_an_endpoint_without_a_process() -> None:
+    """W passes an address up to its last refused connection, and waits for one that has never echoed."""
     other = endpoint(address="10.0.0.2")
     assert w(pod(endpoints=[other, endpoint(300, refused=999)])) == at(990)
     assert waits(pod(endpoints=[other, endpoint(300, refused=999)])) == []
@@ -188,7 +188,7 @@ def test_an_endpoint_where_nobody_is() -> None:
 
 
 def test_answers_that_no_event_follows() -> None:
-    """W does not pass what was known when a probe was sent that was answered and never came back; it is told late."""
+    """W stays at what was known before a probe that was answered and never echoed; after a while that is named."""
     gone = UnechoedProbes(URL, "10.0.0.9", at(941), at(935))
     assert w(pod()._replace(unechoed=[gone])) == at(935)
     assert waits(pod()._replace(unechoed=[gone])) == []
@@ -204,7 +204,7 @@ def test_answers_that_no_event_follows() -> None:
 
 
 def test_names_that_are_not_looked_up() -> None:
-    """W does not pass the last look at where a registry's name leads, and tells of it once for all its addresses."""
+    """W does not pass the last look-up of a registry's name, which is named once for all its addresses."""
     two = [endpoint(resolved=930), endpoint(resolved=930, address="10.0.0.2")]
     assert w(pod(endpoints=two)) == at(930)
     (sentence,) = waits(pod(endpoints=two))
@@ -213,7 +213,7 @@ def test_names_that_are_not_looked_up() -> None:
 
 
 def test_states() -> None:
-    """A source is live, silent, dead or retired, the later before the earlier."""
+    """A process is live, silent, dead or retired; of several the last of these counts."""
     quiet = process(echoed_at=at(900))
     dead = quiet._replace(dead_since=at(1), dead_why="replaced")
     assert [
@@ -223,14 +223,14 @@ def test_states() -> None:
 
 
 def test_waits_are_limited() -> None:
-    """However much is waited for, a bounded number of sentences tells it."""
+    """The number of reasons that are shown is bounded."""
     sentence = waits(pod([process(f"s{number}", {}, dead_letters={}) for number in range(100)]))
     assert len(sentence) == WAITS_SHOWN + 1
     assert sentence[-1] == f"and {100 - WAITS_SHOWN} more reasons"
 
 
 def test_a_view() -> None:
-    """A view shows W of each source, and only what is applied."""
+    """A view shows W of each process, and only applied echoes."""
     (shown,) = pod_watermark(pod([process(events={0: at(1), 1: None})]), (0, 1), NOW, SILENCE).processes
     assert (shown.at, shown.partitions, shown.dead_letters) == (None, {0: at(1)}, {3: at(992)})
 
@@ -240,11 +240,11 @@ def test_a_view() -> None:
     [(None, 9999, False), (0, 3599.9, False), (0, 3600, True), (0, 99999, True), (50, 3600, False)],
 )
 def test_may_retire(dead_since: float | None, began: float, retired: bool) -> None:
-    """A reconcile retires only what had been dead for a request's longest time when it began."""
+    """A reconcile retires only processes that had been dead for the request bound when it began."""
     assert may_retire(None if dead_since is None else at(dead_since), at(began), BOUND) is retired
 
 
-# What an echo says
+# Echoes
 
 
 def dead(second: float, why: DeathReason = DeathReason.REPLACED, newest: float | None = None) -> KnownProcess:
@@ -258,7 +258,7 @@ RELEASED = dead(15)._replace(retired_at=at(25))
 @pytest.mark.parametrize(
     ("place", "sent", "known", "result"),
     [
-        # Nothing or the same source.
+        # Nothing or the same process.
         (Place(), 20, ALIVE, EchoEffect(Place(S, at(20)))),
         (Place(S, at(10)), 20, ALIVE, EchoEffect(Place(S, at(20)))),
         (Place(S, at(20)), 10, ALIVE, EchoEffect(Place(S, at(20)))),
@@ -282,12 +282,7 @@ RELEASED = dead(15)._replace(retired_at=at(25))
         # Back from the dead.
         (Place(S, at(10)), 20, ALIVE | {S: dead(15, DeathReason.REFUSED)}, EchoEffect(Place(S, at(20)), revived=True)),
         (Place(S, at(10)), 20, ALIVE | {S: dead(20)}, EchoEffect(Place(S, at(20)))),
-        (
-            Place(S, at(10)),
-            20,
-            ALIVE | {S: RELEASED},
-            EchoEffect(Place(S, at(20)), revived=True),
-        ),
+        (Place(S, at(10)), 20, ALIVE | {S: RELEASED}, EchoEffect(Place(S, at(20)), revived=True)),
         (
             Place(S, at(10)),
             20,
@@ -300,7 +295,7 @@ RELEASED = dead(15)._replace(retired_at=at(25))
     ],
 )
 def test_apply_echo(place: Place, sent: float, known: dict[int, KnownProcess], result: EchoEffect) -> None:
-    """Each row of the table of `returned`."""
+    """An echo has the effect of its row in the table of `apply_echo`."""
     assert apply_echo(place, S, at(sent), known) == result
 
 
@@ -312,7 +307,7 @@ def test_apply_echo(place: Place, sent: float, known: dict[int, KnownProcess], r
         (Place(S, at(10), shared=True), 20, ALIVE, None),
         (Place(S, at(20)), 20, ALIVE | {S: KnownProcess(at(20))}, None),
         (Place(S, at(10)), 20, ALIVE | {S: KnownProcess(at(21))}, None),
-        # Heard elsewhere after it was heard here.
+        # Echoed elsewhere after it echoed here.
         (Place(S, at(10)), 20, ALIVE | {S: KnownProcess(at(10))}, S),
         (Place(S, at(10)), 20, ALIVE | {S: KnownProcess(at(11))}, None),
         (Place(S), 20, ALIVE | {S: KnownProcess(at(11))}, None),
@@ -322,14 +317,14 @@ def test_apply_echo(place: Place, sent: float, known: dict[int, KnownProcess], r
     ],
 )
 def test_refused(place: Place, sent: float, known: dict[int, KnownProcess], gone: int | None) -> None:
-    """A refused connection proves the death of who echoed there last, but if it was heard since, be it elsewhere, or is
-    not alone.
+    """A refused connection proves the death of the process that echoed there last, unless that echoed since or shares
+    the address.
     """
     assert refused(place, at(sent), known) == gone
 
 
 class Model:
-    """One endpoint and its processes, as table/echoes.py keeps them. Nobody's clock stands still."""
+    """One endpoint and its processes, as table/echoes.py keeps them."""
 
     def __init__(self) -> None:
         self.place = Place()
@@ -357,7 +352,7 @@ lives = st.lists(st.integers(1, 4), min_size=1, max_size=5)
 
 @given(lives, st.randoms(use_true_random=False), st.booleans())
 def test_one_after_the_other(probes: list[int], random: object, again: bool) -> None:
-    """Where one process follows the other, all but the last are dead, in whatever order their echoes are applied."""
+    """Of processes that follow one another all but the last are dead, in any order of their echoes."""
     sent = itertools.count(1)
     echoes = [(number, next(sent)) for number, count in enumerate(probes) for _ in range(count)]
     mixed = [*echoes, *echoes] if again else list(echoes)
@@ -371,7 +366,7 @@ def test_one_after_the_other(probes: list[int], random: object, again: bool) -> 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=30), st.integers(0, 5))
 def test_taking_turns(turns: list[int], lag: int) -> None:
-    """Of processes that take turns at one address none stays dead: whoever is heard again lives, and it is shared."""
+    """Of processes that take turns at one address none stays dead, and the address is shared."""
     model = Model()
     for second, process in enumerate([*turns, 0, 1, 2, 0, 1, 2, 0, 1, 2]):
         model.take(process, 10 * second, 10 * second + lag)

@@ -2,8 +2,8 @@
 
 Route: `Calls` (what happens at which call) -> `job`, a collection that calls through it -> `run_job`, to its end or
 its death.
-A call is a statement, a request to the store, or the moment between a permit and the request that it lets go.
-Not here: what must hold then (test_crashes.py, test_brakes.py).
+A call is a statement, a request to the store, or the moment between a permit and its request.
+Not here: what must hold then (test_crashes.py, test_controls.py, test_two_jobs.py).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import psycopg
@@ -33,22 +33,22 @@ NAME = "test-counted"
 
 
 class DiedError(BaseException):
-    """The process is gone, and nothing that it was about to do happens. No Exception: nobody goes on after it."""
+    """The process is gone, and nothing that it was about to do happens. No Exception, so that nothing catches it."""
 
 
-#: The quick tests are content with the stores in memory, which pass the contract tests of the real ones.
+#: The quick tests use stores in memory, which pass the contract tests of the real ones.
 ON_STORES = pytest.mark.parametrize(
     "store",
     ["memory", "memory-versioned", *(pytest.param(name, marks=pytest.mark.lengthy) for name in ("s3", "s3-versioned"))],
     indirect=True,
 )
 
-#: Told of each call before it is made.
+#: Called with each call before it is made.
 OnCall = Callable[[str], None]
 
 
 class Calls:
-    """Counts calls. From call `at` on, the first being 1, `then` is told of each."""
+    """Counts calls. From call `at` on, the first being 1, each is passed to `then`."""
 
     def __init__(self, at: int | None = None, then: OnCall = lambda _: None) -> None:
         self.made: list[str] = []
@@ -147,17 +147,16 @@ class CountedConnections(Connections):
 @contextmanager
 def job(garbage: Garbage, calls: OnCall) -> Iterator[tuple[Connections, Collect, Restorer]]:
     """The parts of a process that collects; as `Garbage.parts`, and counted."""
-    connections = CountedConnections(garbage.url, calls)
     store = FaultyStore(garbage.store, lambda moment, _: calls(moment))
-    try:
-        with garbage.working(connections, connections, store) as (collect, restorer):
-            yield connections, collect, restorer
-    finally:
-        connections.close()
+    with (
+        closing(CountedConnections(garbage.url, calls)) as connections,
+        garbage.working(connections, connections, store) as (collect, restorer),
+    ):
+        yield connections, collect, restorer
 
 
 def run_job(garbage: Garbage, calls: OnCall) -> bool:
-    """Take the job that waits, and run it; False if the process died of it."""
+    """Take the job that waits, and run it; False if the process died."""
     with job(garbage, calls) as (connections, collect, _):
         try:
             running.run_waiting_jobs(connections, {KIND: collect}, threading.Event(), running.Pulse(3600.0, 3600.0))
@@ -167,7 +166,7 @@ def run_job(garbage: Garbage, calls: OnCall) -> bool:
 
 
 def silence(garbage: Garbage) -> None:
-    """Let the time pass after which whoever works on the job counts as dead, and so does its open transaction."""
+    """Let the time pass after which the job's process counts as dead, and end its open transaction."""
     # A statement that one of its threads had sent when another fell asleep ends first, and what it locks goes, too.
     while garbage.rows(
         "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database()"
@@ -186,7 +185,7 @@ def silence(garbage: Garbage) -> None:
 
 
 def next_run(garbage: Garbage) -> None:
-    """Another process takes up the job that somebody left, or a new one, and comes to its end."""
+    """Have another process take over a job that was left, or take a new one, and end it."""
     silence(garbage)
     if not garbage.rows("SELECT FROM jobs WHERE kind = 'gc' AND state IN ('waiting', 'running')"):
         garbage.ask()
@@ -201,5 +200,5 @@ def last(garbage: Garbage) -> Run:
 
 
 def age(garbage: Garbage) -> None:
-    """Let the time pass after which no delete that was let go can land any more."""
+    """Let the time pass after which no permitted delete can land any more."""
     garbage.rows("UPDATE hides SET permitted_at = permitted_at - interval '2 hours' RETURNING id")

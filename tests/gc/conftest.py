@@ -8,8 +8,7 @@ import pytest
 from coordinator.storage.port import ObjectStore
 from tests.gc.harness import Garbage
 from tests.services.databases import Databases
-from tests.storage.conftest import VERSIONED, MakeS3, buckets, connect_s3
-from tests.storage.memory import MemoryObjectStore
+from tests.storage.conftest import buckets, connect_s3, store_of
 
 __all__ = ["buckets", "connect_s3"]
 
@@ -21,11 +20,7 @@ REAL = [pytest.param(name, marks=pytest.mark.lengthy) for name in ("s3", "s3-ver
 @pytest.fixture(params=["memory", "memory-versioned", *REAL])
 def store(request: pytest.FixtureRequest) -> ObjectStore:
     """An empty store of every kind."""
-    if request.param.startswith("memory"):
-        return MemoryObjectStore(versioned=request.param == "memory-versioned")
-    request.getfixturevalue("buckets")
-    connect: MakeS3 = request.getfixturevalue("connect_s3")
-    return connect(bucket=VERSIONED) if request.param == "s3-versioned" else connect()
+    return store_of(request, request.param)
 
 
 @pytest.fixture
@@ -36,8 +31,5 @@ def garbage(store: ObjectStore, databases: Databases) -> Iterator[Garbage]:
 
 @pytest.fixture
 def only_their_calls(garbage: Garbage) -> None:
-    """No pulse of a job calls the database between, nor does a job that was held up read its facts again.
-
-    What counts the calls of a job would find others.
-    """
+    """Let no pulse call the database, and no delayed job read its facts again: they are no calls of the job itself."""
     garbage.sizes = replace(garbage.sizes, facts_s=3600.0)

@@ -1,6 +1,6 @@
-"""A table, a bucket and a collector, with times of no length: what a test does not say is resolved and reported.
+"""A table, a bucket and a collector, with times of no length and with nothing that blocks it.
 
-Route: `Garbage.push`, `forget`, … as events tell of them -> `collect`, as a scheduler does -> `seen`, `state`.
+Route: `Garbage.pushed`, `forget`, … apply events -> `collect`, as a scheduler does -> `seen`, `state`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -74,10 +74,10 @@ class Run(NamedTuple):
 
 
 class Garbage(Table):
-    """Blobs are named; the bytes of one are its name. One pod is known, whose links nobody has to look at."""
+    """Blobs are named; the bytes of one are its name. One pod is known, whose links need no check."""
 
     def __init__(self, url: str, store: ObjectStore, *, fresh: bool = True) -> None:
-        """With `fresh` nobody has collected in the bucket yet, and GC is on; else all is as it is found."""
+        """With `fresh` the bucket has no mark, and GC is on; else all stays as it is."""
         super().__init__(url)
         self.store = store
         self.times = NO_TIMES
@@ -104,16 +104,16 @@ class Garbage(Table):
     # What registries do
 
     def upload(self, *names: str) -> None:
-        """Bytes come, and nobody has said so yet."""
+        """Store bytes without an event."""
         for name in names:
             self.store.put(blob_key(self.digest(name)), self.body(name))
 
     def report(self, manifest: str, *layers: str) -> None:
-        """The event of a push is applied."""
+        """Apply the event of a push."""
         self.report_all((manifest, *layers))
 
     def report_all(self, *images: Sequence[str]) -> None:
-        """The events of pushes are applied, together; of each image the manifest comes first."""
+        """Apply the events of pushes, together; of each image the manifest comes first."""
         self.apply(*(self.push("r", manifest, layers, self._next()) for manifest, *layers in images))
 
     def pushed(self, manifest: str, *layers: str) -> None:
@@ -121,17 +121,17 @@ class Garbage(Table):
         self.report(manifest, *layers)
 
     def unneeded(self, manifest: str, *layers: str) -> None:
-        """An image was pushed, and its manifest deleted."""
+        """Push an image and delete its manifest."""
         self.pushed(manifest, *layers)
         self.forget(manifest)
 
     def hidden(self, manifest: str, *layers: str) -> None:
-        """An image that was unneeded, and that a collection has hidden since."""
+        """Push an image, delete its manifest, and hide it by a collection."""
         self.unneeded(manifest, *layers)
         self.collect()
 
     def forget(self, *manifests: str) -> None:
-        """The events of deletes are applied, together."""
+        """Apply the events of deletes, together."""
         self.apply(*(self.removed("r", manifest, self._next()) for manifest in manifests))
 
     def _next(self) -> int:
@@ -189,32 +189,25 @@ class Garbage(Table):
 
     @contextmanager
     def parts(self, store: ObjectStore | None = None) -> Iterator[tuple[Connections, Collect, Restorer]]:
-        connections = Connections(self.url, name="test-gc", prepare=statements.prepare)
-        own = Connections(self.url, name="test-restore")
-        store = self.store if store is None else store
-        try:
-            with self.working(connections, own, store) as (collect, restorer):
-                yield connections, collect, restorer
-        finally:
-            own.close()
-            connections.close()
+        with (
+            closing(Connections(self.url, name="test-gc", prepare=statements.prepare)) as connections,
+            closing(Connections(self.url, name="test-restore")) as own,
+            self.working(connections, own, self.store if store is None else store) as (collect, restorer),
+        ):
+            yield connections, collect, restorer
 
     @contextmanager
     def working(
         self, connections: Connections, own: Connections, store: ObjectStore
     ) -> Iterator[tuple[Collect, Restorer]]:
         """What collects and what restores in a process with these connections."""
-        presence = Presence(own, store)
-        restorer = Restorer(
-            own, store, presence, delete_bound=self.delete_bound, give_links_back=give_back, **self.restores
-        )
-        collect = Collect(connections, store, self.facts, restorer, limits=self.limits, sizes=self.sizes)
-        try:
+        times = {"delete_bound": self.delete_bound, **self.restores}
+        with (
+            closing(Presence(own, store)) as presence,
+            closing(Restorer(own, store, presence, give_links_back=give_back, **times)) as restorer,
+            closing(Collect(connections, store, self.facts, restorer, limits=self.limits, sizes=self.sizes)) as collect,
+        ):
             yield collect, restorer
-        finally:
-            collect.close()
-            restorer.close()
-            presence.close()
 
     def ask(self, **options: Any) -> int:
         (row,) = self.rows(
@@ -223,7 +216,7 @@ class Garbage(Table):
         return int(row[0])
 
     def run_waiting(self, store: ObjectStore | None = None, stop: threading.Event | None = None) -> None:
-        """Do the runs that were asked for."""
+        """Do the runs that wait."""
         with self.parts(store) as (connections, collect, _):
             run_waiting_jobs(connections, {KIND: collect}, stop or threading.Event())
 
@@ -239,23 +232,26 @@ class Garbage(Table):
         return run
 
     def claim(self) -> Claimed:
-        """Have this database go on with the bucket; every delete of the lost history has landed."""
-        # A connection of a question that was closed is seen until its server process has ended.
-        asked = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'baleen-api'"
-        eventually(lambda: not self.rows(asked), "no question is connected")
+        """Claim the bucket for this database; every delete of the lost history has landed."""
+        # A closed connection is listed until its server process has ended.
+        others = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'baleen-api'"
+        eventually(lambda: not self.rows(others), "no API is connected")
         with self.parts() as (connections, _, __):
             return mark.claim(connections, self.store, "a test", EVENTS, timedelta())
+
+    def record(self) -> None:
+        """Write the mark, as the API does before it answers to a change."""
+        with self.parts() as (connections, _, __):
+            mark.record(connections, self.store)
 
     def audit(self) -> Report:
         """An audit that repairs, once every pod is reconciled."""
         self.connection.execute("UPDATE gaps SET resolved_at = clock_timestamp() WHERE resolved_at IS NULL")
-        connections = Connections(self.url, name="test-audit", prepare=statements.prepare)
-        presence = Presence(connections, self.store)
-        try:
+        with (
+            closing(Connections(self.url, name="test-audit", prepare=statements.prepare)) as connections,
+            closing(Presence(connections, self.store)) as presence,
+        ):
             return Audit(connections, self.store, presence, Ages(timedelta(), timedelta()), repair=True).run()
-        finally:
-            presence.close()
-            connections.close()
 
     def restore(self, store: ObjectStore | None = None) -> int:
         """One round of a worker."""
@@ -264,6 +260,6 @@ class Garbage(Table):
 
 
 def blocked_by(garbage: Garbage) -> list[str]:
-    """What status says of the database and the bucket; the switch and pods left out."""
+    """What status shows of the database and the bucket, without the switch and pods."""
     with temporary_engine(garbage.url, name="test") as engine, reading(engine) as connection:
         return queries.mark_reasons(connection)

@@ -3,7 +3,7 @@
 Route: `History` stages what a run then finds: blobs that are due to be purged, one that was hidden and is needed again,
 some that nothing references any more -> something happens to the run -> `push_again`, as clients do at that moment ->
 `assert_nothing_is_lost` -> more runs -> `assert_repaired`.
-Not here: what happens to the run (test_crashes.py, test_brakes.py).
+Not here: what happens to the run (test_crashes.py, test_two_jobs.py).
 """
 
 from __future__ import annotations
@@ -66,17 +66,17 @@ class History:
         return name
 
     def give_back(self) -> None:
-        """What needed it again needs it no more."""
+        """Delete the manifest that needed it again."""
         self._forget("needs")
 
     def push_back(self) -> None:
-        """A client that sees it, or else brings it, links it once more."""
+        """Push a manifest that lists it; upload it only if registries do not have it."""
         if not self._garbage.seen(self.back):
             self._garbage.upload(self.back)
         self._pushed_manifest("needs-again", [self.back])
 
     def push_again(self) -> None:
-        """Clients push what the run is at: they upload what registries do not have, and no more."""
+        """Push layers that the run works on; upload only those that registries do not have."""
         layers = self._named("o1", "n1")
         self._garbage.upload(*(name for name in layers if not self._garbage.seen(name)))
         self._pushed_manifest("later", layers)
@@ -89,7 +89,7 @@ class History:
         self._garbage.report(manifest, *layers)
 
     def assert_nothing_is_lost(self) -> None:
-        """What is needed is served, or its hide is not over and has its bytes."""
+        """What is needed is served, or can still be restored from its hide."""
         lost = [name for name in self.needed if not self._garbage.seen(name) and not self._restorable(name)]
         assert lost == []
 
@@ -103,7 +103,7 @@ class History:
         )
 
     def fix(self) -> None:
-        """Runs and restorers go on as they always do, until all is at rest."""
+        """Run collections and restorers until nothing is left to do."""
         for _ in range(RUNS):
             next_run(self._garbage)
             self._garbage.restore()
@@ -125,7 +125,6 @@ class History:
         """Hides that have a copy. One of a hide that was undone may stay for a while."""
         for entry in self._garbage.store.walk(QUARANTINE):
             found = parse_quarantine_key(entry.key)
-            assert found is not None
             yield found[1]
 
     def _purged(self) -> set[int]:

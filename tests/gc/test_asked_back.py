@@ -1,4 +1,4 @@
-"""What an operator asks back is served again, on every kind of store, whatever a collection was about to do to it."""
+"""Blobs that an operator undeletes are served again, on every kind of store, at any moment of a collection."""
 
 import pytest
 from structlog.testing import capture_logs
@@ -17,7 +17,7 @@ def ask_back(garbage: Garbage, name: str, *, pin: bool = True) -> BlobState:
 
 
 def test_it_is_served_again(garbage: Garbage) -> None:
-    """A hidden blob that is asked back has its bytes where they were, by the next round of a worker."""
+    """A hidden blob that is asked back is served again after the next round of a worker."""
     garbage.hidden("m", "l")
     assert ask_back(garbage, "l") is BlobState.HIDDEN
     assert not garbage.seen("l")
@@ -32,37 +32,27 @@ def test_it_is_served_again(garbage: Garbage) -> None:
 
 
 @pytest.mark.parametrize("pin", [True, False])
-def test_just_before_it_is_deleted(garbage: Garbage, pin: bool) -> None:
-    """Asked back when its purge had begun, and no delete was sent yet, a blob has its bytes again, pinned or not."""
-    garbage.hidden("m", "l")
+@pytest.mark.parametrize("state", [BlobState.HIDING, BlobState.PURGING])
+def test_just_before_a_delete_is_permitted(garbage: Garbage, state: BlobState, pin: bool) -> None:
+    """A blob that is asked back before the delete of its hide or purge is permitted keeps its bytes, pinned or not."""
+    hides = state is BlobState.HIDING
+    (garbage.unneeded if hides else garbage.hidden)("m", "l")
     states: list[BlobState] = []
     store = FaultyStore(garbage.store)
     store.before(ASK, lambda: states.append(ask_back(garbage, "l", pin=pin)), nth=1)
-    assert garbage.collect(store).purged == 1  # the manifest that listed it
-    assert states == [BlobState.PURGING]
-    garbage.delete_bound = LANDED
-    assert garbage.restore() == 1
-    assert garbage.seen("l")
-    assert garbage.state("l") is BlobState.UNREFERENCED
-
-
-@pytest.mark.parametrize("pin", [True, False])
-def test_just_before_it_is_hidden(garbage: Garbage, pin: bool) -> None:
-    """Asked back when its hide was intended, a blob is not hidden, and its hide is undone, pinned or not."""
-    garbage.unneeded("m", "l")
-    states: list[BlobState] = []
-    store = FaultyStore(garbage.store)
-    store.before(ASK, lambda: states.append(ask_back(garbage, "l", pin=pin)), nth=1)
-    assert garbage.collect(store).hidden == 1
-    assert states == [BlobState.HIDING]
-    assert garbage.seen("l")
+    run = garbage.collect(store)
+    assert (run.hidden, run.purged) == ((1, 0) if hides else (0, 1))  # the manifest that listed it
+    assert states == [state]
+    assert garbage.seen("l") is hides
+    if not hides:
+        garbage.delete_bound = LANDED
     assert garbage.restore() == 1
     assert garbage.seen("l")
     assert garbage.state("l") is BlobState.UNREFERENCED
 
 
 def test_what_waits_holds_up_nobody(garbage: Garbage) -> None:
-    """Hides that cannot be over yet, however many, do not keep those behind them from being restored."""
+    """Hides that cannot end yet, however many, do not delay the restores of later ones."""
     garbage.restores = {"per_round": 1}
     for number in range(3):
         garbage.unneeded(f"m{number}", f"l{number}")
@@ -76,15 +66,11 @@ def test_what_waits_holds_up_nobody(garbage: Garbage) -> None:
     with garbage.parts() as (_, __, restorer):
         for _ in range(4):
             restorer.round()
-    assert [garbage.state(f"l{number}") for number in range(3)] == [
-        BlobState.HIDDEN,
-        BlobState.HIDDEN,
-        BlobState.LIVE,
-    ]
+    assert [garbage.state(f"l{number}") for number in range(3)] == [*[BlobState.HIDDEN] * 2, BlobState.LIVE]
 
 
 def test_a_pinned_one_holds_up_no_purge(garbage: Garbage) -> None:
-    """A blob that was pinned when a job had begun to purge it stays, and what was begun with it is ended."""
+    """A blob that is pinned after its purge began stays, and the other blobs of that purge are purged."""
     garbage.hidden("m", "l")
     garbage.connection.execute("UPDATE hides SET purging_at = now(), run_id = 0")
     garbage.connection.execute("UPDATE blobs SET state = %s WHERE state = %s", (BlobState.PURGING, BlobState.HIDDEN))
@@ -98,7 +84,7 @@ def test_a_pinned_one_holds_up_no_purge(garbage: Garbage) -> None:
 
 @pytest.mark.parametrize("needed", [False, True], ids=["", "needed"])
 def test_there_are_no_bytes(garbage: Garbage, needed: bool) -> None:
-    """What never had bytes is asked back without an alarm; only what is needed is missed, and told."""
+    """A blob that never had bytes is asked back without an alarm; only one that is needed is missing, with an alarm."""
     garbage.pushed("kept", "k")
     garbage.report("m", "l")
     garbage.forget("m")
@@ -119,7 +105,7 @@ def test_there_are_no_bytes(garbage: Garbage, needed: bool) -> None:
 
 
 def test_bytes_that_are_nowhere_hold_up_nobody(garbage: Garbage) -> None:
-    """What was purged and is needed without bytes, where nothing else is, keeps nothing else from being restored."""
+    """A purged blob that is needed and has no bytes does not prevent the restore of another one."""
     garbage.hidden("m", "l")
     garbage.collect()
     garbage.hidden("other", "o")

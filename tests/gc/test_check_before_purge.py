@@ -1,23 +1,21 @@
-"""Rule 17: a purge looks before it deletes. And attempt 18: of a blob with many versions none is left for ever."""
+"""Rule 17: a purge checks before it deletes. Attempt 18: no version of a blob with many versions is left."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from coordinator.domain.lifecycle import BlobState
 from coordinator.storage.layout import blob_key, quarantine_key
-from coordinator.storage.port import ObjectVersion, Target, copy_within
+from coordinator.storage.port import Target, copy_within
 from tests.gc.harness import LANDED, Garbage
 from tests.support.store import ASK, FaultyStore
 
 
 def show(garbage: Garbage, name: str) -> None:
-    """Let registries see a hidden blob, as somebody does who is not Baleen."""
+    """Let registries see a hidden blob, as another client of the bucket can."""
     found = garbage.hide_of(name)
-    assert found is not None
     key = blob_key(found.digest)
     if found.marker is None:
         copy_within(garbage.store, quarantine_key(found.digest, found.id), key)
@@ -41,7 +39,7 @@ def hidden(garbage: Garbage) -> Garbage:
 
 
 def test_what_others_show_is_not_purged(hidden: Garbage) -> None:
-    """Attempt 10: a hidden blob that somebody else shows is kept with an alarm, and a reference finds its bytes."""
+    """Attempt 10: a hidden blob that another client shows is kept with an alarm, and a reference finds its bytes."""
     versioned = hidden.store.keeps_versions()
     show(hidden, "l")
     run = hidden.collect()
@@ -59,7 +57,7 @@ def test_what_others_show_is_not_purged(hidden: Garbage) -> None:
 
 
 def test_what_was_shown_is_collected_like_any_other(hidden: Garbage) -> None:
-    """A blob that was given back goes by a hide and a purge of its own: nothing is left."""
+    """A blob that was given back is later hidden and purged like any other."""
     show(hidden, "l")
     for _ in range(3):
         hidden.collect()
@@ -69,7 +67,7 @@ def test_what_was_shown_is_collected_like_any_other(hidden: Garbage) -> None:
 
 
 def test_a_marker_of_others_hides_nothing_for_a_purge(hidden: Garbage) -> None:
-    """A blob whose marker was replaced may have been seen between: it is served again, with an alarm."""
+    """A blob whose marker was replaced may have been used meanwhile: it is served again, with an alarm."""
     if not hidden.store.keeps_versions():
         pytest.skip("an unversioned bucket has no markers")
     delete_again(hidden, "l")
@@ -80,9 +78,8 @@ def test_a_marker_of_others_hides_nothing_for_a_purge(hidden: Garbage) -> None:
 
 
 def test_a_purge_that_was_interrupted_at_its_marker_is_no_alarm(hidden: Garbage) -> None:
-    """Where all that the hide recorded is deleted, a marker that is gone too means nothing: the purge ends."""
+    """A purge whose versions and marker are all deleted already ends without an alarm."""
     found = hidden.hide_of("l")
-    assert found is not None
     key = blob_key(found.digest)
     own = [Target(quarantine_key(found.digest, found.id))] if found.marker is None else []
     targets = own + [Target(key, each.version) for each in hidden.store.versions(key)]
@@ -93,7 +90,7 @@ def test_a_purge_that_was_interrupted_at_its_marker_is_no_alarm(hidden: Garbage)
 
 @pytest.mark.parametrize("again", [False, True])
 def test_the_check_is_the_last_thing_before_a_delete_is_permitted(hidden: Garbage, again: bool) -> None:
-    """What is shown after a request was signed, or before it is sent once more, is still seen."""
+    """A blob that is shown after its request was signed, or before it is sent again, is kept."""
     shown: list[str] = []
 
     def happens() -> None:
@@ -112,7 +109,7 @@ def test_the_check_is_the_last_thing_before_a_delete_is_permitted(hidden: Garbag
 
 
 def test_one_that_cannot_be_checked_keeps_no_other(hidden: Garbage) -> None:
-    """What the store refuses to show waits, and all others are purged."""
+    """A blob that the store cannot check waits, and the others are purged."""
     store = FaultyStore(hidden.store)
     for call in ("head", "versions"):
         store.fail(call, key=blob_key(hidden.digest("l")))
@@ -145,7 +142,6 @@ def test_what_a_hide_did_not_record_goes_with_the_next(garbage: Garbage) -> None
     for _ in range(10):
         freed += garbage.collect().freed
     assert garbage.state("l") is BlobState.PURGED
-    versions: Sequence[ObjectVersion] = garbage.store.versions(blob_key(garbage.digest("l")))
-    assert versions == []
+    assert garbage.store.versions(blob_key(garbage.digest("l"))) == []
     stored = 26 if garbage.store.keeps_versions() else 1
     assert freed == len(garbage.body("m")) + stored * len(garbage.body("l"))

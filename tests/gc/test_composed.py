@@ -1,6 +1,7 @@
-"""What restores and collects is built for workers and schedulers as these tests build it: in compose/."""
+"""Workers and schedulers compose restorers and collections as these tests do: in compose/."""
 
 import threading
+from contextlib import closing
 
 import pytest
 
@@ -21,7 +22,7 @@ from tests.storage.conftest import VERSIONED, MakeS3, settings_of
 def test_a_workers_restorer(
     connect_s3: MakeS3, databases: Databases, embedded_stack: StackEndpoints, bucket: str | None
 ) -> None:
-    """The restorer of a worker gives back what is needed again, and its hide is over."""
+    """The restorer of a worker restores what is needed again, and ends its hide."""
     store = connect_s3(bucket=bucket or embedded_stack.s3_bucket)
     with Garbage(databases.migrated(), store) as garbage:
         garbage.hidden("m", "l")
@@ -35,7 +36,7 @@ def test_a_workers_restorer(
 
 
 def test_a_schedulers_collection(connect_s3: MakeS3, databases: Databases, embedded_stack: StackEndpoints) -> None:
-    """The collection of a scheduler undoes what a job left, and is held by pods of which nothing is known."""
+    """The collection of a scheduler undoes what a job left, and is blocked by pods that have not reported."""
     store = connect_s3()
     with Garbage(databases.migrated(), store) as garbage:
         garbage.hidden("m", "l")
@@ -44,12 +45,11 @@ def test_a_schedulers_collection(connect_s3: MakeS3, databases: Databases, embed
         garbage.connection.execute("UPDATE hides SET permitted_at = permitted_at - interval '1 day'")
         settings = build({"database_url": garbage.url, **settings_of(store, embedded_stack)})
         number = garbage.ask()
-        connections = compose_database.connections(settings, name="test-scheduler")
-        try:
-            with compose_scheduler.job_runners(settings) as runners:
-                run_waiting_jobs(connections, {KIND: runners[KIND]}, threading.Event())
-        finally:
-            connections.close()
+        with (
+            closing(compose_database.connections(settings, name="test-scheduler")) as connections,
+            compose_scheduler.job_runners(settings) as runners,
+        ):
+            run_waiting_jobs(connections, {KIND: runners[KIND]}, threading.Event())
         ((state, error, progress),) = garbage.rows("SELECT state, error, progress FROM jobs WHERE id = %s", (number,))
         assert (state, error) == ("done", None)
         assert progress["restored"] == 2

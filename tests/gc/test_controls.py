@@ -1,6 +1,6 @@
-"""What stops a collection stops it between two requests, in every process, and also when it cannot be read.
+"""GC controls stop a collection between two requests, in every process, and also when they cannot be read.
 
-Not here: which controls an operator has and in which words (tests/api, tests/cli).
+Not here: how an operator sets them (tests/api, tests/cli).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def hidden(garbage: Garbage) -> None:
 
 
 def collected(garbage: Garbage, on_call: Callable[[str], None]) -> Calls:
-    """Run a job that tells of its calls; return them."""
+    """Run a job that calls this before each of its calls; return the calls."""
     calls = Calls(1, on_call)
     garbage.ask()
     assert run_job(garbage, calls)
@@ -99,7 +99,7 @@ def restorable(garbage: Garbage, name: str) -> bool:
 
 @CONTROLS
 def test_nothing_begins(garbage: Garbage, control: Control, reason: str) -> None:
-    """A run under a control hides and purges nothing, and says what holds it."""
+    """A run under a control hides and purges nothing, and names what blocks it."""
     hidden(garbage)
     garbage.unneeded("n")
     control(garbage)
@@ -118,7 +118,7 @@ def test_nothing_begins(garbage: Garbage, control: Control, reason: str) -> None
 def test_a_control_that_the_plan_has_not_seen_keeps_blobs(
     garbage: Garbage, control: Control, reason: str, words: str
 ) -> None:
-    """A control that comes after the plan stops the hide that it meets: nothing is sent, and a later run undoes it."""
+    """A control that is set after the plan stops the next hide: nothing is sent, and a later run undoes it."""
     unneeded(garbage)
     garbage.delete_bound = LANDED
     calls = collected(garbage, Once(words, lambda: control(garbage)))
@@ -137,7 +137,7 @@ def test_a_control_that_the_plan_has_not_seen_keeps_blobs(
 def test_a_control_that_the_plan_has_not_seen_keeps_hidden_bytes(
     garbage: Garbage, control: Control, reason: str, words: str
 ) -> None:
-    """The same of a purge: what is hidden stays as it is, and is purged by a later run."""
+    """A control that is set after the plan stops the next purge: blobs stay hidden, and a later run purges them."""
     hidden(garbage)
     calls = collected(garbage, Once(words, lambda: control(garbage)))
     assert calls.numbers(SEND) == []
@@ -148,7 +148,7 @@ def test_a_control_that_the_plan_has_not_seen_keeps_hidden_bytes(
 
 @CONTROLS
 def test_between_two_requests_of_a_purge(garbage: Garbage, control: Control, reason: str) -> None:
-    """A control that comes in the second of two requests: only the first has deleted, and the next run ends it."""
+    """With a control that is set in the second of two purge requests only the first deletes; the next run ends it."""
     garbage.sizes = replace(garbage.sizes, deletes=2)
     hidden(garbage)
     requests = Once("delete_many", lambda: control(garbage), nth=2)
@@ -166,7 +166,7 @@ def test_between_two_requests_of_a_purge(garbage: Garbage, control: Control, rea
 
 @CONTROLS
 def test_between_two_requests_of_hides(garbage: Garbage, control: Control, reason: str) -> None:
-    """A control that comes in the second of two requests: what the first hid is hidden, all else is served."""
+    """With a control that is set in the second of two hide requests only the blobs of the first are hidden."""
     garbage.sizes = replace(garbage.sizes, pages_at_once=1, page=2)
     garbage.delete_bound = LANDED
     unneeded(garbage)
@@ -184,7 +184,7 @@ def test_between_two_requests_of_hides(garbage: Garbage, control: Control, reaso
 
 
 def test_restores_need_no_switch(garbage: Garbage) -> None:
-    """What stops deletes does not stop restores: what is needed again is served, whatever is switched off or held."""
+    """Blobs that are needed again are restored, whatever is switched off or held."""
     hidden(garbage)
     off(garbage)
     hold_pod(garbage)
@@ -194,7 +194,7 @@ def test_restores_need_no_switch(garbage: Garbage) -> None:
 
 
 def test_an_operator_who_switches_off_waits_for_nobody(garbage: Garbage) -> None:
-    """A job that hangs in the middle of a permit keeps nobody from switching off, and is given no other permit."""
+    """An operator can switch GC off while a job hangs in a permit, and the job gets no other permit."""
     unneeded(garbage)
     garbage.ask()
     job = jobs.take(garbage.connection, [collect.KIND])
@@ -213,30 +213,20 @@ def test_an_operator_who_switches_off_waits_for_nobody(garbage: Garbage) -> None
 # What cannot be read
 
 
-@pytest.mark.parametrize("nth", [1, 2], ids=["intent", "permit"])
-def test_the_connection_breaks_as_the_switch_is_read_for_a_hide(garbage: Garbage, nth: int) -> None:
-    """Who cannot read the switch deletes nothing; the next run does."""
-    unneeded(garbage)
-    reading = Once(SWITCH, lambda: broken(garbage), nth)
-    calls = collected(garbage, reading)
-    assert reading.happened
-    assert calls.numbers(SEND) == []
-    assert last(garbage).hidden == 0
-    assert all(garbage.seen(name) for name in ALL)
-    assert garbage.collect().hidden == len(ALL)
-
-
 @pytest.mark.parametrize("nth", [1, 2], ids=["begin", "permit"])
-def test_the_connection_breaks_as_the_switch_is_read_for_a_purge(garbage: Garbage, nth: int) -> None:
-    """The same of a purge: all bytes are there, and the next run ends it."""
-    hidden(garbage)
+@pytest.mark.parametrize("step", ["hide", "purge"])
+def test_the_connection_breaks_as_the_switch_is_read(garbage: Garbage, step: str, nth: int) -> None:
+    """A run that cannot read the switch deletes nothing; the next run does."""
+    (unneeded if step == "hide" else hidden)(garbage)
     reading = Once(SWITCH, lambda: broken(garbage), nth)
     calls = collected(garbage, reading)
     assert reading.happened
     assert calls.numbers(SEND) == []
-    assert last(garbage).purged == 0
+    assert (last(garbage).hidden, last(garbage).purged) == (0, 0)
     assert all(_has_bytes(garbage, name) for name in ALL)
-    assert garbage.collect().purged == len(ALL)
+    assert all(garbage.seen(name) is (step == "hide") for name in ALL)
+    run = garbage.collect()
+    assert (run.hidden, run.purged) == ((len(ALL), 0) if step == "hide" else (0, len(ALL)))
 
 
 def broken(garbage: Garbage) -> None:
@@ -275,7 +265,7 @@ def test_a_pin_that_comes_before_a_delete_keeps_its_blob(garbage: Garbage, words
 
 
 def test_a_hidden_blob_that_is_pinned_is_not_purged(garbage: Garbage) -> None:
-    """Its bytes stay for as long as it is pinned."""
+    """A hidden blob keeps its bytes as long as it is pinned."""
     hidden(garbage)
     pin(garbage, "a")()
     run = garbage.collect()
@@ -286,7 +276,7 @@ def test_a_hidden_blob_that_is_pinned_is_not_purged(garbage: Garbage) -> None:
 
 @pytest.mark.parametrize("words", [JOB, "delete_many"], ids=["before-it-begins", "before-the-delete"])
 def test_a_pin_that_comes_before_a_purge_keeps_the_bytes(garbage: Garbage, words: str) -> None:
-    """A blob that is pinned after the plan of its purge keeps its bytes, and the others do not wait for it."""
+    """A blob that is pinned after the plan of its purge keeps its bytes, and the others are purged."""
     hidden(garbage)
     garbage.delete_bound = LANDED
     pinning = Once(words, pin(garbage, "a"))
@@ -308,7 +298,7 @@ def test_a_pin_that_comes_before_a_purge_keeps_the_bytes(garbage: Garbage, words
 
 @pytest.mark.parametrize("words", [REFERRERS, "delete_many"], ids=["before-the-intent", "before-the-delete"])
 def test_a_reference_that_comes_before_a_delete_keeps_its_blob(garbage: Garbage, words: str) -> None:
-    """A blob that is needed again after the plan, if only for a moment, is served on."""
+    """A blob that is referenced again after the plan, if only for a moment, stays served."""
     unneeded(garbage)
 
     def needed_for_a_moment() -> None:
@@ -325,7 +315,7 @@ def test_a_reference_that_comes_before_a_delete_keeps_its_blob(garbage: Garbage,
 
 
 def test_a_reference_that_comes_while_its_delete_is_being_permitted(garbage: Garbage) -> None:
-    """A restorer never takes a hide for harmless whose permit is about to be committed: its blob is served."""
+    """A restorer restores a blob also if the permit of its hide is being committed at that moment."""
     garbage.delete_bound = IN_FLIGHT
     unneeded(garbage)
 
@@ -350,7 +340,7 @@ def test_a_reference_that_comes_while_its_delete_is_being_permitted(garbage: Gar
 
 
 def finished(garbage: Garbage, work: Sequence[Future[Any]]) -> None:
-    """Wait until each has ended, or waits for a lock of somebody else's."""
+    """Wait until each has ended, or waits for a lock of another connection."""
     with garbage.connect() as others:
         while not all(each.done() for each in work):
             (waiting,) = others.execute(

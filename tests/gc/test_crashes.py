@@ -1,6 +1,6 @@
 """Jobs and restorers that die at each of their calls to database and storage, one after the other (scenarios 11, 13).
 
-What the dead have begun is ended or undone by whoever comes next, and what is needed is never lost on the way.
+What they have begun is ended or undone by the next process, and what is needed is never lost.
 """
 
 from __future__ import annotations
@@ -53,10 +53,9 @@ def clean(garbage: Garbage, history: History) -> Calls:
     return calls
 
 
-@pytest.mark.lengthy
 @pytest.mark.parametrize("again", [False, True], ids=["", "pushed-again"])
 def test_a_job_dies_at_any_call(garbage: Garbage, recorded: Iterator[History], again: bool) -> None:
-    """Whatever call a job dies at, nothing is lost, also if clients push then what it had in hand; runs fix it all."""
+    """A job that dies at any call loses nothing, also if clients then push its blobs; the next runs repair all."""
     calls = clean(garbage, next(recorded))
     died = 0
     for place in places(garbage, calls):
@@ -73,9 +72,8 @@ def test_a_job_dies_at_any_call(garbage: Garbage, recorded: Iterator[History], a
     assert garbage.check().agrees
 
 
-@pytest.mark.lengthy
 def test_the_next_job_dies_too(garbage: Garbage, recorded: Iterator[History]) -> None:
-    """Jobs that die one after the other, each over what the one before has left, lose nothing either."""
+    """Several jobs that die one after the other lose nothing."""
     calls = clean(garbage, next(recorded))
     for place in places(garbage, calls)[::2]:
         history = next(recorded)
@@ -125,7 +123,7 @@ def test_a_delete_lands_after_the_next_job_has_checked(garbage: Garbage, nth: in
 
 @pytest.mark.parametrize("disturbed", [False, True], ids=["", "one-is-needed-between"])
 def test_a_request_that_was_sent_twice_hides_nothing_for_certain(garbage: Garbage, disturbed: bool) -> None:
-    """While an unanswered copy of the request may land, no blob of it counts as hidden: what is pushed then is kept."""
+    """While an unanswered copy of a request may land, none of its blobs counts as hidden: what is pushed is kept."""
     garbage.unneeded("m", "a", "b")
     store = FaultyStore(garbage.store)
     store.send_again(lambda: garbage.report("other", "a") if disturbed else None)
@@ -143,9 +141,8 @@ def test_a_request_that_was_sent_twice_hides_nothing_for_certain(garbage: Garbag
     assert garbage.store.get(blob_key(garbage.digest("b"))) == garbage.body("b")
 
 
-@pytest.mark.lengthy
 def test_a_restorer_dies_at_any_call(garbage: Garbage, recorded: Iterator[History]) -> None:
-    """Whatever call a restorer dies at, and whatever a job had left to it, the next round serves what is needed."""
+    """A restorer that dies at any call loses nothing: the next round serves what is needed."""
 
     def tried(left_at: int, calls: Calls) -> None:
         history = next(recorded)
@@ -168,7 +165,7 @@ def test_a_restorer_dies_at_any_call(garbage: Garbage, recorded: Iterator[Histor
 
 
 def test_what_cannot_be_final_yet_keeps_nobody_waiting(garbage: Garbage) -> None:
-    """However many hides wait for the bound of a delete, one round of a restorer serves all that is needed."""
+    """One round of a restorer serves all that is needed, however many hides wait for the delete bound."""
     garbage.restores = {"per_round": 2}
     garbage.delete_bound = IN_FLIGHT
     images = [f"m{number}" for number in range(5)]

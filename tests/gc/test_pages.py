@@ -1,4 +1,4 @@
-"""A run deals with several pages at once: none is left out, and nothing of a run stays behind it."""
+"""A run works on several pages at once: it omits none, and leaves no connections open."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _small_pages(garbage: Garbage) -> None:
 
 
 def test_a_page_that_has_to_wait_is_dealt_with(garbage: Garbage) -> None:
-    """The last pages are not given up because no thread has come to them when there are no more."""
+    """The last pages are done, even if no thread has started on them when there are no more."""
     garbage.pushed(*NAMES)
     garbage.forget("m")
     garbage.ask()

@@ -1,7 +1,9 @@
-"""Repositories that no pod owns keep everything, whenever they appear; the listing that shows none must be recent."""
+"""Repositories that no pod owns block GC, whenever they appear; the listing that shows none must be recent."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from itertools import chain
@@ -33,6 +35,11 @@ def own(garbage: Garbage, prefix: str) -> None:
     garbage.connection.execute("INSERT INTO pod_prefixes SELECT %s, id FROM pods WHERE name = 'pod-a'", (prefix,))
 
 
+def unowned_names(garbage: Garbage) -> list[str]:
+    """What the last listing shows, without the repositories that a pod owns by now."""
+    return root_listing_table.read(garbage.connection).names
+
+
 @pytest.fixture
 def left(garbage: Garbage) -> Garbage:
     """An image that was deleted, which another registry's repository shares."""
@@ -57,15 +64,13 @@ def test_it_goes_on_once_a_pod_owns_it(left: Garbage) -> None:
     link(left, "x/app")
     assert left.collect().hidden == 0
     own(left, "x")
-    known = root_listing_table.read(left.connection)
-    assert known is not None
-    assert known.names == []
+    assert unowned_names(left) == []
     assert left.collect().hidden == 2
 
 
 @pytest.mark.parametrize("stays", [True, False])
 def test_one_that_appears_between_hide_and_purge(left: Garbage, stays: bool) -> None:
-    """Nothing that is hidden is purged while a repository of no pod is there; once it is gone, it is."""
+    """Hidden blobs are purged only once no repository of no pod is left."""
     assert left.collect().hidden == 2
     key = link(left, "x/app")
     assert left.collect().purged == 0
@@ -75,7 +80,7 @@ def test_one_that_appears_between_hide_and_purge(left: Garbage, stays: bool) -> 
 
 
 def test_one_that_appears_while_a_run_is_under_way(left: Garbage) -> None:
-    """The root is listed again before a page of purges: what came after the run's plan keeps the page."""
+    """The root is listed again before a page of purges: a repository that appears after the plan keeps the page."""
     left.sizes = replace(left.sizes, facts_s=0.0)
     assert left.collect().hidden == 2
     store = FaultyStore(left.store)
@@ -114,7 +119,7 @@ def test_a_purge_that_an_earlier_run_began(left: Garbage, there: bool) -> None:
 
 
 def test_a_store_that_does_not_answer(left: Garbage) -> None:
-    """Without a listing a run ends with the store's error, and the last listing stays as it was."""
+    """A run whose listing fails ends with the store's error, and the last listing stays."""
     left.collect()
     known = root_listing_table.read(left.connection)
 
@@ -128,46 +133,42 @@ def test_a_store_that_does_not_answer(left: Garbage) -> None:
 
 
 def test_a_pod_that_was_removed(left: Garbage) -> None:
-    """A listing from before a pod was removed says nothing; the next one names what it had."""
+    """A listing from before a pod was removed is void; the next one names what the pod had."""
     own(left, "x")
     link(left, "x/app")
     left.collect()
     left.connection.execute("DELETE FROM pod_prefixes WHERE prefix = 'x'")
     assert root_listing_table.read(left.connection) is None
     assert left.collect().purged == 0
-    known = root_listing_table.read(left.connection)
-    assert known is not None
-    assert known.names == ["x"]
+    assert unowned_names(left) == ["x"]
 
 
-def test_listings_are_made_when_they_are_due(garbage: Garbage) -> None:
+@pytest.fixture
+def connections(garbage: Garbage) -> Iterator[Connections]:
+    with closing(Connections(garbage.url, name="test-perimeter")) as connections:
+        yield connections
+
+
+def test_listings_are_made_when_they_are_due(garbage: Garbage, connections: Connections) -> None:
     """The scheduler lists when the last one is old, and as soon as the pods have changed."""
-    connections = Connections(garbage.url, name="test-perimeter")
-    try:
-        assert update_if_due(connections, garbage.store, HOUR)
-        assert not update_if_due(connections, garbage.store, HOUR)
-        own(garbage, "more")
-        assert update_if_due(connections, garbage.store, HOUR)
-        assert not update_if_due(connections, garbage.store, HOUR)
-        assert update_if_due(connections, garbage.store, timedelta())
-    finally:
-        connections.close()
+    assert update_if_due(connections, garbage.store, HOUR)
+    assert not update_if_due(connections, garbage.store, HOUR)
+    own(garbage, "more")
+    assert update_if_due(connections, garbage.store, HOUR)
+    assert not update_if_due(connections, garbage.store, HOUR)
+    assert update_if_due(connections, garbage.store, timedelta())
 
 
-def test_the_listing_that_began_last_counts(garbage: Garbage) -> None:
+def test_the_listing_that_began_last_counts(garbage: Garbage, connections: Connections) -> None:
     """A slow listing that began earlier does not replace one that began later; one from the future is replaced."""
-    connections = Connections(garbage.url, name="test-perimeter")
-    try:
-        early = root_listing_table.begin(garbage.connection)
-        found = update(connections, garbage.store)
-        root_listing_table.write(garbage.connection, early, ["x"], complete=True)
-        assert root_listing_table.read(garbage.connection) == found
-        garbage.connection.execute("UPDATE root_listing SET began_at = now() + interval '1 hour'")
-        assert root_listing_table.read(garbage.connection) is None
-        found = update(connections, garbage.store)
-        assert root_listing_table.read(garbage.connection) == found
-    finally:
-        connections.close()
+    early = root_listing_table.begin(garbage.connection)
+    found = update(connections, garbage.store)
+    root_listing_table.write(garbage.connection, early, ["x"], complete=True)
+    assert root_listing_table.read(garbage.connection) == found
+    garbage.connection.execute("UPDATE root_listing SET began_at = now() + interval '1 hour'")
+    assert root_listing_table.read(garbage.connection) is None
+    found = update(connections, garbage.store)
+    assert root_listing_table.read(garbage.connection) == found
 
 
 # What is listed
@@ -194,31 +195,25 @@ def test_which_folders_no_pod_owns(store: ObjectStore) -> None:
 
 
 def test_an_empty_root(store: ObjectStore) -> None:
-    """A root with nothing in it, or with blobs alone, has no repository of anybody."""
+    """A root with nothing in it, or with blobs alone, has no repositories."""
     store.put("docker/registry/v2/blobs/sha256/aa/x/data", b"x")
     assert seen(store, "a") == []
 
 
 def test_a_folder_that_has_lost_its_last_key() -> None:
-    """A folder that the store still gives, and that holds nothing, is no repository."""
+    """A folder that the store lists and that is empty is no repository."""
     store = FaultyStore(MemoryObjectStore())
     store.instead("folders", lambda real, prefix: chain(real(prefix), [f"{REPOSITORIES}gone/"]))
     store.put(layer_link_key(RepositoryName("x/app"), DIGEST), b"link")
     assert seen(store, "a") == ["x"]
 
 
-def test_more_than_are_named(garbage: Garbage) -> None:
+def test_more_than_are_named(garbage: Garbage, connections: Connections) -> None:
     """A listing stops after a hundred names, and says that there are more; adding these pods alone resolves nothing."""
     for number in range(150):
         link(garbage, f"x{number:03}/app")
-    connections = Connections(garbage.url, name="test-perimeter")
-    try:
-        found = update(connections, garbage.store)
-        assert (len(found.unowned), found.complete) == (100, False)
-        for name in found.unowned:
-            own(garbage, name)
-        known = root_listing_table.read(garbage.connection)
-        assert known is not None
-        assert known.names == ["and more"]
-    finally:
-        connections.close()
+    found = update(connections, garbage.store)
+    assert (len(found.unowned), found.complete) == (100, False)
+    for name in found.unowned:
+        own(garbage, name)
+    assert unowned_names(garbage) == ["and more"]

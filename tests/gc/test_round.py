@@ -16,7 +16,9 @@ from tests.support.store import FaultyStore
 
 
 def test_what_nothing_references_is_hidden_and_then_purged(garbage: Garbage) -> None:
-    """First registries see it no more, then its bytes are gone, and what the run says was freed is what they were."""
+    """An unreferenced blob is hidden by one run and purged by the next, which reports its bytes as freed; a third run
+    does nothing.
+    """
     garbage.pushed("m", "l")
     garbage.pushed("kept", "k")
     garbage.forget("m")
@@ -35,11 +37,13 @@ def test_what_nothing_references_is_hidden_and_then_purged(garbage: Garbage) -> 
     assert garbage.state("k") is BlobState.LIVE
     assert garbage.ledger("l") == ["hide", "hidden", "purge", "purged"]
     assert garbage.changes("l")[-2:] == ["hidden", "purged"]
+    third = garbage.collect()
+    assert (third.hidden, third.purged, third.kept) == (0, 0, {})
 
 
 @pytest.mark.parametrize("link_key", [revision_link_key, layer_link_key])
 def test_all_that_a_linked_manifest_lists_is_kept(garbage: Garbage, link_key: Callable[..., str]) -> None:
-    """Where a manifest is linked still, against what was told, none of what it lists is hidden, nor itself (rule 5)."""
+    """A manifest that is still linked, against its delete event, and all that it lists are not hidden (rule 5)."""
     garbage.unneeded("m", "l0", "l1", "l2")
     garbage.connection.execute("UPDATE pods SET kind = 'link' WHERE name = 'pod-a'")
     garbage.store.put(link_key(garbage.repository("r"), garbage.digest("m")), b"a link")
@@ -49,7 +53,7 @@ def test_all_that_a_linked_manifest_lists_is_kept(garbage: Garbage, link_key: Ca
 
 
 def test_others_do_not_crowd_out_what_can_be_checked(garbage: Garbage) -> None:
-    """However many removals came later where nobody can look, the link that can be looked at keeps the blob."""
+    """A link that can be checked keeps the blob, however many later removals of other pods cannot be checked."""
     garbage.pushed("m", "l")
     others = [garbage.push(f"r{number}", "m", ["l"], number, pod="pod-b") for number in range(REFERRERS_LIMIT)]
     garbage.apply(*others)
@@ -65,7 +69,7 @@ def test_others_do_not_crowd_out_what_can_be_checked(garbage: Garbage) -> None:
 
 @pytest.mark.parametrize("error", [UnavailableError("It cannot be read."), ConflictError("It is another one by now.")])
 def test_one_that_cannot_be_copied_keeps_no_other(garbage: Garbage, error: Exception) -> None:
-    """While the store answers, a blob that cannot be copied away stays, and is served; all others are hidden."""
+    """A blob that cannot be copied stays served, and all others are hidden."""
     garbage.unneeded("m", "l0", "l1", "l2")
 
     store = FaultyStore(garbage.store)
@@ -80,7 +84,9 @@ def test_one_that_cannot_be_copied_keeps_no_other(garbage: Garbage, error: Excep
 
 
 def test_a_reference_restores(garbage: Garbage) -> None:
-    """A hidden blob that is referenced again is served again by the next round of a worker, and is live."""
+    """A hidden blob that is referenced again is live and served after a worker's next round; once it is unreferenced,
+    it is hidden and purged again.
+    """
     garbage.hidden("m", "l")
     garbage.report("other", "l")
     assert garbage.state("l") is BlobState.HIDDEN
@@ -92,12 +98,15 @@ def test_a_reference_restores(garbage: Garbage) -> None:
     assert garbage.changes("l")[-1] == "restored"
     assert garbage.collect().purged == 1  # the manifest that listed it
     assert garbage.seen("l")
+    garbage.forget("other")
+    assert garbage.collect().hidden == 2
+    assert garbage.collect().purged == 2
+    assert not garbage.seen("l")
+    assert garbage.state("l") is BlobState.PURGED
 
 
 def test_one_that_cannot_be_restored_keeps_no_other(garbage: Garbage) -> None:
-    """Whatever goes wrong with one blob that is needed again, all others are served, now and not when it is
-    repaired.
-    """
+    """An error of any kind at one blob delays the restore of no other."""
     garbage.restores = {"at_once": 1}
     names = [f"l{number}" for number in range(20)]
     garbage.hidden("m", *names)
@@ -112,7 +121,7 @@ def test_one_that_cannot_be_restored_keeps_no_other(garbage: Garbage) -> None:
 
 
 def test_one_that_cannot_be_given_back_keeps_no_other(garbage: Garbage) -> None:
-    """Where the store refuses what a run is to give back, the rest of what is due is purged all the same."""
+    """If a blob that a run is to restore is refused by the store, the other due blobs are still purged."""
     garbage.pushed("m", "l")
     garbage.pushed("n", "k")
     garbage.forget("m")
@@ -127,20 +136,8 @@ def test_one_that_cannot_be_given_back_keeps_no_other(garbage: Garbage) -> None:
     assert garbage.state("l") is BlobState.HIDDEN
 
 
-def test_restored_and_hidden_again(garbage: Garbage) -> None:
-    """A blob that was restored goes the whole way again, as if for the first time."""
-    garbage.hidden("m", "l")
-    garbage.report("other", "l")
-    garbage.restore()
-    garbage.forget("other")
-    assert garbage.collect().hidden == 2
-    assert garbage.collect().purged == 2
-    assert not garbage.seen("l")
-    assert garbage.state("l") is BlobState.PURGED
-
-
 def test_pushed_anew_after_the_hide(garbage: Garbage) -> None:
-    """What was pushed anew after its hide is served, and not purged: all of it waits for a hide of its own."""
+    """A blob that is pushed again after its hide is served and not purged: it needs a new hide first."""
     garbage.hidden("m", "l")
     garbage.upload("l")
     run = garbage.collect()
@@ -154,7 +151,7 @@ def test_pushed_anew_after_the_hide(garbage: Garbage) -> None:
 
 
 def test_more_markers_than_one_round_takes_away(garbage: Garbage) -> None:
-    """However often somebody else has deleted a hidden blob, its hide is over only once its bytes are served."""
+    """The hide of a blob that other clients deleted again and again ends only once its bytes are served."""
     garbage.hidden("m", "l")
     for _ in range(restore.STATES_LIMIT):
         garbage.store.delete(blob_key(garbage.digest("l")))
@@ -167,16 +164,8 @@ def test_more_markers_than_one_round_takes_away(garbage: Garbage) -> None:
     assert "missing" not in garbage.changes("l")
 
 
-def test_nothing_is_done_twice(garbage: Garbage) -> None:
-    """A collection that finds nothing new changes nothing."""
-    garbage.hidden("m", "l")
-    garbage.collect()
-    third = garbage.collect()
-    assert (third.hidden, third.purged, third.kept) == (0, 0, {})
-
-
 def test_a_blob_without_bytes(garbage: Garbage) -> None:
-    """What has no bytes goes the same way, frees nothing, and comes back when it is pushed."""
+    """A blob without bytes is hidden and purged like others, frees nothing, and is live again after a push."""
     garbage.report("m", "l")
     garbage.forget("m")
     assert garbage.collect().hidden == 2
@@ -208,7 +197,7 @@ def is_purged(target: Target) -> bool:
 
 
 def test_a_store_that_is_found_to_lie_is_not_trusted(garbage: Garbage) -> None:
-    """Scenario 20 in a large batch: one delete that was none, seen by a look at some, has all of them looked at."""
+    """Scenario 20 in a large batch: if the check of a sample finds one delete that did not happen, all are checked."""
     layers = [f"l{number}" for number in range(4 * SAMPLE)]
     garbage.unneeded("m", *layers)
     assert garbage.collect().hidden == len(layers) + 1
@@ -223,7 +212,7 @@ def test_a_store_that_is_found_to_lie_is_not_trusted(garbage: Garbage) -> None:
 
 
 def test_a_store_that_deletes_later_than_it_says(garbage: Garbage) -> None:
-    """What the store has not deleted yet, against its word, is not served meanwhile: nobody links what will vanish."""
+    """A blob that the store deletes later than it answers is not served meanwhile, so that no client links it."""
     layers = [f"l{number}" for number in range(4 * SAMPLE)]
     garbage.hidden("m", *layers)
     store = FaultyStore(garbage.store)
@@ -241,7 +230,7 @@ def test_a_store_that_deletes_later_than_it_says(garbage: Garbage) -> None:
 
 
 def test_a_blob_is_needed_again_before_a_delete_is_sent_again(garbage: Garbage) -> None:
-    """What was in the first request is not taken for hidden by the answer to another: the first may still land."""
+    """After a request was sent twice its blobs do not count as hidden: the first copy may still land."""
     garbage.unneeded("m", "l")
     garbage.unneeded("n", "k")
     store = FaultyStore(garbage.store)

@@ -1,4 +1,4 @@
-"""Buckets that become others while a run is at work: what a run was told at its begin it asks again and again."""
+"""Buckets that change while a run is at work: the run checks again and again what it checked at its start."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.store import SEND, FaultyStore
 
 
 def something_to_purge_and_to_hide(garbage: Garbage) -> None:
-    """Facts are read again each time."""
+    """Make one image due to be purged and one to be hidden; facts are read again each time."""
     garbage.sizes = replace(garbage.sizes, facts_s=0.0)
     garbage.pushed("m")
     garbage.pushed("n")
@@ -25,7 +25,7 @@ def something_to_purge_and_to_hide(garbage: Garbage) -> None:
 
 
 def test_versioning_is_suspended_meanwhile(garbage: Garbage) -> None:
-    """Once versioning is suspended, when a delete may destroy what it is to hide, a run deletes nothing more."""
+    """Once versioning is suspended, so that a delete may destroy bytes, a run deletes nothing more."""
     something_to_purge_and_to_hide(garbage)
     store = FaultyStore(garbage.store)
     suspended = UnsafeStoreError("Versioning is suspended.")
@@ -38,24 +38,22 @@ def test_versioning_is_suspended_meanwhile(garbage: Garbage) -> None:
 
 
 def test_another_database_claims_the_bucket_meanwhile(garbage: Garbage) -> None:
-    """A run ends when another database has claimed the bucket: what only that one knows must not be hidden."""
+    """A run ends when another database has claimed the bucket, which may know of other references."""
     something_to_purge_and_to_hide(garbage)
     body = json.dumps({"database": "7d0c6a52-7d0e-4d1b-8a0a-8a7f4d1a7f11", "epoch": 1_000}).encode()
     store = FaultyStore(garbage.store)
     store.after("delete_many", lambda: garbage.store.put(MARK, body), nth=1)
     run = garbage.tried(store)
     assert run.state == "failed"
-    assert run.error is not None
-    assert "Another database" in run.error
+    assert "Another database" in str(run.error)
     assert garbage.seen("n")
 
 
 def test_versioning_is_suspended_while_links_are_searched_for(databases: Databases) -> None:
-    """Whether a delete destroys is asked after the looks for links, which may take long, and not only before them."""
+    """Whether versioning is on is checked after the look-up of links, which may take long, and not only before it."""
     bucket = MemoryObjectStore(versioned=True)
     with Garbage(databases.migrated(), bucket) as garbage:
         garbage.unneeded("m")
-        # Believed at once, as where nobody can look at links.
         garbage.links_are("link")
         garbage.sizes = replace(garbage.sizes, facts_s=0.0)
         store = FaultyStore(bucket)
@@ -66,7 +64,7 @@ def test_versioning_is_suspended_while_links_are_searched_for(databases: Databas
 
 
 def test_versioning_is_suspended_while_a_delete_is_sent(databases: Databases) -> None:
-    """No hide relies on a marker called `null`: an upload before versioning is enabled has that name then."""
+    """No hide relies on a marker called `null`: an upload while versioning is off has that name."""
     bucket = MemoryObjectStore(versioned=True)
     with Garbage(databases.migrated(), bucket) as garbage:
         garbage.sizes = replace(garbage.sizes, facts_s=0.0)

@@ -1,7 +1,7 @@
-"""A job, or a restorer, that sleeps at one of its calls, counts as dead, and wakes up when others have gone on.
+"""Jobs and restorers that sleep at one of their calls, count as dead, and wake up when others have gone on.
 
-It may have slept anywhere: before an intent, before a permit, between permit and request, before the record, in a
-purge. What it does when it wakes harms nobody (scenarios 11 and 27; rules 4, 8, 12 and 15 of docs/model/README.md).
+They sleep anywhere: before an intent, before a permit, between permit and request, before the record, in a purge. What
+they do when they wake loses nothing (scenarios 11 and 27; rules 4, 8, 12 and 15 of docs/model/README.md).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ pytestmark = [ON_STORES, pytest.mark.lengthy, pytest.mark.usefixtures("only_thei
 
 @pytest.fixture(autouse=True)
 def sleepers_are_ended_soon(garbage: Garbage) -> None:
-    """Who sleeps while it writes the mark is waited for at each of its calls, by every run after it."""
+    """End a connection that sleeps while it writes the mark soon: every later run waits for that."""
     garbage.sizes = replace(garbage.sizes, mark_lock_s=0.2)
     garbage.restores["mark_lock_s"] = 0.2
 
@@ -51,7 +51,7 @@ def recorded(garbage: Garbage) -> Iterator[Iterator[History]]:
 
 @contextmanager
 def asleep(work: Callable[[Calls], object], place: int) -> Iterator[Sleep]:
-    """Let work go on in a thread until it sleeps at a call; at the end of the block it is woken, and has ended."""
+    """Run work in a thread until it sleeps at a call; at the end of the block wake it, and wait for its end."""
     sleep = Sleep()
     with ThreadPoolExecutor(1) as pool:
         future: Future[object] = pool.submit(work, Calls(place, sleep))
@@ -79,9 +79,8 @@ def places(garbage: Garbage, history: History) -> Sequence[int]:
     return sorted(({*every[::SAMPLE]} | sends) & {*every})
 
 
-@pytest.mark.lengthy
 def test_it_wakes_within_the_bound_of_a_delete(garbage: Garbage, recorded: Iterator[History]) -> None:
-    """Wherever a job slept: what it still sends then takes nothing that clients pushed while others had gone on."""
+    """A job that wakes within the delete bound deletes nothing that clients pushed meanwhile."""
     for place in places(garbage, next(recorded)):
         history = next(recorded)
         garbage.ask()
@@ -100,9 +99,8 @@ def test_it_wakes_within_the_bound_of_a_delete(garbage: Garbage, recorded: Itera
         history.assert_repaired()
 
 
-@pytest.mark.lengthy
 def test_it_wakes_when_all_is_over(garbage: Garbage, recorded: Iterator[History]) -> None:
-    """Wherever a job slept, and however long: the store refuses what it signed, and it changes nothing else."""
+    """A job that wakes after the delete bound changes nothing: the store refuses what it signed."""
     for place in places(garbage, next(recorded)):
         history = next(recorded)
         garbage.ask()
@@ -119,12 +117,11 @@ def test_it_wakes_when_all_is_over(garbage: Garbage, recorded: Iterator[History]
         history.assert_repaired()
 
 
-@pytest.mark.lengthy
 def test_a_restorer_wakes_in_the_next_hide(garbage: Garbage, recorded: Iterator[History]) -> None:
-    """Wherever a restorer slept: what it brings back when its blob is hidden anew, nobody can rely on and then lose."""
+    """A restorer that wakes when its blob is hidden again restores nothing that a client relies on and then loses."""
 
     def restore(calls: Calls) -> None:
-        # Of what it has lost meanwhile it is told, as a worker is, which goes on with the next round.
+        # As a worker, which goes on with the next round.
         with job(garbage, calls) as (_, __, restorer), suppress(UnavailableError):
             restorer.round()
 
@@ -152,7 +149,7 @@ def test_a_restorer_wakes_in_the_next_hide(garbage: Garbage, recorded: Iterator[
 
 
 def test_only_one_has_a_job(garbage: Garbage) -> None:
-    """While its worker is heard, nobody else takes a collection, and no second one can be asked for."""
+    """While its process is alive no other takes a collection, and no second one can be created."""
     garbage.ask()
     with garbage.connect() as others:
         assert jobs.take(garbage.connection, [collect.KIND]) is not None
@@ -164,21 +161,16 @@ def test_only_one_has_a_job(garbage: Garbage) -> None:
         assert jobs.take(garbage.connection, [collect.KIND]) is None
 
 
-@pytest.mark.parametrize("where", ["CROSS JOIN LATERAL", "INSERT INTO hides", "delete_many", SEND, ANSWERED, RECORD])
-def test_it_slept_in_a_hide(garbage: Garbage, where: str) -> None:
-    """Before the intent, the permit, the request and the record, or after the request: nothing is hidden for it."""
-    garbage.unneeded("m", "l")
-    _slept(garbage, where)
+HIDE = ["CROSS JOIN LATERAL", "INSERT INTO hides", "delete_many", SEND, ANSWERED, RECORD]
+PURGE = ["SET purging_at", "delete_many", SEND, ANSWERED, "DELETE FROM hides"]
 
 
-@pytest.mark.parametrize("where", ["SET purging_at", "delete_many", SEND, ANSWERED, "DELETE FROM hides"])
-def test_it_slept_in_a_purge(garbage: Garbage, where: str) -> None:
-    """Before the purge is written down, its permit, its request and its end: nothing that is needed is deleted."""
-    garbage.hidden("m", "l")
-    _slept(garbage, where)
-
-
-def _slept(garbage: Garbage, where: str) -> None:
+@pytest.mark.parametrize(
+    ("step", "where"), [*(("hide", where) for where in HIDE), *(("purge", where) for where in PURGE)]
+)
+def test_it_slept_at_a_step(garbage: Garbage, step: str, where: str) -> None:
+    """A job that sleeps at any step of a hide or purge hides and deletes nothing that is needed when it wakes."""
+    (garbage.unneeded if step == "hide" else garbage.hidden)("m", "l")
     garbage.delete_bound = IN_FLIGHT
     number = garbage.ask()
 
@@ -193,7 +185,7 @@ def _slept(garbage: Garbage, where: str) -> None:
     sleeping = Once(where, others)
     assert run_job(garbage, sleeping)
     assert sleeping.happened
-    # The others had it: it says nothing of how the job ended.
+    # The others had it: its own result is not recorded.
     assert garbage.rows("SELECT state, taken FROM jobs WHERE id = %s", (number,)) == [("done", 2)]
     garbage.restore()
     assert garbage.seen("l")

@@ -135,7 +135,7 @@ def known(number: int, name: str, kind: PodKind, registry: Registry) -> MountPod
 
 def test_it_is_served_once_it_returns(world: World) -> None:
     """A client that pulls from the repository gets the blob, whole, and of an image of it every layer."""
-    world.kind.link(world.job())
+    world.linker.link(world.job())
     with world.client() as client:
         assert client.get_blob(f"{world.target.name}/app", world.layer.digest) == world.layer.content
         image = make_image("of another", [world.layer])
@@ -147,9 +147,9 @@ def test_again_and_at_once(world: World) -> None:
     """Asked again, and for several repositories at once, it does the same for each."""
     repositories = [f"r{number}" for number in range(AT_ONCE)] * 2
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for done in [pool.submit(world.kind.link, world.job(name)) for name in repositories]:
+        for done in [pool.submit(world.linker.link, world.job(name)) for name in repositories]:
             done.result()
-    world.kind.link(world.job("r0"))
+    world.linker.link(world.job("r0"))
     with world.client() as client:
         assert all(client.has_blob(f"{world.target.name}/{name}", world.layer.digest) for name in repositories)
 
@@ -157,7 +157,7 @@ def test_again_and_at_once(world: World) -> None:
 def test_by_another_registry_of_the_pod(world: World) -> None:
     """Where the pod's first registry is away, the blob is served all the same."""
     world.target = world.target._replace(registries=("http://127.0.0.1:1", world.registry.url))
-    world.kind.link(world.job())
+    world.linker.link(world.job())
     with world.client() as client:
         assert client.get_blob(f"{world.target.name}/app", world.layer.digest) == world.layer.content
 
@@ -186,7 +186,7 @@ def test_a_relay_that_falls_behind(world: World) -> None:
     ended = [line for line in world.registry.log().splitlines() if "http.request.method=DELETE" in line]
     assert len(ended) == 2
     assert all("http.response.status=204" in line for line in ended)
-    world.kind.link(world.job())
+    world.linker.link(world.job())
 
 
 @pytest.mark.parametrize("world", [PodKind.RELAY], indirect=True)

@@ -1,7 +1,7 @@
 """Databases that went back in time on real servers: standbys, dumps, points in time; and buckets that were rolled back.
 
 Each test runs garbage collection in a bucket, has the database or the bucket lose what came last, and shows that the
-next run is refused and that status says so; and what a claim makes of it.
+next run is refused, that status says so, and that a claim repairs it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from coordinator.storage.port import ObjectStore
 from tests.conftest import in_memory, temporary_directory
 from tests.gc.harness import LANDED, Garbage, blocked_by
 from tests.services.postgres import Server, Servers, create_database, dump, restore_dump
-from tests.storage.conftest import VERSIONED, MakeS3, buckets, connect_s3
+from tests.storage.conftest import buckets, connect_s3, store_of
 from tests.support.store import FaultyStore
 
 __all__ = ["buckets", "connect_s3"]
@@ -47,10 +47,8 @@ def primary(servers: Servers) -> Server:
 
 
 @pytest.fixture(params=["s3", "s3-versioned"])
-def store(request: pytest.FixtureRequest, connect_s3: MakeS3) -> ObjectStore:
-    """An empty bucket of SeaweedFS, with versions and without."""
-    request.getfixturevalue("buckets")
-    return connect_s3(bucket=VERSIONED) if request.param == "s3-versioned" else connect_s3()
+def store(request: pytest.FixtureRequest) -> ObjectStore:
+    return store_of(request, request.param)
 
 
 def beginning(url: str, store: ObjectStore) -> Garbage:
@@ -68,12 +66,6 @@ def continued(garbage: Garbage, url: str) -> Garbage:
     other.space, other._second, other._offsets = garbage.space, garbage._second, dict(garbage._offsets)
     other.delete_bound = LANDED
     return other
-
-
-def record(garbage: Garbage) -> None:
-    """What the API does before it answers to a change."""
-    with garbage.parts() as (connections, _, __):
-        mark.record(connections, garbage.store)
 
 
 def refused(garbage: Garbage, words: str) -> None:
@@ -136,7 +128,7 @@ def goes_on_after_a_claim(garbage: Garbage) -> None:
 
 
 def test_a_promoted_standby_that_lost_nothing(servers: Servers, primary: Server, store: ObjectStore) -> None:
-    """A standby whose mark is right is refused, too, at once and without a look at the bucket: nobody knows it."""
+    """A standby with the right mark is refused, too, at once and without reading the bucket."""
     with beginning(primary.url, store) as garbage:
         garbage.collect()
         standby = servers.standby(primary)
@@ -155,7 +147,6 @@ def test_a_job_that_survives_a_failover(servers: Servers, primary: Server, store
         number = garbage.ask()
         with garbage.parts() as (connections, _, __), connections.use() as connection:
             job = jobs.take(connection, {"gc"})
-            assert job is not None
             assert job.id == number
             wanted = gc.candidates(connection, gc.BEGINNING, None, 10)
         standby = servers.standby(primary)
@@ -178,7 +169,7 @@ def test_a_restored_dump(servers: Servers, primary: Server, store: ObjectStore, 
             engine.dispose()
 
         add()
-        record(garbage)
+        garbage.record()
     if place == "another database":
         url = create_database(primary, "restored")
         restore_dump(tmp_path / "dump", url)
@@ -197,7 +188,7 @@ def test_a_restored_dump(servers: Servers, primary: Server, store: ObjectStore, 
 
 @pytest.mark.parametrize("change", ["off", "pin"])
 def test_files_from_before_a_change(servers: Servers, primary: Server, store: ObjectStore, change: str) -> None:
-    """Attempt 7, without a new timeline: files from before `gc off` or a pin are refused; only the mark tells.
+    """Attempt 7, without a new timeline: files from before `gc off` or a pin are refused: only the mark shows it.
 
     A copy of a server's files starts on the same timeline, as a snapshot of its volume does.
     """
@@ -211,7 +202,7 @@ def test_files_from_before_a_change(servers: Servers, primary: Server, store: Ob
             controls.turn(garbage.connection, "an incident", on=False)
         else:
             garbage.pin("l", "needed by an auditor")
-        record(garbage)
+        garbage.record()
     servers.stop(primary)
     with continued(garbage, servers.start_copy(files).url) as after:
         refused(after, "The database is older than the bucket")

@@ -6,7 +6,6 @@ Attempt 3 on real programs: before, the layers of a tagged index were purged, wi
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -14,17 +13,15 @@ import pytest
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import RepositoryName, parse_digest
 from coordinator.registry.images import Image, make_image, make_index
-from coordinator.stack.distribution import _environment, available
 from coordinator.stack.seaweedfs import BUCKET
 from coordinator.storage.layout import REPOSITORIES, revision_link_key
 from tests.conftest import temporary_directory
 from tests.doctor.store import ROOT
-from tests.scenarios.harness import KEYS, Member, Stage
+from tests.scenarios.harness import KEYS, Stage
+from tests.support.registries import collect_as_registry
 from tests.support.wait import eventually
 
 pytestmark = pytest.mark.registry
-
-PROGRAM_S = 60.0
 
 
 @pytest.fixture
@@ -32,22 +29,6 @@ def stage() -> Iterator[Stage]:
     """Of its own: links of all pods vanish in it."""
     with temporary_directory() as directory, Stage.opened(directory) as stage:
         yield stage
-
-
-def collect_as_registry(member: Member) -> str:
-    """Run `registry garbage-collect -m` with the configuration, and so the key, of a pod's registry."""
-    program, made = available(), member.registry._made
-    assert program is not None
-    done = subprocess.run(
-        [program, "garbage-collect", "-m", made.directory / f"{made.name}.yml"],
-        capture_output=True,
-        text=True,
-        env=_environment(),
-        timeout=PROGRAM_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def deny_deletes_of_blobs_alone(stage: Stage) -> None:
@@ -91,7 +72,9 @@ def test_what_an_index_lists_outlives_its_links(stage: Stage) -> None:
     stage.expire_links()
     stage.report()
     deny_deletes_of_blobs_alone(stage)
-    out = collect_as_registry(stage.a)
+    done = collect_as_registry(stage.a.registry._made, "-m")
+    assert done.returncode == 0, done.stderr
+    out = done.stdout
     assert "manifest eligible for deletion" in out, out
     assert not any(is_linked(stage, app, child.digest) for child in children), out
     assert is_linked(stage, app, index.digest)

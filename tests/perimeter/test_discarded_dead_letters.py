@@ -1,4 +1,4 @@
-"""What a client, or an operator who follows every message, does with dead letters costs no blob and ends by itself."""
+"""Dead letters that clients cause or operators discard lose no blob, and are resolved in the end."""
 
 import secrets
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def baleen() -> Iterator[Baleen]:
 
 
 def discard(baleen: Baleen, number: int) -> int:
-    return baleen.api.post(f"/v1/dead-letters/{number}/discard", json={"why": "as I was told"}).status_code
+    return baleen.api.post(f"/v1/dead-letters/{number}/discard", json={"why": "as the message says"}).status_code
 
 
 def dead_letters_of(baleen: Baleen, pod: Pod) -> list[dict[str, object]]:
@@ -38,8 +38,8 @@ def dead_letters_of(baleen: Baleen, pod: Pod) -> list[dict[str, object]]:
 
 
 def test_a_dead_letter_about_what_no_pod_owns(baleen: Baleen) -> None:
-    """Attempt 2: a pod's registry stores an image below a name that no pod owns. No letter about it is discarded, so
-    that garbage collection stays blocked; once a pod owns the name, the letters' events count and the letters are over.
+    """Attempt 2: no dead letter about an image below a name of no pod can be discarded, so that GC stays blocked. Once
+    a pod owns the name, the events are applied and the dead letters are resolved.
     """
     pod = baleen.add_pod("forgetful")
     image = make_image("forgetful/shared")
@@ -65,8 +65,8 @@ def test_a_dead_letter_about_what_no_pod_owns(baleen: Baleen) -> None:
 
 
 def test_many_dead_letters_of_one_client(baleen: Baleen) -> None:
-    """Attempt 20: one client causes letters without end, about repositories of another pod. As many as the limit are
-    kept, and one reconcile of that pod after the last resolves all of them, without an operator.
+    """Attempt 20: of a client's many dead letters about another pod's repositories only the limit is kept, and one
+    reconcile of that pod after the last resolves all of them.
     """
     pod, other = baleen.add_pod("flooding"), baleen.add_pod("flooded")
     image = make_image("flooding/1")

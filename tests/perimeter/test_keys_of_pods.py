@@ -1,7 +1,6 @@
-"""What the keys of pods can do to the shared layer, on docker-registry and a store that enforces the printed policy."""
+"""What the keys of pods permit in the shared layer, on docker-registry and a store that enforces the printed policy."""
 
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,7 +14,6 @@ from botocore.exceptions import ClientError
 from coordinator.domain.names import parse_digest, parse_repository
 from coordinator.registry.client import RegistryClient
 from coordinator.registry.images import Image, Index, make_image, make_index, make_layer
-from coordinator.stack import distribution
 from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry, Storage
 from coordinator.stack.ports import Ports
@@ -24,6 +22,7 @@ from coordinator.storage.layout import BASE, MARK, QUARANTINE, blob_key, layer_l
 from tests.conftest import temporary_directory
 from tests.doctor.store import OTHER_POD, POD, ROOT, THIEF, Key, Store
 from tests.registries.harness import HOST, HTTP_SECRET
+from tests.support.registries import collect_as_registry
 
 pytestmark = pytest.mark.registry
 
@@ -38,10 +37,6 @@ class Side(NamedTuple):
     registry: DistributionRegistry
     client: RegistryClient
     http: httpx.Client
-
-    @property
-    def file(self) -> Path:
-        return self.registry.directory / f"{self.registry.name}.yml"
 
 
 class Perimeter(NamedTuple):
@@ -64,22 +59,13 @@ class Perimeter(NamedTuple):
 
     def collect(self, side: Side, key: Key | None = None) -> subprocess.CompletedProcess[str]:
         """Run the registry's own collection as the pod's operator would, with another key if one is named."""
-        found = distribution.available()
-        assert found is not None
-        file = side.file
+        made, file = side.registry, None
         if key is not None:
-            known = json.loads(file.read_text())
+            known = json.loads((made.directory / f"{made.name}.yml").read_text())
             known["storage"]["s3"] |= {"accesskey": key.access, "secretkey": key.secret}
             file = self.directory / "other-key.yml"
             file.write_text(json.dumps(known))
-        return subprocess.run(
-            [found, "garbage-collect", "-m", file],
-            env={name: value for name, value in os.environ.items() if name in {"PATH", "HOME"}},
-            capture_output=True,
-            text=True,
-            timeout=PROGRAM_S,
-            check=False,
-        )
+        return collect_as_registry(made, "-m", file=file)
 
 
 @pytest.fixture(scope="module")

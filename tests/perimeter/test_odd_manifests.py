@@ -1,4 +1,4 @@
-"""Manifests that registries accept and that are read in odd ways: none stops collection, and none loses a layer."""
+"""Unusual manifests that registries accept: none blocks GC, and none loses a layer."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def image(config: str, *layers: str, size: Any = 3, more: str = "") -> bytes:
 
 
 def test_odd_manifests_block_nothing_and_keep_their_layers(baleen: Baleen) -> None:
-    """Attempt 14: after each of these pushes nothing blocks GC for its sake, and every layer counts as needed."""
+    """Attempt 14: none of these pushes blocks GC, and each of their layers counts as needed."""
     pod = baleen.add_pod("odd")
     registry = baleen.registry(DistributionRegistry, pod)
     client = Client(registry.url, "odd/app")

@@ -1,6 +1,6 @@
-"""A registry process that a client made end is followed by another: collection goes on, and no operator is needed.
+"""GC goes on after a registry process was killed and restarted, without an operator.
 
-The process is killed, as one is that uses up its memory. Before, GC was blocked until somebody ran the doctor.
+Before, GC was blocked until an operator ran the doctor.
 """
 
 from collections.abc import Iterator

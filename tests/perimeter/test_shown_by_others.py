@@ -1,6 +1,6 @@
-"""Somebody who is not Baleen shows a hidden blob; and a blob with more versions than one listing has.
+"""Another client shows a hidden blob; and a blob with more versions than one listing has.
 
-With a real registry, in a real bucket with versions. Not here: every kind of store, and each outcome of the look before
+With a real registry, in a real bucket with versions. Not here: every kind of store, and each result of the check before
 a purge (tests/gc/test_check_before_purge.py).
 """
 
@@ -26,8 +26,6 @@ def test_a_marker_that_another_client_removes(stage: Stage, here: str) -> None:
     stage.hide(layer.digest)
     stage.report()
     hide = gc.hide_of(stage._connection, parse_digest(layer.digest))
-    assert hide is not None
-    assert hide.marker is not None
     stage.land()
     assert stage.store.remove_marker(blob_key(hide.digest), hide.marker)
     stage.b.webhook.away = True
@@ -37,9 +35,8 @@ def test_a_marker_that_another_client_removes(stage: Stage, here: str) -> None:
         run = stage.collect()
         assert run.state == "done", run.error
         assert stage.served(layer.digest)
-        assert [each.version for each in stage.store.versions(blob_key(hide.digest))] == [
-            each.version for each in versions
-        ]
+        kept = stage.store.versions(blob_key(hide.digest))
+        assert [each.version for each in kept] == [each.version for each in versions]
         assert run.progress["shown_by_others"] == 1
         assert "shown-by-others" in stage.ledger(layer.digest)
     finally:
@@ -49,7 +46,7 @@ def test_a_marker_that_another_client_removes(stage: Stage, here: str) -> None:
 
 
 def test_a_blob_with_131_versions(stage: Stage, here: str) -> None:
-    """Attempt 18: all of them are gone after one purge, and nothing is left below a marker."""
+    """Attempt 18: one purge deletes all versions of a blob with 131 of them."""
     layer = make_layer(here, 20_000)
     image = make_image(here, [layer])
     stage.push(stage.a, here, image)
@@ -58,9 +55,7 @@ def test_a_blob_with_131_versions(stage: Stage, here: str) -> None:
         stage.store.put(key, layer.content)
     stage.abandon(stage.a, here, image)
     stage.hide(layer.digest)
-    found = gc.hide_of(stage._connection, parse_digest(layer.digest))
-    assert found is not None
-    assert len(found.versions) == 131
+    assert len(gc.hide_of(stage._connection, parse_digest(layer.digest)).versions) == 131
     stage.purge(layer.digest)
     eventually(lambda: not any(not each.is_marker for each in stage.store.versions(key)))
     assert stage.state(layer.digest) is BlobState.PURGED

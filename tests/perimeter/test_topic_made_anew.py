@@ -1,4 +1,4 @@
-"""A Kafka topic that is deleted and made anew, for a pod whose links nobody can look at (not tried before)."""
+"""A Kafka topic that is deleted and made anew, for a pod whose links cannot be listed (not tried before)."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def resolve(place: Place, pod: str) -> None:
 
 
 def test_gc_is_blocked_until_an_operator_resolves_it(kafka_place: Place, log: Log) -> None:  # noqa: F811
-    """Events that nobody had applied are lost with the topic: a gap of each pod, which blocks GC. No reconcile can
-    resolve it, and none is asked for; what comes later does not resolve it either. An operator has to, pod by pod.
+    """Events that were not applied are lost with the topic: a gap of each pod, which blocks GC. Neither a reconcile nor
+    later events resolve it: an operator has to, pod by pod.
     """
     place, maker = kafka_place, Maker()
     table = Table(place.values["database_url"])

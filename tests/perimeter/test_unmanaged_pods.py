@@ -27,7 +27,7 @@ def facts(pod: PodFacts) -> Facts:
         (NOW - 2 * DAY + HOUR, None, None),
     ],
 )
-def test_it_is_asked_for_a_reconcile_and_no_watermark(
+def test_it_needs_a_reconcile_and_no_watermark(
     reconciled: datetime | None, hide: Why | None, purge: Why | None
 ) -> None:
     """What became unreferenced two days ago goes once a reconcile began late enough, whatever was reported."""
@@ -39,8 +39,8 @@ def test_it_is_asked_for_a_reconcile_and_no_watermark(
 
 @pytest.mark.parametrize("check", list(Check))
 def test_what_a_doctor_must_have_proved(check: Check) -> None:
-    """GC is blocked until a doctor has proved what needs no events, such as that there is no descriptor cache; for
-    repositories that no pod owns each run looks itself.
+    """GC is blocked until the doctor has proved each check that needs no events; repositories of no pod are checked by
+    each run.
     """
     found = {each: Result.PROVED for each in Check if each is not check}
     text = hold(found, "pod", managed=False)

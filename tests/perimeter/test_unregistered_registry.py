@@ -1,4 +1,4 @@
-"""A third, real registry on the bucket and root of two pods: its images keep what they share, whoever registered it.
+"""A third, real registry on the bucket and root of two pods: its images stay whole, though it is not registered.
 
 Attempt 1 on real programs: before, the shared layer was hidden and purged, and the pull answered 404.
 """

@@ -1,4 +1,4 @@
-"""Attempt 3: links that vanish without a delete event are listed, and block collection until somebody explains them."""
+"""Attempt 3: links that vanish without a delete event are listed, and block GC until an operator accepts them."""
 
 from __future__ import annotations
 
@@ -16,22 +16,10 @@ from coordinator.errors import NotFoundError, UsageError
 from coordinator.pods import view as queries
 from coordinator.pods.shapes import VanishedLink
 from coordinator.pods.vanished_view import vanished as list_of_vanished
-from coordinator.reconcile.resolve import Resolver
 from coordinator.storage.layout import layer_link_key
 from coordinator.table import vanished_links
 from coordinator.table.vanished_links import Accepted
 from tests.reconcile.harness import Image, World
-from tests.services.databases import Databases
-
-
-@pytest.fixture(scope="module")
-def database(databases: Databases) -> str:
-    return databases.migrated()
-
-
-@pytest.fixture(params=["manifest", "link"])
-def mode(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @pytest.fixture
@@ -81,13 +69,6 @@ def accept(world: World, repository: RepositoryName | None = None, **limits: int
     return accepted
 
 
-def resolve(world: World) -> None:
-    with world.runner() as (connections, _):
-        resolver = Resolver(connections, world.store)
-        resolver.resolve(pod_id=world.pods[world.pod])
-        resolver.close()
-
-
 def unreferenced_since(world: World, digest: Digest) -> Any:
     ((since,),) = world.rows("SELECT unreferenced_since FROM blobs WHERE digest = %s", (digest,))
     return since
@@ -103,7 +84,7 @@ def lost(world: World, second: float = 1) -> Image:
 
 
 def test_a_link_that_vanished_blocks_collection_until_it_is_accepted(world: World) -> None:
-    """It counts no more, it is named, and its acceptance, with who and why, begins the grace of what it needed."""
+    """It is no longer counted but listed; its acceptance, with who and why, starts the grace of what it needed."""
     image = lost(world)
     (reason,) = blocked_by(world)
     assert reason.startswith(
@@ -123,50 +104,50 @@ def test_a_link_that_vanished_blocks_collection_until_it_is_accepted(world: Worl
     )
     assert (decision, why) == ("accepted", "we cleaned up")
     assert (evidence["by"], evidence["pod"], evidence["repository"]) == ("ann", world.pod, world.name("app"))
-    # A replay of its push is doubted, looked at, and raises no alarm again.
+    # A replay of its push is a doubtful holding, is checked, and raises no second alarm.
     replayed = world.pushed("app", image, 1)
     world.vanished("app", image.digest)
     world.arrive(replayed)
-    resolve(world)
+    world.resolve()
     assert blocked_by(world) == []
     world.sound()
 
 
 def test_a_push_ends_the_alarm(world: World) -> None:
-    """The registry has it again: nothing is left to accept. When it vanishes once more, that is another alarm."""
+    """A new push ends the alarm; if the link vanishes once more, that is another alarm."""
     image = lost(world)
     world.arrive(world.pushed("app", image, 10.0**9))
     assert blocked_by(world) == []
     world.sound()
     world.vanished("app", image.digest)
     world.reconcile()
-    # Its push bears a time from the future, so the look decides.
+    # Its push has a time in the future, so storage decides.
     assert len(blocked_by(world)) == 1
 
 
 def test_a_link_that_a_listing_finds_again_ends_the_alarm(world: World) -> None:
-    """The link is there again, and no event came: the next reconcile finds it, and the look ends what was noted."""
+    """A link that exists again without an event is found by the next reconcile, which ends the alarm."""
     image = lost(world)
     world.pushed("app", image, 2)
     assert world.reconcile().count("holdings_added") == 1
-    resolve(world)
+    world.resolve()
     assert blocked_by(world) == []
     world.sound()
 
 
 @pytest.mark.parametrize(("second", "alarms"), [(5, 0), (60, 0), (-60, 1)])
 def test_a_delete_event_that_comes_later_explains_it(world: World, second: float, alarms: int) -> None:
-    """One that was still queued ends the alarm; one from before the push was of something else."""
+    """A delete event that was still queued ends the alarm; one from before the push does not."""
     image = lost(world)
     world.arrive(world.deleted("app", image.digest, 1 + second))
     assert len(blocked_by(world)) == alarms
-    resolve(world)
+    world.resolve()
     assert len(blocked_by(world)) == alarms
     world.sound()
 
 
 def test_what_an_event_has_reported_has_not_vanished(world: World) -> None:
-    """A delete that was reported, and doubtful until a reconcile looked, raises no alarm."""
+    """A delete that was reported, and is confirmed by a reconcile, raises no alarm."""
     image = world.image("m")
     world.arrive(world.pushed("app", image, 1))
     world.arrive(world.deleted("app", image.digest, 5))
@@ -174,8 +155,9 @@ def test_what_an_event_has_reported_has_not_vanished(world: World) -> None:
     assert blocked_by(world) == []
 
 
+@pytest.mark.parametrize("mode", ["manifest", "link"])
 def test_a_layer_link_counts_in_pods_of_mode_link(database: str, mode: str) -> None:
-    """Where links of blobs are the truth, one that vanishes is an alarm; where they count for a while, none."""
+    """A vanished blob link is an alarm only in pods of mode link; elsewhere such links expire anyway."""
     with World(database, mode=mode) as world:
         world.arrive(world.pushed("witness", world.image("witness"), 1))
         world.arrive(world.uploaded("app", "l", 1))
@@ -186,7 +168,7 @@ def test_a_layer_link_counts_in_pods_of_mode_link(database: str, mode: str) -> N
 
 
 def test_what_baleen_itself_removes_is_no_alarm(world: World) -> None:
-    """Probe images and what doctors try come and go."""
+    """Probe images and images of the doctor that vanish raise no alarm."""
     for name in (PROBE_REPOSITORY, "baleen-doctor-0123456789abcdef"):
         image = world.image(name)
         world.arrive(world.pushed(name, image, 1))
@@ -196,7 +178,7 @@ def test_what_baleen_itself_removes_is_no_alarm(world: World) -> None:
 
 
 def test_of_an_unmanaged_registry_the_listing_is_the_truth(world: World) -> None:
-    """It sends no events, so that none is missed."""
+    """Links of an unmanaged registry that vanish raise no alarm: it sends no events."""
     world.rows(
         "UPDATE pods SET managed = false, unmanaged_why = 'x', unmanaged_by = 'y' WHERE name = %s RETURNING 1",
         (world.pod,),
@@ -206,7 +188,7 @@ def test_of_an_unmanaged_registry_the_listing_is_the_truth(world: World) -> None
 
 
 def test_pages_and_repositories(world: World) -> None:
-    """Many are listed by the page and accepted by the batch, or those of one repository alone."""
+    """Vanished links are listed by page and accepted all together, or for one repository alone."""
     images = [world.image(f"m{number}") for number in range(7)]
     for repository in ("app", "other"):
         world.arrive(*(world.pushed(repository, image, 1) for image in images))
@@ -223,7 +205,7 @@ def test_pages_and_repositories(world: World) -> None:
 
 
 def test_acceptance_goes_in_batches(world: World) -> None:
-    """A call ends before it takes long, says that there is more, and none that came after it began is accepted."""
+    """A call accepts a bounded number and reports that there are more; links that vanished after it began stay."""
     images = [world.image(f"m{number}") for number in range(5)]
     world.arrive(*(world.pushed("app", image, 1) for image in images))
     for image in images:
@@ -249,7 +231,7 @@ def test_an_acceptance_says_who_and_why(world: World) -> None:
 
 
 def test_a_child_whose_link_vanished_is_an_alarm_too(world: World) -> None:
-    """The index keeps what it lists; that somebody removes links is known all the same."""
+    """The index keeps what the child lists, and the vanished link is listed all the same."""
     x, y = world.image("x"), world.image("y", ["l2"])
     index = world.index(x.digest, y.digest)
     world.arrive(*(world.pushed("app", image, 1) for image in (x, y, index)))

@@ -1,4 +1,4 @@
-"""A pod whose registry is a few lines: it writes links and bytes as distribution does, and tells of them or not.
+"""A pod whose registry is a few lines: it writes links and bytes as distribution does, and reports them or not.
 
 Route: `World.push`, `delete`, … change the store and return the facts that their events say -> `World.apply` for those
 that arrive -> `World.reconcile` runs the job as a scheduler does -> `holdings` beside `linked`.
@@ -11,9 +11,9 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import timedelta
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from coordinator.audit.check import check
 from coordinator.db.connection import Connections
@@ -23,6 +23,7 @@ from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.references import parse_manifest
 from coordinator.jobs import table as jobs
 from coordinator.jobs.work import Pulse, run_waiting_jobs
+from coordinator.reconcile.linked_manifests import Layered
 from coordinator.reconcile.reconcile import Reconcile
 from coordinator.reconcile.resolve import Resolver
 from coordinator.reconcile.sizes import PRODUCTION, Sizes
@@ -157,12 +158,16 @@ class World(Table):
     def deleted(self, repository: str, digest: Digest, second: float = 0) -> Removed:
         """Delete a manifest: its link goes, and what its tag once said stays."""
         self.store.delete(revision_link_key(self.name(repository), digest))
-        history = f"{repository_prefix(self.name(repository))}_manifests/tags/t/index/sha256/{digest.hex()}/link"
-        self.store.put(history, _link(digest))
+        self.tagged(repository, digest)
         return Removed(self.name(repository), digest, at(second))
 
+    def tagged(self, repository: str, digest: Digest, tag: str = "t") -> None:
+        """Store that a tag points, or has pointed, to a manifest."""
+        folder = f"{repository_prefix(self.name(repository))}_manifests/tags/{tag}/index/sha256"
+        self.store.put(f"{folder}/{digest.hex()}/link", _link(digest))
+
     def vanished(self, repository: str, digest: Digest) -> None:
-        """Somebody removes a manifest's link, and no registry knows. What its tag once said stays."""
+        """Remove a manifest's link without an event. What its tag once said stays."""
         self.deleted(repository, digest)
 
     def uploaded(self, repository: str, name: str, second: float = 0) -> BlobLinked:
@@ -252,29 +257,46 @@ class World(Table):
         self.run()
         return self.ended(job)
 
+    def failed(self) -> str:
+        """Ask for a reconcile and run it; it must fail. Return its error."""
+        done = self.tried()
+        assert done.state == "failed"
+        return str(done.error)
+
     def run(self, stop: threading.Event | None = None) -> int:
         with self.runner() as (connections, runner):
             return run_waiting_jobs(connections, {"reconcile": runner}, stop or threading.Event(), self.pulse)
 
     @contextmanager
     def runner(self) -> Iterator[tuple[Connections, Reconcile]]:
-        connections = Connections(self.url, name="test-reconcile", prepare=statements.prepare)
-        resolver = Resolver(connections, self.store, self.sizes.lookups_at_once)
-        runner = Reconcile(
-            connections,
-            self.store,
-            resolver,
-            margin=MARGIN,
-            link_grace=self.link_grace,
-            request_bound=BOUND,
-            sizes=self.sizes,
-        )
-        try:
+        times = {"margin": MARGIN, "link_grace": self.link_grace, "request_bound": BOUND}
+        with (
+            self.connections() as connections,
+            closing(Resolver(connections, self.store, self.sizes.lookups_at_once)) as resolver,
+            closing(Reconcile(connections, self.store, resolver, **times, sizes=self.sizes)) as runner,
+        ):
             yield connections, runner
-        finally:
-            runner.close()
-            resolver.close()
-            connections.close()
+
+    def connections(self) -> closing[Connections]:
+        return closing(Connections(self.url, name="test-reconcile", prepare=statements.prepare))
+
+    def resolve(self) -> None:
+        """Confirm the pod's doubtful removals."""
+        with (
+            self.connections() as connections,
+            closing(Resolver(connections, self.store, self.sizes.lookups_at_once)) as resolver,
+        ):
+            resolver.resolve(pod_id=self.pods[self.pod])
+
+    @contextmanager
+    def layered(self) -> Iterator[Layered]:
+        with self.connections() as connections, closing(Layered(connections, self.store, MARGIN)) as layered:
+            yield layered
+
+    def take_up(self, pushed: ManifestPushed) -> int:
+        """Do what a worker does with an index that it has applied; return how many children were added."""
+        with self.layered() as layered:
+            return layered.take_up([(pushed.repository, pushed.digest)])
 
     def began_at(self, job: int) -> Any:
         (row,) = self.rows("SELECT began_at FROM jobs WHERE id = %s", (job,))
@@ -284,9 +306,6 @@ class World(Table):
         job = jobs.take(self.connection, ["reconcile"])
         assert job is not None
         return job
-
-    def __enter__(self) -> Self:
-        return self
 
 
 def _descriptor(digest: Digest) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Only a link shows that a pod keeps its links in the bucket, and it is found among many uploads."""
+"""Only a link proves that a pod keeps its links in the bucket, and it is found among many uploads."""
 
 import pytest
 
@@ -38,7 +38,7 @@ TAGS = f"{repository_prefix(APP)}_manifests/tags/_uploads/"
     ],
 )
 def test_what_is_a_link(key: str, *, expected: bool) -> None:
-    """Links of layers, manifests and tags are; uploads, bytes and other objects are not."""
+    """Links of layers, manifests and tags are links; uploads, bytes and other objects are not."""
     assert is_link(key) is expected
     store = MemoryObjectStore()
     store.put(key, b"x")

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from coordinator.domain.facts import BlobLinked, ManifestPushed, Removed
 from coordinator.domain.names import Digest
 from coordinator.jobs.work import Pulse
-from coordinator.reconcile.resolve import Resolver
 from coordinator.reconcile.sizes import Sizes
 from coordinator.storage.layout import blob_key
 from tests.reconcile.harness import MARGIN, Pairs, World
@@ -98,7 +97,7 @@ class History:
         elif op.what == "repeat" and self._sent:
             self._log.append(self._sent[int(op.pause) % len(self._sent)])
         elif op.what == "resolve":
-            self._resolve()
+            world.resolve()
 
     def _delete(self, op: Op) -> None:
         world = self._world
@@ -143,12 +142,6 @@ class History:
         if self._linked_throughout is not None:
             self._linked_throughout.discard(pair)
 
-    def _resolve(self) -> None:
-        with self._world.runner() as (connections, _):
-            resolver = Resolver(connections, self._world.store, lookups_at_once=1)
-            resolver.resolve(pod_id=self._world.pods[self._world.pod])
-            resolver.close()
-
     @contextmanager
     def _interrupted(self, interruptions: list[tuple[str, int, Op]]) -> Iterator[None]:
         seen = {"walk": 0, "head": 0, "check": 0}
@@ -183,8 +176,8 @@ ONE_AT_A_TIME = Sizes(compared=3, added=2, looked_up=2, fetched=2, parts=3, part
 def test_any_history(
     database: str, steps: list[Op | list[tuple[str, int, Op]]], skew: float, *, links: bool, by_parts: bool
 ) -> None:
-    """A reconcile converges on the bucket; what was linked all the while is held after it, and for as long as it is
-    linked, whatever older events still arrive (scenarios 2, 16, 19, 25).
+    """A reconcile makes the table agree with the bucket. What was linked throughout it is held as long as it is linked,
+    whatever older events still arrive (scenarios 2, 16, 19, 25).
     """
     with World(database, mode="link" if links else "manifest", sizes=ONE_AT_A_TIME) as world:
         world.pulse = Pulse(progress_every_s=60.0)

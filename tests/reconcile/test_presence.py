@@ -1,4 +1,4 @@
-"""A look that makes blobs missing counts only where something is stored that the table needs, whenever it is taken."""
+"""Blobs become missing only by a check at which something is stored that the table needs."""
 
 from collections.abc import Iterator
 
@@ -23,11 +23,11 @@ def world(database: str, bucket: Bucket) -> Iterator[World]:
 
 @pytest.mark.parametrize("begun", ["check", "head"])
 def test_a_bucket_that_is_empty_for_a_while(world: World, bucket: Bucket, begun: str) -> None:
-    """Where all that is stored vanishes without an error between two batches, or between the question whether this is
-    the bucket and the look, nothing of what is looked at then becomes missing.
+    """Where all objects vanish without an error between two batches, or between the check of the bucket and that of its
+    blobs, no blob becomes missing by it.
     """
     names = ["a", "b", "c", "d"]
-    # The newest is the first that is looked for to tell whether this is the bucket.
+    # The newest is checked first, to confirm that this is the bucket.
     world.needed(*names, "here")
     world.lost("a")
     stored = bucket._objects

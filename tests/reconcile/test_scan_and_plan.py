@@ -28,7 +28,7 @@ def name(text: str) -> RepositoryName:
 def scanned(
     keys: Iterable[str], layers_after: datetime | None = None, **more: Any
 ) -> tuple[list[tuple[str, str, bytes]], int, int]:
-    """(repository, kind, digest) of each link, and how many keys and links were told of."""
+    """(repository, kind, digest) of each link, and how many keys and links were counted."""
     counts = [0, 0]
 
     def on_progress(keys: int, links: int) -> None:
@@ -42,7 +42,7 @@ def scanned(
 
 
 def test_links_among_everything_else() -> None:
-    """Links of revisions and layers are found, and what tags say; not uploads, blobs and what is no registry's."""
+    """Links of revisions, layers and tags are found; uploads, blobs and other keys are not."""
     base = repository_prefix(name("team/app"))
     keys = [
         layer_link_key(name("team/app"), DIGEST),
@@ -67,23 +67,19 @@ def test_links_among_everything_else() -> None:
     tagged: list[tuple[str, bytes]] = []
     found, counts, links = scanned(keys, tagged=lambda *history: tagged.append(history))
     assert tagged == [("team/app", DIGEST)]
-    assert found == [
-        ("team/app", "LAYER", DIGEST),
-        ("team/app", "REVISION", DIGEST),
-        ("team", "REVISION", DIGEST),
-    ]
+    assert found == [("team/app", "LAYER", DIGEST), ("team/app", "REVISION", DIGEST), ("team", "REVISION", DIGEST)]
     assert (counts, links) == (len(keys), 3)
 
 
 def test_layers_that_are_too_old() -> None:
-    """Old links of layers are counted and passed over, where that is asked; those of revisions have no age."""
+    """With `layers_after` older links of layers are only counted; links of revisions have no age."""
     keys = [layer_link_key(name("a"), DIGEST), revision_link_key(name("a"), DIGEST)]
     assert scanned(keys, NOW + timedelta(seconds=1)) == ([("a", "REVISION", DIGEST)], 2, 2)
     assert len(scanned(keys, NOW)[0]) == 2
 
 
 def test_counting_goes_on() -> None:
-    """However often the caller is told, the numbers add up."""
+    """The numbers add up, however often progress is reported."""
     keys = [layer_link_key(name(f"r{n}"), DIGEST) for n in range(10)]
     assert scanned(keys, progress_every=3)[1:] == (10, 10)
     assert scanned([], progress_every=3)[1:] == (0, 0)
@@ -100,7 +96,7 @@ REPOSITORIES_OF = st.lists(COMPONENTS, min_size=0, max_size=3).map(lambda parts:
     st.booleans(),
 )
 def test_parts_cover_every_link_once(repositories: list[str], wanted: int, folders: int, by_parts: bool) -> None:
-    """However the tree looks and however it is split, each link is below exactly one part."""
+    """Each link is below exactly one part, whatever the tree and the number of parts."""
     store = MemoryObjectStore(by_parts=by_parts)
     links = set()
     for repository in repositories:
@@ -120,7 +116,7 @@ def test_parts_cover_every_link_once(repositories: list[str], wanted: int, folde
 
 
 def test_parts_of_several_prefixes() -> None:
-    """A pod's prefixes are planned together; one that has nothing has no part."""
+    """A pod's prefixes are planned together; an empty one has no part."""
     store = MemoryObjectStore()
     for repository in ("team", "team/app", "lib/base"):
         store.put(revision_link_key(name(repository), DIGEST), b"")

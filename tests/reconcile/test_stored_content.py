@@ -1,4 +1,4 @@
-"""Whether a pod that is to be forgotten has anything in storage that counts."""
+"""Whether a pod that is to be removed has anything in storage that counts."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def test_only_links_that_count_are_anything() -> None:
 
 
 def test_what_baleen_made_is_nothing() -> None:
-    """The image that probes ask for and what doctors left hold nothing, other images of such repositories do."""
+    """The probes' image and what doctors left count for nothing; other images in such repositories count."""
     bucket, image = Bucket(), known_digests()
     probes = RepositoryName("team/baleen-probe")
     for kind in LinkKind:
@@ -59,7 +59,7 @@ def test_what_baleen_made_is_nothing() -> None:
 
 @pytest.mark.parametrize("failing", ["check", "walk"])
 def test_what_cannot_be_listed_is_not_nothing(failing: str) -> None:
-    """An outage is told as such, and so is more than one can look through."""
+    """A failed listing, or more keys than the limit, is an error and not an empty pod."""
     bucket = Bucket()
     for number in range(4):
         bucket.put(f"{repository_prefix(TEAM)}_uploads/{number}/data", b"")

@@ -1,7 +1,7 @@
 """Two pods of real registries on a store with users, and garbage collection in the hands of the test.
 
 Route: `Stage.opened` -> pushes and deletes by `Member.client` -> `abandon`, after which nothing needs an image ->
-`report`, after which everybody has told and every link was looked at -> `collect` -> `served`, `state`, pulls.
+`report`, after which all pods have reported and every link was checked -> `collect` -> `served`, `state`, pulls.
 `baleen up` probes the registries, applies their events and restores what is needed again; collections and reconciles
 are run here, so that a test can do things between any two of their calls (`FaultyStore`), or while a registry's own
 call to storage waits (`held`). Times have no length but where a test gives them one: an hour is passed by dating back.
@@ -14,7 +14,7 @@ import datetime as dt
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
@@ -156,14 +156,14 @@ class Stage(Baleen):
     @classmethod
     @contextmanager
     def opened(cls, directory: Path) -> Iterator[Stage]:
-        with ExitStack() as closing:
-            children = closing.enter_context(Children())
+        with ExitStack() as stack:
+            children = stack.enter_context(Children())
             store = Store(directory)
             store.prepare()
             children.start(store.process())
             stage = cls(directory, children, store)
-            closing.enter_context(stage.api)
-            closing.enter_context(stage._connection)
+            stack.enter_context(stage.api)
+            stack.enter_context(stage._connection)
             store.restrain({key: [name] for name, key in KEYS.items()}, more={CACHE: ["scheduler-state.json"]})
             # One that is done, so that `baleen up` begins none.
             stage.rows(
@@ -171,7 +171,7 @@ class Stage(Baleen):
                 " VALUES ('gc', 'a test', 'done', now(), now()) RETURNING id"
             )
             controls.turn(stage._connection, "a test", on=True)
-            stage.a, stage.b = (stage._member(name, closing) for name in ("pod-a", "pod-b"))
+            stage.a, stage.b = (stage._member(name, stack) for name in ("pod-a", "pod-b"))
             for member in (stage.a, stage.b):
                 stage.list_registries(member.pod, member.registry)
                 stage.admit(member)
@@ -181,12 +181,12 @@ class Stage(Baleen):
             stage.rows("UPDATE processes SET first_seen = first_seen - interval '1 day' RETURNING id")
             yield stage
 
-    def _member(self, name: str, closing: ExitStack) -> Member:
+    def _member(self, name: str, stack: ExitStack) -> Member:
         pod = self.add_pod(name)
-        storage = closing.enter_context(S3Proxy(self.objects.url))
-        webhook = closing.enter_context(Skewed(self.webhook(pod)))
+        storage = stack.enter_context(S3Proxy(self.objects.url))
+        webhook = stack.enter_context(Skewed(self.webhook(pod)))
         registry = self.registry(DistributionRegistry, pod, url=webhook.url, s3_url=storage.url)
-        client = closing.enter_context(RegistryClient(registry.url, timeout=CLIENT_S))
+        client = stack.enter_context(RegistryClient(registry.url, timeout=CLIENT_S))
         return Member(pod, registry, storage, webhook, client)
 
     def _storage(self, pod: Pod | None = None) -> Storage:
@@ -195,7 +195,7 @@ class Stage(Baleen):
         return replace(super()._storage(pod), access_key=key.access, secret_key=key.secret)
 
     def unregistered(self, name: str) -> Registry:
-        """Start a registry of no pod on the same bucket and root, without events, and with a key that may do all."""
+        """Start a registry of no pod on the same bucket and root, without events, with an unrestricted key."""
         made = DistributionRegistry(
             name=name,
             directory=self._directory / name,
@@ -221,7 +221,7 @@ class Stage(Baleen):
         return self._stores[s3_url]
 
     def admit(self, member: Member) -> None:
-        """Let all be proved of the pod, also of processes that are still to come."""
+        """Record every check of the doctor as proved for the pod, also for later processes."""
         self.rows(
             "DELETE FROM findings f USING pods p WHERE p.id = f.pod_id AND p.name = %s RETURNING p.id", member.name
         )
@@ -239,7 +239,7 @@ class Stage(Baleen):
     @cached_property
     def router(self) -> Router:
         """What clients push through, to both pods and to mounts."""
-        # A push here is not about a Baleen that is slow.
+        # No push here tests a Baleen that is slow.
         patience = ("--baleen-timeout", f"{CLIENT_S:.0f}")
         return start_router(NGINX, self._directory, self._children, router_address(self._directory), *patience)
 
@@ -254,7 +254,7 @@ class Stage(Baleen):
         member.registry.start_as(kind)
 
     def await_death(self, member: Member) -> None:
-        """Wait until it is noticed that a process is gone."""
+        """Wait until a process of the pod counts as dead."""
         eventually(
             lambda: any(source["state"] == "dead" for source in self.pod(member.pod)["processes"]),
             why=lambda: self.pod(member.pod),
@@ -266,7 +266,7 @@ class Stage(Baleen):
         self.await_held(member, repository, image)
 
     def abandoned_layer(self, member: Member, here: str, size: int = 2_000) -> tuple[Layer, Image, Image]:
-        """A layer, the image of it that was pushed and deleted again, and another image of it that nobody has."""
+        """A layer, the image of it that was pushed and deleted again, and another image of it that was never pushed."""
         layer = make_layer(here, size)
         old, new = (make_image(f"{here}/{name}", [layer]) for name in ("old", "new"))
         self.push(member, here, old)
@@ -296,7 +296,7 @@ class Stage(Baleen):
         eventually(lambda: self.holds(name, image.digest), why=lambda: (name, self.status()))
 
     def abandon(self, member: Member, repository: str, image: Image | Index) -> None:
-        """Delete a manifest, and wait until nothing needs what it alone did; links of uploads count no more."""
+        """Delete a manifest, and wait until nothing needs what it alone needed; links of uploads expire."""
         name = f"{member.name}/{repository}"
         member.client.delete_manifest(name, image.digest)
         eventually(lambda: not self.holds(name, image.digest), why=self.status)
@@ -319,7 +319,7 @@ class Stage(Baleen):
         return state
 
     def _known_states(self, digest: str) -> list[BlobState]:
-        """One, or none where nobody has told of the blob."""
+        """One, or none where no event has named the blob."""
         found = self.rows("SELECT state FROM blobs WHERE digest = %s", parse_digest(digest))
         return [BlobState(state) for (state,) in found]
 
@@ -336,7 +336,7 @@ class Stage(Baleen):
         self.rows("UPDATE hides SET permitted_at = permitted_at - interval '2 hours' RETURNING id")
 
     def await_live(self, *digests: str) -> None:
-        """Wait until the worker has seen to it that these are served, for good; they may be unknown yet."""
+        """Wait until these are live and served; they may be unknown yet."""
         for digest in digests:
             eventually(
                 lambda digest=digest: self._known_states(digest) == [BlobState.LIVE] and self.served(digest),
@@ -346,7 +346,7 @@ class Stage(Baleen):
     # The jobs
 
     def report(self) -> None:
-        """Let everybody tell what happened until now, and every pod's links be compared from now on."""
+        """Wait until all pods have reported what happened until now, and compare every pod's links."""
         began = now(self)
         for member in self.members:
             done = self.compare(member)
@@ -354,28 +354,22 @@ class Stage(Baleen):
         self.return_probe(began)
 
     def return_probe(self, moment: dt.datetime) -> None:
-        """Wait until everybody has told what happened before a moment."""
+        """Wait until all pods have reported what happened before a moment."""
         for member in self.members:
             eventually(lambda member=member: is_past(self, member.pod, moment), why=lambda m=member: self.pod(m.pod))
 
     def compare(self, member: Member, *, s3_url: str | None = None) -> Run:
         """Reconcile a pod; `s3_url` is where storage is for this job."""
         store = self._store_at(s3_url)
-        with self._connections() as connections, ExitStack() as closing:
-            resolver = Resolver(connections, store)
-            closing.callback(resolver.close)
-            # Links of uploads are all too old to be added: those that count are told of.
-            runner = Reconcile(
-                connections,
-                store,
-                resolver,
-                margin=timedelta(seconds=1),
-                link_grace=NOTHING,
-                request_bound=NOTHING,
-                # A job does not wait long for a store that a test takes away.
-                sizes=PRODUCTION if s3_url is None else Sizes(first_pause_s=0.01),
-            )
-            closing.callback(runner.close)
+        # Links of uploads are all too old to be added: those that count are reported.
+        times = {"margin": timedelta(seconds=1), "link_grace": NOTHING, "request_bound": NOTHING}
+        # A job does not wait long for a store that a test takes away.
+        sizes = PRODUCTION if s3_url is None else Sizes(first_pause_s=0.01)
+        with (
+            self._connections() as connections,
+            closing(Resolver(connections, store)) as resolver,
+            closing(Reconcile(connections, store, resolver, **times, sizes=sizes)) as runner,
+        ):
             return self._run(reconcile.KIND, runner, connections, member.pod)
 
     def audit(self, *, s3_url: str | None = None) -> Report:
@@ -418,24 +412,16 @@ class Stage(Baleen):
 
     @contextmanager
     def _collector(self, settings: Settings, connections: Connections, store: ObjectStore) -> Iterator[Collect]:
-        presence = Presence(connections, store)
-        restorer = Restorer(connections, store, presence, delete_bound=HOUR, give_links_back=give_back)
         facts = compose_scheduler.collection_facts(settings)
-        collector = Collect(connections, store, facts, restorer, limits=NO_LIMITS, sizes=SIZES)
-        try:
+        with (
+            closing(Presence(connections, store)) as presence,
+            closing(Restorer(connections, store, presence, delete_bound=HOUR, give_links_back=give_back)) as restorer,
+            closing(Collect(connections, store, facts, restorer, limits=NO_LIMITS, sizes=SIZES)) as collector,
+        ):
             yield collector
-        finally:
-            collector.close()
-            restorer.close()
-            presence.close()
 
-    @contextmanager
-    def _connections(self) -> Iterator[Connections]:
-        connections = Connections(self._database(), name="scenarios", prepare=statements.prepare)
-        try:
-            yield connections
-        finally:
-            connections.close()
+    def _connections(self) -> closing[Connections]:
+        return closing(Connections(self._database(), name="scenarios", prepare=statements.prepare))
 
     def _run(
         self,
@@ -479,7 +465,7 @@ class Stage(Baleen):
 
         def hidden() -> bool:
             if not links_count:
-                # A registry that was answered late tells things again.
+                # A registry that was answered late sends its events again.
                 self.expire_links()
             self.report()
             run = self.collect(quarantine=HOUR)

@@ -1,4 +1,4 @@
-"""Deletes that are slow, that nobody hears of, that are said to be done and are not; and what is uploaded meanwhile.
+"""Deletes that are slow, whose answers are lost, or that did not happen; and what is uploaded meanwhile.
 
 On the real registry where one is needed, else on every kind of store.
 Not here: jobs that die at any other call (tests/gc).
@@ -42,7 +42,7 @@ def test_scenario_04_pushed_anew_while_its_bytes_are_deleted(stage: Stage, here:
 
 @pytest.mark.parametrize("moment", ["delete_many", SEND, ANSWERED])
 def test_scenario_04_on_every_store(garbage: Garbage, moment: str) -> None:
-    """The same whenever the push comes, in buckets with versions and without."""
+    """A blob that is pushed at any moment of its purge is served, in buckets with versions and without."""
     garbage.hidden("m", "l")
 
     def push() -> None:
@@ -97,7 +97,7 @@ def test_scenario_11_a_delete_that_lands_after_a_push(garbage: Garbage) -> None:
 
 @pytest.mark.registry
 def test_scenario_11_under_a_registry(stage: Stage, here: str) -> None:
-    """The same on a real registry: its clients see 404 for a moment, and then the blob, for good."""
+    """On a real registry clients see 404 for a moment after a late delete, and then the blob, for good."""
     layer, old, new = stage.abandoned_layer(stage.a, here)
     app = f"{stage.b.name}/{here}"
     stage.report()
@@ -120,8 +120,8 @@ def test_scenario_11_under_a_registry(stage: Stage, here: str) -> None:
 
 @pytest.mark.registry
 def test_scenario_13_a_crash_after_the_delete(stage: Stage, here: str) -> None:
-    """Bytes were deleted, the process died, and the database went on saying that they are there; here nobody is told so
-    from before the delete on: who pushes uploads, and what is left the next collection ends.
+    """Bytes were deleted, the process died, and the database still listed them; here a blob counts as absent from
+    before its delete on: a client that pushes uploads it, and the next collection ends what is left.
     """
     image = make_image(here)
     app = f"{stage.a.name}/{here}"
@@ -147,7 +147,7 @@ def test_scenario_13_a_crash_after_the_delete(stage: Stage, here: str) -> None:
 
 
 def test_scenario_13_on_every_store(garbage: Garbage) -> None:
-    """The same in buckets with versions and without, also where nobody pushes."""
+    """A crash after the delete loses nothing in buckets with versions and without, also if no client pushes."""
     garbage.hidden("m", "l", "k")
 
     store = FaultyStore(garbage.store)
@@ -164,7 +164,7 @@ def test_scenario_13_on_every_store(garbage: Garbage) -> None:
     assert garbage.state("k") is BlobState.PURGED
 
 
-#: Ways to say that a key is gone which is not.
+#: Answers that say that a key is deleted which is not.
 LIES: dict[str, Callable[[Call], str]] = {
     "not-found": lambda call: "".join(f"<Error><Key>{key}</Key><Code>NoSuchKey</Code></Error>" for key in call.deletes),
     "deleted": lambda call: "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in call.deletes),
@@ -177,8 +177,8 @@ LIES: dict[str, Callable[[Call], str]] = {
 def test_scenario_20_a_delete_that_was_none(
     connect_s3: MakeS3, databases: Databases, embedded_stack: StackEndpoints, bucket: str, lie: str
 ) -> None:
-    """A delete was answered as if it were done while the bytes stayed, and was counted as space given back; here it is
-    looked at what is there, nothing is counted until it is gone, and it is tried again.
+    """A delete was answered as done while the bytes stayed, and was counted as freed; here storage is checked, nothing
+    is counted until the bytes are gone, and the delete is tried again.
     """
     assert embedded_stack.s3_endpoint_url is not None
     more = {"bucket": VERSIONED} if bucket == "s3-versioned" else {}
@@ -211,8 +211,8 @@ def test_scenario_20_a_delete_that_was_none(
 
 @pytest.mark.parametrize("uploads", [1, 3])
 def test_scenario_29_copies_that_uploads_leave(garbage: Garbage, uploads: int) -> None:
-    """In a bucket with versions every upload of the same bytes left a copy that nobody saw and nobody gave back; here a
-    hide records all that it hides, its purge deletes all of it, and says how much that was.
+    """In a bucket with versions every upload of the same bytes left a copy that was never freed; here a hide records
+    all versions, its purge deletes all of them, and reports how much that was.
     """
     for _ in range(uploads):
         garbage.pushed("m", "l")

@@ -1,4 +1,4 @@
-"""Events that are lost, late, repeated or out of order, and those who apply them all at once.
+"""Events that are lost, late, repeated or out of order, and workers that apply them all at once.
 
 Not here: events alone (tests/registries, tests/table), watermarks alone (tests/workers).
 """
@@ -30,7 +30,7 @@ ENDS: dict[str, Callable[[Registry], None]] = {"SIGKILL": Registry.kill, "SIGTER
 
 
 def push_unreported(stage: Stage, repository: str, image: Image) -> None:
-    """Have an image accepted of which nobody is told."""
+    """Push an image whose events are not delivered."""
     stage.a.webhook.away = True
     stage.a.client.push_image(repository, image, "v1")
 
@@ -68,8 +68,8 @@ def test_scenario_25_events_that_end_with_their_process(stage: Stage, here: str,
 
 @pytest.mark.registry
 def test_scenario_25_events_that_wait(stage: Stage, here: str) -> None:
-    """The same where the process lives and its events wait: whatever others report, and however often links were
-    compared before, nothing is purged until it is heard.
+    """Where the process lives and its events wait, nothing is purged until they are applied, whatever other pods report
+    and however often links were compared before.
     """
     layer, new, app = abandoned_layer(stage, here)
     push = Once("delete_many", layer.digest, lambda: push_unreported(stage, app, new))
@@ -91,8 +91,8 @@ def test_scenario_25_events_that_wait(stage: Stage, here: str) -> None:
 @pytest.mark.registry
 @pytest.mark.parametrize("moment", ["delete_many", ANSWERED])
 def test_scenario_25_a_worker_ends_in_mid_collection(stage: Stage, here: str, moment: str) -> None:
-    """Partitions moved while garbage was collected, and what nobody had applied was taken for unreferenced; here
-    nothing is purged before the next owner has applied it, and what was hidden meanwhile comes back.
+    """Partitions moved during a collection, and blobs of events that were not applied yet counted as unreferenced; here
+    nothing is purged before the next owner has applied them, and what was hidden meanwhile is restored.
     """
     layer, new, app = abandoned_layer(stage, here)
 
@@ -118,7 +118,7 @@ def test_scenario_25_a_worker_ends_in_mid_collection(stage: Stage, here: str, mo
 
 
 def test_scenario_25_events_out_of_order(garbage: Garbage) -> None:
-    """A delete that came before its push, or twice, took what had been pushed again; here the later word counts,
+    """A delete that came before its push, or twice, removed what had been pushed again; here the later time counts,
     however often and in whatever order both come.
     """
     first, gone, again = (
@@ -142,8 +142,8 @@ def test_scenario_25_events_out_of_order(garbage: Garbage) -> None:
 
 @pytest.mark.registry
 def test_scenario_25_clocks_that_differ(stage: Stage, here: str) -> None:
-    """The delete of a registry whose clock is ahead took a later push; here the clocks of registries decide nothing
-    that a look at the links can.
+    """The delete of a registry whose clock is ahead removed a later push; here links decide, and not the clocks of
+    registries.
     """
     image = make_image(here)
     app = f"{stage.a.name}/{here}"
@@ -169,8 +169,8 @@ def shared(databases: Databases) -> Iterator[Garbage]:
 
 
 def test_scenario_26_all_at_once_on_the_same_digests(shared: Garbage) -> None:
-    """Two workers wrote the same digests in different orders and locked each other out; here they, the collection and
-    the restorer take their locks in one order, and what is needed is served at the end.
+    """Two workers wrote the same digests in different orders and had a deadlock; here they, the collection and the
+    restorer take their locks in one order, and what is needed is served at the end.
     """
     workers, batches = 2, 25
     # Nothing has to be reported here, so nothing may be purged: uploads below are ahead of their events.

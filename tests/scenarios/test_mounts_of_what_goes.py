@@ -1,6 +1,6 @@
-"""Mounts of blobs that collection is about to take away, has taken away, or that storage has lost: they are uploads.
+"""Mounts of blobs that are hidden, purged or missing: they become uploads.
 
-Through the router, on real registries, at the moments at which real jobs leave a blob in each state.
+Through the router, on real registries, in each state in which a real job leaves a blob.
 Not here: the table alone (tests/mounts/test_reserve.py), Baleen frozen or away (tests/router/test_outages.py).
 """
 
@@ -33,7 +33,7 @@ class Pushed(NamedTuple):
 
 
 class Push:
-    """A client that would have the layer mounted from pod-a, and brings its image to pod-b whatever the answer."""
+    """A client that requests a mount of the layer from pod-a, and pushes its image to pod-b whatever the answer."""
 
     def __init__(self, stage: Stage, here: str) -> None:
         self._stage = stage
@@ -95,7 +95,7 @@ def purged(stage: Stage, push: Push) -> None:
 def test_a_mount_of_what_is_collected(
     stage: Stage, here: str, take_away: Callable[[Stage, Push], None], state: BlobState
 ) -> None:
-    """The client is asked to upload, and what it has uploaded stays, whatever collection does before and after."""
+    """The client has to upload, and what it uploads stays, whatever collections do before and after."""
     push = Push(stage, here)
     stage.push(stage.a, here, push.old)
     stage.abandon(stage.a, here, push.old)
@@ -109,7 +109,7 @@ def test_a_mount_of_what_is_collected(
 
 
 def test_a_mount_of_what_is_missing(stage: Stage, here: str) -> None:
-    """The client is asked to upload, and its bytes are those of the images that had lost them, too."""
+    """The client has to upload, and its bytes restore the other images that need them."""
     push = Push(stage, here)
     stage.push(stage.a, here, push.old)
     stage.store.delete(blob_key(parse_digest(push.layer.digest)))

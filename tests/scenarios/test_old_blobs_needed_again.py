@@ -1,14 +1,14 @@
-"""Blobs that nothing has needed for long, and that are needed again just before they would go.
+"""Blobs that nothing has needed for long, and that are needed again just before they would be purged.
 
-On a real registry. Bytes that are there say nothing about their use: a registry that finds them writes a link, and
-neither their time nor anything else of them changes.
+On a real registry. Stored bytes show nothing of their use: a registry that finds them writes a link and changes neither
+their time nor anything else of them.
 """
 
 import pytest
 
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import parse_digest
-from coordinator.registry.images import make_image, make_index, make_layer
+from coordinator.registry.images import Index, make_image, make_index
 from coordinator.storage.layout import blob_key
 from tests.scenarios.harness import HOUR, Once, Stage
 from tests.support.wait import eventually
@@ -31,14 +31,11 @@ def test_scenario_06_an_old_blob_in_a_new_repository(stage: Stage, here: str, by
     from the last need, and the mount or upload is one.
     """
     client, app = stage.a.client, f"{stage.a.name}/{here}/new"
-    layer = make_layer(here)
-    old, new = (make_image(f"{here}/{name}", [layer]) for name in ("old", "new"))
-    stage.push(stage.a, f"{here}/old", old)
-    stage.abandon(stage.a, f"{here}/old", old)
+    layer, _, new = stage.abandoned_layer(stage.a, here)
     long_ago(stage, layer.digest)
     before = stage.store.head(blob_key(parse_digest(layer.digest)))
     if by == "mount":
-        assert client.mount_blob(app, layer.digest, f"{stage.a.name}/{here}/old")
+        assert client.mount_blob(app, layer.digest, f"{stage.a.name}/{here}")
     else:
         client.push_blob(app, layer.content)
     assert stage.store.head(blob_key(parse_digest(layer.digest))) == before
@@ -60,13 +57,10 @@ def test_scenario_07_needed_again_when_its_purge_is_due(stage: Stage, here: str)
     due is hidden, so that the mount is an upload, and nothing of that upload is deleted.
     """
     client, app = stage.a.client, f"{stage.a.name}/{here}/new"
-    layer = make_layer(here)
-    old, new = (make_image(f"{here}/{name}", [layer]) for name in ("old", "new"))
-    stage.push(stage.a, f"{here}/old", old)
-    stage.abandon(stage.a, f"{here}/old", old)
+    layer, old, new = stage.abandoned_layer(stage.a, here)
     stage.hide(layer.digest, old.digest)
     stage.report()  # due from now on
-    assert not client.mount_blob(app, layer.digest, f"{stage.a.name}/{here}/old")
+    assert not client.mount_blob(app, layer.digest, f"{stage.a.name}/{here}")
     client.push_blob(app, layer.content)
     eventually(lambda: (app, layer.digest) in stage.links())
     run = stage.collect()
@@ -80,8 +74,8 @@ def test_scenario_07_needed_again_when_its_purge_is_due(stage: Stage, here: str)
 
 @pytest.mark.parametrize("when", ["unreferenced", "hidden", "purged"])
 def test_scenario_09_a_push_without_any_head(stage: Stage, here: str, when: str) -> None:
-    """A protocol that renewed a blob when a client asked for it missed the clients that never ask; here nothing depends
-    on what a client asks, and an upload is one whatever state the blob is in.
+    """A protocol that renewed a blob on a HEAD missed clients that send none; here nothing depends on a HEAD, and an
+    upload is accepted whatever state the blob is in.
     """
     client, app = stage.b.client, f"{stage.b.name}/{here}"
     image = make_image(here)
@@ -102,16 +96,22 @@ def test_scenario_09_a_push_without_any_head(stage: Stage, here: str, when: str)
     assert client.pull_image(app, "v1").digest == image.digest
 
 
-def test_scenario_12_the_last_index_goes_after_the_plan(stage: Stage, here: str) -> None:
-    """What lost its last index between the check and the deed stayed for ever; here the next collection finds it."""
+def index_of_deleted_children(stage: Stage, here: str) -> Index:
+    """Push an index, and delete the manifests that it lists, which it alone keeps then."""
     app = f"{stage.a.name}/{here}"
     index = make_index([make_image(f"{here}/{arch}", architecture=arch) for arch in ("amd64", "arm64")])
-    children, other = [child.digest for child in index.manifests], make_image(f"{here}/other")
     stage.push(stage.a, here, index)
+    for child in index.manifests:
+        stage.a.client.delete_manifest(app, child.digest)
+        eventually(lambda child=child: stage.is_implied(app, child.digest))
+    return index
+
+
+def test_scenario_12_the_last_index_goes_after_the_plan(stage: Stage, here: str) -> None:
+    """What lost its last index between check and delete stayed for ever; here the next collection finds it."""
+    index = index_of_deleted_children(stage, here)
+    children, other = [child.digest for child in index.manifests], make_image(f"{here}/other")
     stage.push(stage.a, here, other, "other")
-    for digest in children:
-        stage.a.client.delete_manifest(app, digest)
-        eventually(lambda digest=digest: stage.is_implied(app, digest))
     stage.abandon(stage.a, here, other)
     stage.report()
     delete = Once("delete_many", other.digest, lambda: stage.abandon(stage.a, here, index))
@@ -123,15 +123,10 @@ def test_scenario_12_the_last_index_goes_after_the_plan(stage: Stage, here: str)
 
 
 def test_scenario_12_an_index_comes_between_the_plan_and_the_delete(stage: Stage, here: str) -> None:
-    """What got a new index between the check and the deed was deleted; here that voids the hide, of the children and of
-    all that they list.
+    """What got a new index between check and delete was deleted; here the new index voids the hide of the children and
+    of all that they list.
     """
-    client, app = stage.a.client, f"{stage.a.name}/{here}"
-    index = make_index([make_image(f"{here}/{arch}", architecture=arch) for arch in ("amd64", "arm64")])
-    stage.push(stage.a, here, index)
-    for child in index.manifests:
-        client.delete_manifest(app, child.digest)
-        eventually(lambda child=child: stage.is_implied(app, child.digest))
+    index = index_of_deleted_children(stage, here)
     stage.abandon(stage.a, here, index)
     stage.report()
     push = Once("delete_many", index.digest, lambda: stage.push(stage.a, here, index))
@@ -143,7 +138,7 @@ def test_scenario_12_an_index_comes_between_the_plan_and_the_delete(stage: Stage
     stage.await_live(*whole)
     stage.report()
     stage.collect()
-    assert client.pull_image(app, "v1").digest == index.digest
+    assert stage.a.client.pull_image(f"{stage.a.name}/{here}", "v1").digest == index.digest
 
 
 def test_scenario_28_the_source_goes_after_a_mount(stage: Stage, here: str) -> None:
@@ -171,8 +166,8 @@ def test_scenario_28_the_source_goes_after_a_mount(stage: Stage, here: str) -> N
 
 
 def test_scenario_28_the_source_goes_after_a_mount_from_another_pod(stage: Stage, here: str) -> None:
-    """The same where Baleen has mounted across pods: nothing in the source's pod needs the blobs any more, and no
-    manifest of the target's pod does yet.
+    """A mount across pods keeps the blob, too: nothing in the source's pod needs it any more, and no manifest of the
+    target's pod does yet.
     """
     source, target = f"{stage.a.name}/{here}", f"{stage.b.name}/{here}"
     image = make_image(here)

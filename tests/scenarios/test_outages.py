@@ -1,6 +1,6 @@
-"""Services that are away, answer wrongly, or have forgotten: nothing that is not known is taken for gone.
+"""Services that are away, answer wrongly, or have lost data: what is not known never counts as gone.
 
-Not here: deletes of which nobody hears (test_deletes_that_land_late.py), the controls (tests/gc).
+Not here: deletes whose answers are lost (test_deletes_that_land_late.py), the controls (tests/gc).
 """
 
 import itertools
@@ -36,8 +36,8 @@ NONE_LISTED = Answer(
 
 @pytest.mark.registry
 def test_scenario_14_the_table_has_forgotten_a_repository(stage: Stage, here: str) -> None:
-    """The store of who needs what was lost or put back, and the only copies were collected; here nothing is purged that
-    no look at the links has confirmed since it was hidden, and that look brings everything back.
+    """The table was lost or restored, and the only copies were collected; here nothing is purged before the links were
+    compared after its hide, and that reconcile restores everything.
     """
     image = make_image(here)
     app = f"{stage.a.name}/{here}"
@@ -68,9 +68,9 @@ def test_scenario_14_the_table_has_forgotten_a_repository(stage: Stage, here: st
 
 
 def test_scenario_14_an_empty_table(garbage: Garbage) -> None:
-    """A table that knows of no pod knows nobody who needs anything: nothing goes, known or not."""
+    """While the table has no pod nothing is hidden, known or not."""
     garbage.unneeded("m", "l")
-    garbage.upload("never told of")
+    garbage.upload("never reported")
     garbage.known = lambda facts: facts._replace(pods=[])
     run = garbage.collect()
     assert run.hidden == 0
@@ -80,7 +80,7 @@ def test_scenario_14_an_empty_table(garbage: Garbage) -> None:
     garbage.collect()
     garbage.collect()
     assert garbage.state("l") is BlobState.PURGED
-    assert garbage.seen("never told of")
+    assert garbage.seen("never reported")
 
 
 @pytest.mark.lengthy
@@ -117,7 +117,7 @@ def answered(answer: Answer) -> Callable[[Call], Answer]:
 
 
 def nothing_is_there(call: Call) -> Answer | None:
-    """The bucket answers, and nothing is in it."""
+    """Answer as an empty bucket does."""
     path, _, query = call.target.partition("?")
     if "list-type=2" in query:
         return NONE_LISTED
@@ -167,7 +167,7 @@ COLLECTED = [int(state) for state in (BlobState.HIDING, BlobState.HIDDEN, BlobSt
 
 
 def listing_keys(call: Call) -> bool:
-    """All keys below a prefix, whatever the parts of a reconcile are; folders are shown."""
+    """Is this a listing of all keys below a prefix, and not of folders?"""
     return listing_any(call) and "delimiter" not in call.target
 
 
@@ -179,7 +179,7 @@ def listing_any(call: Call) -> bool:
 @pytest.mark.parametrize("cut", [listing_keys, listing_any])
 def test_scenario_19_a_listing_that_is_not_whole(stage: Stage, here: str, cut: Callable[[Call], bool]) -> None:
     """A listing that broke off made an active project look empty, and it was collected; here a listing only says where
-    to look, and each link is looked up before anything is believed to be gone.
+    to look, and each link is looked up before it counts as gone.
     """
     image = make_image(here)
     app = f"{stage.a.name}/{here}"
@@ -200,7 +200,7 @@ def test_scenario_19_a_listing_that_is_not_whole(stage: Stage, here: str, cut: C
 
 @pytest.fixture
 def lock_service(embedded_stack: StackEndpoints) -> Iterator[Callable[[str, bool], None]]:
-    """Lets a database be away, and be back."""
+    """Make a database unavailable, and available again."""
     url = embedded_stack.database_url
     assert url is not None
     away: set[str] = set()

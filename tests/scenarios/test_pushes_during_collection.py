@@ -1,6 +1,6 @@
-"""Pushes that are under way while garbage is collected: a request saw the blob, and collection saw nobody who needs it.
+"""Pushes that are under way during a collection: a request saw the blob, and the collection saw no reference.
 
-On a real registry, which looks for a blob, links it later, and tells of it later still.
+On a real registry, which checks for a blob, links it later, and sends the event later still.
 Not here: what was old and is needed again (test_old_blobs_needed_again.py).
 """
 
@@ -27,7 +27,7 @@ def linking(folder: str, digest: str) -> Callable[[Call], bool]:
 
 
 def manifest_is_refused(stage: Stage, repository: str, image: Image) -> None:
-    """What was not accepted is not lost: the client is told which blob it has to bring."""
+    """Push a manifest that the registry refuses, naming a blob that the client has to upload."""
     with pytest.raises(RegistryError) as refused:
         stage.a.client.put_manifest(repository, "v1", image.media_type, image.content)
     assert refused.value.code == "MANIFEST_BLOB_UNKNOWN"
@@ -54,8 +54,8 @@ def test_scenario_01_collection_while_only_the_layers_are_there(stage: Stage, he
 
 @pytest.mark.parametrize("moment", ["head", "delete_many", SEND])
 def test_scenario_02_referenced_again_while_a_collection_decides(stage: Stage, here: str, moment: str) -> None:
-    """What was marked as garbage was referenced again before it was swept; here the last look is the permit of the
-    delete itself, and what comes between that and the delete restores.
+    """What was marked as garbage was referenced again before it was swept; here the permit of the delete checks again,
+    and a reference between permit and delete restores the blob.
     """
     layer, old, new = stage.abandoned_layer(stage.a, here)
     stage.report()
@@ -74,7 +74,7 @@ def test_scenario_02_referenced_again_while_a_collection_decides(stage: Stage, h
 
 def test_scenario_03_hidden_between_the_check_of_an_upload_and_its_link(stage: Stage, here: str) -> None:
     """A registry saw the blob, collection deleted it, and the registry linked nothing; here the request has to have
-    ended and told before the bytes go, and what it tells brings them back.
+    ended and been reported before the bytes are purged, and that report restores them.
     """
     layer, _, new = stage.abandoned_layer(stage.a, here, 20_000)
     app = f"{stage.b.name}/{here}"
@@ -97,7 +97,7 @@ def test_scenario_03_hidden_between_the_check_of_an_upload_and_its_link(stage: S
 
 def test_scenario_05_collected_right_after_an_upload_was_answered(stage: Stage, here: str) -> None:
     """A blob was reaped milliseconds after its upload was answered, and the manifest failed; here a blob that is new is
-    linked from the first, and one that was garbage before comes back as soon as the upload is told.
+    linked from the first, and one that was garbage before is restored as soon as the upload is reported.
     """
     client, app = stage.a.client, f"{stage.a.name}/{here}"
     layer, old, new = stage.abandoned_layer(stage.b, here)
@@ -120,8 +120,8 @@ def test_scenario_05_collected_right_after_an_upload_was_answered(stage: Stage, 
 
 
 def test_scenario_08_hidden_between_a_head_and_the_manifest(stage: Stage, here: str) -> None:
-    """A client was told that all blobs exist, collection deleted them, and its manifest was accepted; here the registry
-    refuses the manifest of blobs that it does not see, and the client brings them anew.
+    """A registry answered that all blobs exist, collection deleted them, and the manifest was accepted; here the
+    registry refuses the manifest of blobs that it does not see, and the client brings them anew.
     """
     client, app = stage.a.client, f"{stage.a.name}/{here}"
     image = make_image(here)

@@ -1,11 +1,11 @@
-"""Registries that believe, delete or announce what is not so, and what manifests do not say of what they need.
+"""Registries with caches, own collections and unusual manifests, and what manifests do not say of what they need.
 
 Not here: whether the doctor finds out (tests/doctor), events that are late or lost (test_events_that_do_not_come.py).
 """
 
 import datetime as dt
 import json
-import subprocess
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from coordinator.domain.names import RepositoryName, parse_digest, parse_pod
 from coordinator.reconcile.presence import Presence
 from coordinator.registry.images import make_image, make_index, make_layer
 from coordinator.settings import Secret
-from coordinator.stack.distribution import DistributionRegistry, _environment, available
+from coordinator.stack.distribution import DistributionRegistry
 from coordinator.storage.layout import blob_key, layer_link_key
 from coordinator.table import statements
 from tests.doctor.harness import Caching, of
@@ -30,9 +30,8 @@ from tests.gc.harness import Garbage
 from tests.registries.harness import HTTP_SECRET
 from tests.registries.s3_proxy import Call, S3Proxy
 from tests.scenarios.harness import KEYS, Stage
+from tests.support.registries import collect_as_registry
 from tests.support.wait import eventually
-
-PROGRAM_S = 60.0
 
 
 @pytest.mark.registry
@@ -68,7 +67,7 @@ def test_an_index_of_children_that_were_uploaded_as_blobs(stage: Stage, here: st
 @pytest.mark.registry
 def test_scenario_10_a_manifest_of_bytes_that_are_gone(stage: Stage, here: str) -> None:
     """A manifest's push made rows of blobs whose bytes were gone, and the loss was hidden; here counts say nothing
-    about bytes: what is missing stays so, whoever references it, until somebody has seen it.
+    about bytes: what is missing stays so, whatever references it, until its bytes were seen in storage.
     """
     layer = make_layer(here, 20_000)
     first, second = (make_image(f"{here}/{name}", [layer]) for name in ("first", "second"))
@@ -162,24 +161,14 @@ def test_scenario_18_children_without_a_tag(stage: Stage, here: str) -> None:
 @pytest.mark.registry
 def test_scenario_21_the_garbage_collection_of_a_registry(stage: Stage, here: str) -> None:
     """A registry's own `garbage-collect` deleted from storage that others share; here a pod's key neither lists
-    other pods' repositories nor deletes a blob, and what is garbage stays until everybody has reported.
+    other pods' repositories nor deletes a blob, and what is garbage stays until all pods have reported.
     """
     image = make_image(here)
     blobs = [image.digest, *(blob.digest for blob in image.blobs)]
     stage.push(stage.a, here, image)
     stage.abandon(stage.a, here, image)
     before = {digest: stage.store.versions(blob_key(parse_digest(digest))) for digest in blobs}
-    made = stage.b.registry._made
-    program = available()
-    assert program is not None
-    done = subprocess.run(
-        [program, "garbage-collect", made.directory / f"{made.name}.yml"],
-        capture_output=True,
-        text=True,
-        env=_environment(),
-        timeout=PROGRAM_S,
-        check=False,
-    )
+    done = collect_as_registry(stage.b.registry._made)
     # It lists all repositories before anything else, which a pod's key may not.
     assert done.returncode != 0
     assert "AccessDenied" in done.stderr
@@ -241,7 +230,7 @@ def test_scenario_22_what_a_pull_through_registry_lets_expire(stage: Stage, here
 
 def test_scenario_23_rows_before_their_bytes(garbage: Garbage) -> None:
     """Rows of blobs that were to be downloaded at the first pull were reaped before it; here a row says who needs a
-    blob and not whether it has bytes: it stays, it is told as missing, and the bytes are seen when they come.
+    blob and not whether it has bytes: it stays, is reported as missing, and is live once its bytes are stored.
     """
     garbage.upload("m")
     garbage.report("m", "l")
@@ -249,19 +238,17 @@ def test_scenario_23_rows_before_their_bytes(garbage: Garbage) -> None:
     for _ in range(2):
         garbage.collect()
     assert garbage.state("l") is BlobState.LIVE
-    connections = Connections(garbage.url, name="scenarios", prepare=statements.prepare)
-    presence = Presence(connections, garbage.store)
     garbage.links_are("link")
-    try:
+    with (
+        closing(Connections(garbage.url, name="scenarios", prepare=statements.prepare)) as connections,
+        closing(Presence(connections, garbage.store)) as presence,
+    ):
         presence.resolve([garbage.digest("l")])
         assert garbage.state("l") is BlobState.MISSING
         garbage.collect()
         assert garbage.state("l") is BlobState.MISSING
         garbage.upload("l")
         presence.round()
-    finally:
-        presence.close()
-        connections.close()
     assert garbage.state("l") is BlobState.LIVE
     assert garbage.changes("l")[-2:] == ["missing", "live"]
     garbage.collect()

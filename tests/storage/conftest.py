@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pytest
 
+from coordinator.errors import BaleenError
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.port import ObjectStore
 from coordinator.storage.s3 import S3ObjectStore
@@ -23,6 +24,18 @@ Paged = Callable[[ObjectStore, int], ObjectStore]
 #: All stores that delete by permit, for `store`.
 KINDS = ["memory", "memory-versioned", "faulty", "s3", "s3-rootless", "s3-versioned"]
 ROOTLESS, VERSIONED = "contract-rootless", "contract-versioned"
+
+
+class ForbiddenError(BaleenError):
+    """A permit that is not given."""
+
+
+def allowed() -> None:
+    pass
+
+
+def forbidden() -> None:
+    raise ForbiddenError
 
 
 def s3_client(stack: StackEndpoints) -> "S3Client":
@@ -51,7 +64,7 @@ def settings_of(store: S3ObjectStore, stack: StackEndpoints) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def connect_s3(embedded_stack: StackEndpoints) -> MakeS3:
-    """Makes a client of the embedded S3 server; arguments replace the right ones."""
+    """Make a client of the embedded S3 server; arguments replace the right ones."""
 
     def make(**changes: Any) -> S3ObjectStore:
         right: dict[str, Any] = {
@@ -68,6 +81,15 @@ def connect_s3(embedded_stack: StackEndpoints) -> MakeS3:
     return make
 
 
+def store_of(request: pytest.FixtureRequest, kind: str) -> ObjectStore:
+    """Make an empty store of a kind, in a bucket with versions or without. The server is started when it is needed."""
+    if kind.startswith("memory"):
+        return MemoryObjectStore(versioned=kind == "memory-versioned")
+    request.getfixturevalue("buckets")
+    connect: MakeS3 = request.getfixturevalue("connect_s3")
+    return connect(bucket=VERSIONED) if kind == "s3-versioned" else connect()
+
+
 @pytest.fixture(scope="session")
 def buckets(embedded_stack: StackEndpoints, connect_s3: MakeS3) -> None:
     """The further buckets of these tests."""
@@ -82,32 +104,23 @@ def buckets(embedded_stack: StackEndpoints, connect_s3: MakeS3) -> None:
 @pytest.fixture(params=["memory", "memory-by-parts", "faulty", "files", "s3", "s3-rootless", "s3-versioned"])
 def store(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
     """An empty store: each test of the contract runs on every one."""
-    if request.param.startswith("memory"):
-        yield MemoryObjectStore(
-            by_parts=request.param == "memory-by-parts", versioned=request.param == "memory-versioned"
-        )
-        return
-    if request.param == "faulty":
+    if request.param == "memory-by-parts":
+        yield MemoryObjectStore(by_parts=True)
+    elif request.param == "faulty":
         yield FaultyStore(MemoryObjectStore(versioned=True))
-        return
-    if request.param == "files":
+    elif request.param == "files":
         root = request.getfixturevalue("tmp_path") / "root"
         root.mkdir()
         yield WritableFiles(root)
-        return
-    request.getfixturevalue("buckets")
-    connect: MakeS3 = request.getfixturevalue("connect_s3")
-    changes: dict[str, Any] = {
-        "s3": {},
-        "s3-rootless": {"bucket": ROOTLESS, "root": ""},
-        "s3-versioned": {"bucket": VERSIONED},
-    }[request.param]
-    made = connect(**changes)
-    yield made
-    if request.param == "s3-rootless":
+    elif request.param == "s3-rootless":
+        request.getfixturevalue("buckets")
+        made = request.getfixturevalue("connect_s3")(bucket=ROOTLESS, root="")
+        yield made
         with ThreadPoolExecutor(8) as pool:
             while page := made.list(""):
                 list(pool.map(made.delete, [entry.key for entry in page]))
+    else:
+        yield store_of(request, request.param)
 
 
 @pytest.fixture

@@ -7,37 +7,20 @@ from unittest import mock
 
 import pytest
 
-from coordinator.errors import BaleenError, UnavailableError, UsageError
+from coordinator.errors import UnavailableError, UsageError
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.port import DELETE_LIMIT, SIGNATURE_S, ObjectStore, Target, UnsafeStoreError
-from tests.storage.conftest import VERSIONED, MakeS3, s3_client
+from tests.storage.conftest import KINDS, VERSIONED, ForbiddenError, MakeS3, allowed, forbidden, s3_client
 
 
-class ForbiddenError(BaleenError):
-    """A permit that is not given."""
-
-
-def allowed() -> None:
-    pass
-
-
-def forbidden() -> None:
-    raise ForbiddenError
-
-
-@pytest.mark.parametrize(
-    "store", ["memory", "memory-versioned", "faulty", "s3", "s3-rootless", "s3-versioned"], indirect=True
-)
+@pytest.mark.parametrize("store", KINDS, indirect=True)
 class TestDeletes:
     def test_what_is_served(self, store: ObjectStore) -> None:
-        """Without a version the object goes, and where versions are kept a marker is on top, whose id is told."""
+        """A delete without a version removes the object; a store with versions returns the id of the new marker."""
         for key in ("d/a", "d/b", "d/c"):
             store.put(key, key.encode())
         answer = store.delete_many([Target("d/b"), Target("d/a")], allowed)
-        assert [(each.target.key, each.error, each.done) for each in answer] == [
-            ("d/b", None, True),
-            ("d/a", None, True),
-        ]
+        assert [(each.target.key, each.error, each.done) for each in answer] == [(f"d/{n}", None, True) for n in "ba"]
         assert [entry.key for entry in store.list("d/")] == ["d/c"]
         for each in answer:
             top = store.versions(each.target.key)[:1]
@@ -47,7 +30,7 @@ class TestDeletes:
                 assert store.get(each.target.key) == each.target.key.encode()
 
     def test_exactly_a_version(self, store: ObjectStore) -> None:
-        """With a version only that goes; one that is gone already is no error, nor is a key that never was."""
+        """A delete with a version removes only that; a version or key that does not exist is no error."""
         if not store.keeps_versions():
             return
         store.put("v/a", b"old")
@@ -64,7 +47,7 @@ class TestDeletes:
         assert [each.is_marker for each in store.versions("v/a")] == [False]
 
     def test_a_key_twice(self, store: ObjectStore) -> None:
-        """With what is served and one of its versions in one request, the marker that is told is the new one."""
+        """For a key with and without a version in one request, the returned marker is the new one."""
         if not store.keeps_versions():
             return
         store.put("t/a", b"old")
@@ -76,7 +59,7 @@ class TestDeletes:
         assert [each.marker for each in answer] == [top.version, None]
 
     def test_a_permit(self, store: ObjectStore) -> None:
-        """What the permit raises comes through, and nothing is deleted; without targets nobody is asked."""
+        """An error of the permit is raised, and nothing is deleted; without targets no permit is asked for."""
         store.put("p/a", b"kept")
         with pytest.raises(ForbiddenError):
             store.delete_many([Target("p/a")], forbidden)
@@ -84,7 +67,7 @@ class TestDeletes:
         assert store.delete_many([], forbidden) == []
 
     def test_too_many(self, store: ObjectStore) -> None:
-        """More than a request may hold, or the same twice, is refused as a whole."""
+        """A request with too many targets, or with one of them twice, is refused as a whole."""
         store.put("m/a", b"kept")
         for targets in ([Target("m/a")] * 2, [Target(f"m/{number}") for number in range(DELETE_LIMIT + 1)]):
             with pytest.raises(UsageError):
@@ -94,7 +77,7 @@ class TestDeletes:
 
 @pytest.fixture
 def aged() -> Iterator[None]:
-    """Requests are signed as if this machine had slept since, for longer than a signature lasts."""
+    """Sign requests as if this machine had slept since, for longer than a signature is valid."""
     now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
     signed = now - datetime.timedelta(seconds=SIGNATURE_S + 60)
     with mock.patch("botocore.auth.get_current_datetime", return_value=signed):
@@ -103,7 +86,7 @@ def aged() -> Iterator[None]:
 
 @pytest.mark.usefixtures("aged", "buckets")
 def test_a_delete_that_comes_late(connect_s3: MakeS3) -> None:
-    """The store refuses what was signed too long ago, so that a sender that slept can do no harm."""
+    """The store refuses a delete that was signed too long ago, so that a process that slept does no harm."""
     store = connect_s3(bucket=VERSIONED, attempts=1)
     with mock.patch("botocore.auth.get_current_datetime", side_effect=_now):
         store.put("late/a", b"kept")
@@ -139,7 +122,7 @@ RULES: dict[str, dict[str, Any]] = {
 def test_a_bucket_that_deletes_by_itself(
     connect_s3: MakeS3, embedded_stack: StackEndpoints, name: str, refused: bool
 ) -> None:
-    """A bucket with a rule that may delete hidden bytes is refused, with the rule's name; another rule is none."""
+    """A bucket with a rule that may delete hidden bytes is refused, with the rule's name; other rules are accepted."""
     client = s3_client(embedded_stack)
     client.create_bucket(Bucket=f"rules-{name}")
     store = connect_s3(bucket=f"rules-{name}")

@@ -1,4 +1,4 @@
-"""What the directory adapter makes of links, pipes, odd names and what may not be read."""
+"""How the directory adapter treats links, pipes, odd names and unreadable files."""
 
 import os
 import socket
@@ -30,7 +30,7 @@ def keys(store: FileObjectStore, prefix: str = "") -> list[str]:
 
 @pytest.mark.parametrize("target", ["../other", "../../other/secret", "file", "/etc/passwd", "nowhere", "loop"])
 def test_symbolic_links_are_not_followed(root: Path, target: str) -> None:
-    """Whether a link leads out of the root, to a file in it, or nowhere: there is no such object."""
+    """A symbolic link is no object, whether it leads out of the root, to a file in it, or nowhere."""
     (root / "a" / "loop").symlink_to(target)
     store = FileObjectStore(root)
     assert keys(store) == ["a/file"]
@@ -53,7 +53,7 @@ def test_the_root_may_be_reached_by_a_link(root: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_no_file_is_passed_over(root: Path) -> None:
-    """Pipes and sockets are no objects, and nobody waits for one."""
+    """Pipes and sockets are no objects, and no call waits for one."""
     os.mkfifo(root / "a" / "pipe")
     with socket.socket(socket.AF_UNIX) as listening:
         here = Path.cwd()
@@ -71,7 +71,7 @@ def test_what_is_no_file_is_passed_over(root: Path) -> None:
 
 
 def test_names_that_are_no_keys_are_passed_over(root: Path) -> None:
-    """A name that is not UTF-8 or has a backslash is not given out: no call could ask for it."""
+    """A name that is not UTF-8 or has a backslash is not listed: no call could name it."""
     (root / "a" / "back\\slash").write_bytes(b"")
     Path(os.fsdecode(os.fsencode(root) + b"/a/latin\xe4")).write_bytes(b"")
     (root / "a" / "ä").write_bytes(b"")
@@ -80,7 +80,7 @@ def test_names_that_are_no_keys_are_passed_over(root: Path) -> None:
 
 @pytest.mark.parametrize("call", ["scandir", "open"])
 def test_what_may_not_be_read_is_an_outage(root: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    """A directory or file that may not be read does not look like one that is empty, or not there."""
+    """A directory or file that may not be read is an outage, not an empty or missing one."""
     real = getattr(os, call)
 
     def refused(path: object, *arguments: object, **options: object) -> object:
@@ -103,7 +103,7 @@ def test_a_root_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_file_that_shrinks_while_it_is_read(root: Path) -> None:
-    """Bytes that are gone before they were read are missed."""
+    """A file that becomes shorter while it is read is an outage."""
     store = FileObjectStore(root)
     with store.open("a/file") as opened:
         (root / "a" / "file").write_bytes(b"in")

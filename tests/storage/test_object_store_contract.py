@@ -60,12 +60,11 @@ def make_repositories(seed: int) -> list[str]:
 
 class TestObjectStore:
     def test_what_is_put_is_got_back(self, store: ObjectStore) -> None:
-        """An object has the bytes, the size and about the time of its put; one may be empty."""
+        """An object has the bytes, the size and about the time of its put; it may be empty."""
         for body in (b"", b"\x00\xffbytes", bytes(100_000)):
             store.put("a/b", body)
             assert store.get("a/b") == body
             known = store.head("a/b")
-            assert known is not None
             assert (known.key, known.size) == ("a/b", len(body))
             assert abs(known.modified_at - datetime.now(UTC)) < timedelta(minutes=2)
             assert [(entry.key, entry.size) for entry in store.list("a/")] == [("a/b", len(body))]
@@ -78,7 +77,7 @@ class TestObjectStore:
         assert keys_of(store, "") == ["a"]
 
     def test_what_is_not_there(self, store: ObjectStore) -> None:
-        """An object that never was, or is deleted, is not found; neither is what others' keys begin with."""
+        """An object that never existed or was deleted is not found; neither is a folder of other keys."""
         store.put("here/too/x", b"1")
         store.put("gone", b"1")
         store.delete("gone")
@@ -108,7 +107,7 @@ class TestObjectStore:
 
     @pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES, 2 * CHUNK_BYTES + 5])
     def test_what_is_opened_is_read_in_pieces(self, store: ObjectStore, size: int) -> None:
-        """An object can be read whatever its size: all its bytes come, in pieces that are never large."""
+        """An object of any size is read completely, in pieces of bounded size."""
         body = random.Random(size).randbytes(size)
         store.put("a/b", body)
         with store.open("a/b") as opened:
@@ -131,7 +130,7 @@ class TestObjectStore:
 
     @pytest.mark.parametrize("size", [10, 17 << 20])
     def test_pieces_that_are_not_all(self, store: ObjectStore, size: int) -> None:
-        """Where bytes are wanting, are too many, or cannot be got, what was there stays, or nothing is there."""
+        """With too few or many bytes, or an error of their source, nothing is stored and an earlier object stays."""
 
         def broken() -> Iterator[bytes]:
             yield bytes(size - 1)
@@ -149,7 +148,7 @@ class TestObjectStore:
         assert keys_of(store, "a/") == ["a/b"]
 
     def test_what_is_copied(self, store: ObjectStore) -> None:
-        """A copy has the bytes of just the object that was read; where it cannot be made, nothing is done."""
+        """A copy has the bytes of exactly the object that was read; a copy that cannot be made changes nothing."""
         for limit in (5 << 30, 5 << 20):
             if isinstance(store, S3ObjectStore):
                 store.copy_bytes = limit
@@ -174,7 +173,7 @@ class TestObjectStore:
                 store.copy_from(store, "never", "to")
 
     def test_odd_keys(self, store: ObjectStore) -> None:
-        """Keys mean what they say, whatever a URL or a listing makes of their characters."""
+        """Keys with characters that URLs and listings escape are kept as they are."""
         for key in ODD_KEYS:
             store.put(key, key.encode())
         for key in ODD_KEYS:
@@ -196,7 +195,7 @@ class TestObjectStore:
         assert store.get("b") == b"1"
 
     def test_prefixes(self, store: ObjectStore) -> None:
-        """A prefix is a beginning of the key, be it inside a name, a whole name or with the slash."""
+        """A prefix may end inside a name, after a name, or after the slash."""
         keys = ["team/app/x", "team/apple/x", "team/app-2/x", "team-b/x", "teams"]
         fill(store, keys)
         assert set(keys_of(store, "")) == set(keys)
@@ -210,7 +209,7 @@ class TestObjectStore:
 
     @pytest.mark.parametrize("seed", range(3))
     def test_walk_gives_everything_once(self, store: ObjectStore, seed: int, paged: Paged) -> None:
-        """However names begin alike, and however small the pages are, nothing comes twice and nothing is left out."""
+        """A walk gives each key once, also with names that begin alike and with small pages."""
         keys = make_repositories(seed)
         fill(store, keys)
         for size in (1, 3, LIST_LIMIT):
@@ -220,7 +219,7 @@ class TestObjectStore:
                 assert sorted(walked(small, prefix)) == sorted(small.walk_keys(prefix)) == below
 
     def test_folders(self, store: ObjectStore, paged: Paged) -> None:
-        """What keys have up to the next slash comes once, however small the pages are; keys without one do not."""
+        """Each folder below a prefix is listed once, also with small pages; keys without a further slash are none."""
         fill(store, ["f/team/app/x", "f/team/app/y/z", "f/team/app-2/x", "f/team/_layers/a", "f/team/file", "f/u/v/w"])
         for size in (1, 2, LIST_LIMIT):
             small = paged(store, size)
@@ -239,7 +238,7 @@ class TestObjectStore:
                 assert sorted(small.folders(prefix)) == found
 
     def test_walk_goes_on_while_what_it_gave_is_deleted(self, store: ObjectStore, paged: Paged) -> None:
-        """Whoever deletes what is listed, one by one, meets everything once."""
+        """A caller that deletes each listed object at once gets every object once."""
         keys = make_repositories(7)
         fill(store, keys)
         seen: list[str] = []
@@ -250,7 +249,7 @@ class TestObjectStore:
         assert walked(store, "") == []
 
     def test_blobs_are_listed_in_the_order_of_their_digests(self, store: ObjectStore) -> None:
-        """Below blobs/ a page may begin after any digest, one that is not there too."""
+        """Below blobs/ keys are in the order of digests, and a page may begin after any digest, stored or not."""
         digests = sorted(Digest(hashlib.sha256(bytes([number])).digest()) for number in range(40))
         present = digests[::2]
         fill(store, [blob_key(digest) for digest in present])
@@ -264,7 +263,7 @@ class TestObjectStore:
 
     @pytest.mark.lengthy
     def test_more_than_one_page(self, store: ObjectStore) -> None:
-        """A call gives at most 1000, however many are asked for, and as many as are asked for below that."""
+        """A call returns as many keys as its limit, and never more than 1000."""
         keys = [f"many/{number:04}" for number in range(LIST_LIMIT + 5)]
         fill(store, keys)
         assert keys_of(store, "many/") == keys_of(store, "many/", None, 5000) == keys[:LIST_LIMIT]
@@ -276,7 +275,7 @@ class TestObjectStore:
                 store.list("many/", limit=limit)
 
     def test_emptied_directories_are_no_objects(self, store: ObjectStore) -> None:
-        """Nothing is left of keys that are deleted: not in a listing, not in a head."""
+        """A deleted key leaves no trace in listings and heads."""
         keys = ["r/_uploads/1/data", "r/_uploads/1/startedat", "r/_layers/x/link"]
         fill(store, keys)
         for key in keys[:2]:
@@ -301,5 +300,5 @@ class TestObjectStore:
         assert len(keys_of(store, "t/")) == 64
 
     def test_a_store_that_is_there_is_checked(self, store: ObjectStore) -> None:
-        """The check of a store that answers says nothing."""
+        """The check of a store that answers raises nothing."""
         store.check()

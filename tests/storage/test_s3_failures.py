@@ -1,4 +1,4 @@
-"""What the S3 adapter makes of a store that is wrong, refuses, or is away."""
+"""How the S3 adapter treats a store that is wrong, refuses, or is away."""
 
 import socket
 import threading
@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -16,6 +15,7 @@ import pytest
 from coordinator.errors import BaleenError, SettingsError, UnavailableError
 from coordinator.storage.port import Unfinished, UnsafeStoreError
 from coordinator.storage.s3 import S3ObjectStore
+from tests.services.http import Handler, HTTPServer
 from tests.storage.conftest import ROOTLESS, VERSIONED, MakeS3
 
 #: Far above what the timeouts given here allow, far below what a caller would wait for ever.
@@ -40,7 +40,7 @@ CALLS = READS | {
 
 
 def refused(call: Callable[[S3ObjectStore], object], store: S3ObjectStore) -> str:
-    """What the call says; it must be UnavailableError and in bounded time."""
+    """Return the message of a call; it must raise UnavailableError, and in bounded time."""
     began = time.monotonic()
     with pytest.raises(UnavailableError) as raised:
         call(store)
@@ -52,7 +52,7 @@ def refused(call: Callable[[S3ObjectStore], object], store: S3ObjectStore) -> st
 def answering(answer: Callable[[str], tuple[int, bytes]]) -> Iterator[str]:
     """An HTTP server that is no S3; gives its URL."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Answering(Handler):
         def _answer(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             status, body = answer(self.path)
@@ -64,23 +64,13 @@ def answering(answer: Callable[[str], tuple[int, bytes]]) -> Iterator[str]:
 
         do_GET = do_HEAD = do_PUT = do_DELETE = _answer
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with HTTPServer(Answering) as server:
+        yield server.address
 
 
 @pytest.mark.parametrize("call", READS.values(), ids=READS)
 def test_a_bucket_that_is_not_there(connect_s3: MakeS3, call: Callable[[S3ObjectStore], object]) -> None:
-    """A wrong bucket is an outage: to nobody does it look like an empty one. It is told where it was looked for."""
+    """A missing bucket is an outage and not an empty bucket; the message names the bucket and the endpoint."""
     store = connect_s3(bucket="not-there")
     assert f"There is no bucket 'not-there' at {store.endpoint}: check the bucket's name" in refused(call, store)
 
@@ -152,13 +142,13 @@ def test_a_body_that_breaks_off(connect_s3: MakeS3, ends: bool) -> None:
 def test_something_that_is_no_s3(
     connect_s3: MakeS3, call: Callable[[S3ObjectStore], object], body: bytes, status: int
 ) -> None:
-    """Errors of a proxy, or of a server that is no S3, never look like a missing object, not even its 404."""
+    """An error of a proxy, or of a server that is no S3, is never taken for a missing object, not even a 404."""
     with answering(lambda _: (status, body)) as url:
         assert url in refused(call, connect_s3(endpoint_url=url, **(IMPATIENT | {"attempts": 1})))
 
 
 def test_pages_that_are_shorter_than_asked_for(connect_s3: MakeS3) -> None:
-    """A store may give fewer keys than it could, or none, and still have more: the listing goes on."""
+    """A listing goes on after a page with few keys or none, if the store has more."""
     pages: dict[str | None, tuple[list[str], str]] = {
         None: (["r/a", "r/b"], "1"),
         "1": ([], "2"),
@@ -197,7 +187,7 @@ def test_delete_where_a_store_says_that_there_is_none(connect_s3: MakeS3) -> Non
 
 
 def test_no_credentials(connect_s3: MakeS3, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without any credentials the message says to look at the settings."""
+    """Without any credentials the message names the settings."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
@@ -210,12 +200,12 @@ def test_no_credentials(connect_s3: MakeS3, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_name_that_no_bucket_has(connect_s3: MakeS3) -> None:
-    """A bucket's name that S3 does not allow is told as that."""
+    """A bucket's name that S3 does not allow is reported as a wrong name."""
     assert "check the bucket's name" in refused(READS["get"], connect_s3(bucket="no bucket"))
 
 
 def test_a_secret_in_the_endpoint(connect_s3: MakeS3) -> None:
-    """What stands before the host in an endpoint's URL is not shown."""
+    """The user name in an endpoint's URL is not shown."""
     store = connect_s3(endpoint_url="http://hidden@127.0.0.1:9", attempts=1)
     text = refused(READS["check"], store)
     assert "http://127.0.0.1:9" in text
@@ -228,7 +218,7 @@ def test_a_secret_in_the_endpoint(connect_s3: MakeS3) -> None:
     ids=["endpoint", "region", "half a key"],
 )
 def test_settings_that_cannot_be_meant(connect_s3: MakeS3, wrong: dict[str, Any]) -> None:
-    """What boto3 refuses to begin with is an error of the settings."""
+    """Values that boto3 refuses are an error of the settings."""
     with pytest.raises(SettingsError, match="S3 settings"):
         connect_s3(**wrong)
 
@@ -236,7 +226,7 @@ def test_settings_that_cannot_be_meant(connect_s3: MakeS3, wrong: dict[str, Any]
 @pytest.mark.usefixtures("buckets")
 @pytest.mark.parametrize("bucket", [ROOTLESS, VERSIONED])
 def test_roots_keep_apart(connect_s3: MakeS3, bucket: str) -> None:
-    """A root begins and ends where its name does, however it is written."""
+    """Roots whose names begin alike are separate, and slashes around a name make no difference."""
     plain, longer, slashes = (connect_s3(bucket=bucket, root=root) for root in ("x/root", "x/root-2", "/x/root/"))
     plain.put("a", b"1")
     longer.put("b", b"2")
@@ -250,7 +240,7 @@ def test_roots_keep_apart(connect_s3: MakeS3, bucket: str) -> None:
 
 @pytest.mark.usefixtures("buckets")
 def test_versioning_is_switched_on_once_and_again(connect_s3: MakeS3) -> None:
-    """Switching versioning on is idempotent, and what was there stays."""
+    """To switch versioning on twice changes nothing, and stored objects stay."""
     store = connect_s3(bucket=VERSIONED)
     store.put("a", b"1")
     store.enable_versioning()
@@ -271,7 +261,7 @@ def test_secrets_show_nowhere(connect_s3: MakeS3) -> None:
 
 
 def test_no_proxy_leads_to_loopback(connect_s3: MakeS3, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that the environment names is not asked for the embedded store."""
+    """A proxy that the environment names is not used for the embedded store."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("NO_PROXY", raising=False)
@@ -280,7 +270,7 @@ def test_no_proxy_leads_to_loopback(connect_s3: MakeS3, monkeypatch: pytest.Monk
 
 
 def test_an_upload_that_breaks_off_leaves_nothing(connect_s3: MakeS3) -> None:
-    """Parts of an upload in pieces that was not finished are not kept, nor paid for."""
+    """The parts of an upload that failed are deleted."""
 
     def broken() -> Iterator[bytes]:
         yield bytes(20 << 20)
@@ -295,7 +285,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(connect_s3: MakeS3) -> None:
 
 @pytest.mark.parametrize("refusal", [(403, "AccessDenied"), (501, "NotImplemented")])
 def test_a_copy_that_the_service_does_not_make(connect_s3: MakeS3, refusal: tuple[int, str]) -> None:
-    """Where the service may not or cannot copy, the caller is told so and moves the bytes itself."""
+    """A copy that the service refuses or cannot make returns False: the caller copies the bytes itself."""
     status, code = refusal
     with answering(lambda _: (status, f"<Error><Code>{code}</Code></Error>".encode())) as url:
         store = connect_s3(endpoint_url=url, attempts=1)
@@ -316,7 +306,7 @@ RULE = b"""
     ("storage", "refused"), [("GLACIER", True), ("DEEP_ARCHIVE", True), ("GLACIER_IR", False), ("STANDARD_IA", False)]
 )
 def test_a_bucket_that_archives(connect_s3: MakeS3, what: str, days: str, storage: str, refused: bool) -> None:
-    """A rule by which hidden bytes would have to be fetched back is refused; one that leaves them at hand is not."""
+    """A rule that moves hidden bytes to an archive is refused; one to a class that can be read at once is not."""
     rule = RULE % {b"what": what.encode(), b"days": days.encode(), b"storage": storage.encode()}
     enabled = b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
     with answering(lambda path: (200, rule if "lifecycle" in path else enabled)) as url:
@@ -354,7 +344,7 @@ MARKED = b"""
 
 
 def test_a_marker_that_another_one_takes_away_first(connect_s3: MakeS3) -> None:
-    """A store that says that there is no such version, of a marker that was listed just now, is no failure."""
+    """A marker that another process removed after it was listed is no error."""
 
     def answer(path: str) -> tuple[int, bytes]:
         if "versionId" in parse_qs(urlsplit(path).query):
@@ -367,7 +357,7 @@ def test_a_marker_that_another_one_takes_away_first(connect_s3: MakeS3) -> None:
 
 @pytest.mark.parametrize("after", [b"", b"<NextKeyMarker>a</NextKeyMarker>"])
 def test_states_of_a_key_of_which_there_is_more_and_not_where(connect_s3: MakeS3, after: bytes) -> None:
-    """A store that does not say how the states of a key go on has not answered."""
+    """A truncated list of versions without a place to continue at is an outage."""
     with answering(lambda _: (200, MARKED % (b"true", after))) as url:
         assert "how to continue its list" in refused(
             lambda store: store.versions("a"), connect_s3(endpoint_url=url, root="")

@@ -1,4 +1,4 @@
-"""What the audit relies on beside: versions and their markers, and uploads in parts that nobody ended.
+"""Versions, delete markers and unfinished uploads in parts, as the audit and the search for leftovers need them.
 
 In memory, and on a real S3 server, each with and without versions. A directory keeps neither.
 """
@@ -9,27 +9,15 @@ from itertools import groupby
 
 import pytest
 
-from coordinator.errors import BaleenError, UnavailableError
+from coordinator.errors import UnavailableError
 from coordinator.storage.port import ObjectNotFoundError, ObjectStore, Target, Unfinished
-from tests.storage.conftest import KINDS, Paged
-
-
-class ForbiddenError(BaleenError):
-    """A permit that is not given."""
-
-
-def allowed() -> None:
-    pass
-
-
-def forbidden() -> None:
-    raise ForbiddenError
+from tests.storage.conftest import KINDS, ForbiddenError, Paged, allowed, forbidden
 
 
 @pytest.mark.parametrize("store", KINDS, indirect=True)
 class TestVersions:
     def test_versions(self, store: ObjectStore) -> None:
-        """A store that keeps versions tells them, the newest first, and a delete as a marker; each can be read."""
+        """A store that keeps versions lists them, the newest first, and a delete as a marker; each can be read."""
         keeps = self.keeps_versions(store)
         assert list(store.versions("v/data")) == []
         for body in (b"1", b"22", b"333"):
@@ -75,7 +63,7 @@ class TestVersions:
             assert some[0] == found[0]
 
     def test_a_marker_is_taken_away(self, store: ObjectStore) -> None:
-        """Without its marker an object is served again; what is no marker is never taken away."""
+        """Without its marker an object is served again; a version that is no marker is never removed."""
         if not self.keeps_versions(store):
             assert not store.remove_marker("v/data", "null")
             return
@@ -95,7 +83,7 @@ class TestVersions:
         assert [each.version for each in store.versions("v/data")] == [version]
 
     def test_unfinished_uploads(self, store: ObjectStore, paged: Paged) -> None:
-        """An upload in parts is told from its beginning to its end, under its key and the beginnings of that."""
+        """An upload in parts is listed from its beginning to its end, under its key and each prefix of the key."""
         small = paged(store, 2)
         seen: dict[str, list[str]] = {}
 
@@ -113,7 +101,7 @@ class TestVersions:
         assert list(store.unfinished("")) == []
 
     def test_a_walk_over_versions(self, store: ObjectStore, paged: Paged) -> None:
-        """Every state of every key below a prefix is given once, those of one key together, however short the pages."""
+        """Each state of each key below a prefix is listed once, those of one key together, also over many pages."""
         keeps = self.keeps_versions(store)
         names = ("one/data", "one/hash/0", "one/hash/10", "one/started", "two/data", "two/started", "three/data", "z")
         keys = [f"w/{name}" for name in names]
@@ -136,7 +124,7 @@ class TestVersions:
         assert len(list(small.walk_versions("w/"))) == (24 if keeps else 5)
 
     def test_folders_of_what_is_deleted(self, store: ObjectStore, paged: Paged) -> None:
-        """Folders are told, also of what is kept as versions only; what lies beside them is none."""
+        """Folders are listed, also those with nothing but versions; objects beside them are no folders."""
         keeps = self.keeps_versions(store)
         names = ("a", "b", "c", "d", "_e")
         for name in names:
@@ -156,14 +144,14 @@ class TestVersions:
             assert list(small.version_folders("deleted/none/")) == []
 
     def test_folders_that_begin_alike(self, store: ObjectStore) -> None:
-        """Folders whose names begin alike are all told, however characters are ordered about the slash."""
+        """Folders whose names begin alike are all listed, also with characters that sort before the slash."""
         names = ("a", "a-b", "a.b", "a0", "b--c", "b")
         for name in names:
             store.put(f"alike/{name}/x", b"1")
         assert sorted(store.version_folders("alike/")) == sorted(f"alike/{name}/" for name in names)
 
     def test_a_walk_goes_on_after_deletes(self, store: ObjectStore, paged: Paged) -> None:
-        """What is deleted behind a walk hides nothing of what is before it."""
+        """A walk lists everything, also while what it has listed is deleted."""
         keys = [f"g/{n:02}/data" for n in range(12)]
         for key in [*keys, *keys]:
             store.put(key, b"1")
@@ -177,7 +165,7 @@ class TestVersions:
         assert list(store.walk_versions("g/")) == []
 
     def test_an_upload_is_given_up(self, store: ObjectStore) -> None:
-        """By permit, exactly that one, and nothing is left of it; again, or once it is complete, is no error."""
+        """A permitted abort ends exactly one upload and leaves nothing of it; an ended upload can be aborted again."""
         begun: list[Unfinished] = []
 
         def chunks(*, give_up: bool) -> Iterator[bytes]:
@@ -198,7 +186,6 @@ class TestVersions:
         store.put_chunks("u/a", chunks(give_up=False), 12 << 20)
         store.abort(begun[0], allowed)
         known = store.head("u/a")
-        assert known is not None
         assert known.size == 12 << 20
         with pytest.raises(UnavailableError):
             store.put_chunks("u/a", chunks(give_up=True), 12 << 20)

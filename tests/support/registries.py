@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from coordinator.registry.images import sha256_digest
+from coordinator.stack.distribution import DistributionRegistry, _environment, available
 from coordinator.stack.model_notifications import Webhook
 from coordinator.stack.model_server import ModelServer
 from coordinator.stack.model_storage import ModelStorage
@@ -23,7 +24,7 @@ from tests.support.sink import NotificationSink
 TOKEN = "event-token"
 PROGRAM = "docker-registry"
 START_S = 60.0
-#: Of each request, also by registries: one that gives up earlier tells the same again.
+#: Of each request, also by registries: one that gives up earlier sends the same events again.
 REQUEST_S = 60
 FENCE = b"the fence"
 FENCE_DIGEST = sha256_digest(FENCE)
@@ -130,6 +131,22 @@ def running_distribution(
     finally:
         process.kill()
         process.wait(10)
+
+
+def collect_as_registry(
+    made: DistributionRegistry, *options: str, file: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the registry's own `garbage-collect` with its configuration, and so with its key, or with another file."""
+    program = available()
+    assert program is not None
+    return subprocess.run(
+        [program, "garbage-collect", *options, file or made.directory / f"{made.name}.yml"],
+        capture_output=True,
+        text=True,
+        env=_environment(),
+        timeout=START_S,
+        check=False,
+    )
 
 
 def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes]) -> None:

@@ -51,10 +51,6 @@ class NotificationSink(HTTPServer):
             if not self._changed.wait_for(lambda: enough(self), DEADLINE_SECONDS):
                 raise AssertionError(f"the sink waited in vain; it has {self._deliveries}")
 
-    def wait_for_events(self, count: int) -> list[dict[str, Any]]:
-        self.wait(lambda sink: len(sink.accepted) >= count)
-        return self.accepted
-
     def _handler(self) -> type[Handler]:
         sink = self
 

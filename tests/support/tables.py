@@ -9,7 +9,6 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
-from psycopg.types.json import Jsonb
 
 NOW = sql.SQL("now()")
 
@@ -54,11 +53,6 @@ def add_job(db: psycopg.Connection[Any], pod: int | None, kind: str = "reconcile
 def add_done_job(db: psycopg.Connection[Any], pod: int, began_at: Any = NOW) -> int:
     """A reconcile that is done; return its id."""
     return add_job(db, pod, state="done", began_at=began_at, finished_at=NOW)
-
-
-def add_collection(db: psycopg.Connection[Any], **options: Any) -> int:
-    """A collection that waits; return its id."""
-    return add_job(db, None, "gc", options=Jsonb(options))
 
 
 def add_gap(db: psycopg.Connection[Any], pod: int, **values: Any) -> None:

@@ -1,10 +1,10 @@
-"""Adopting a pod's own store: what is linked is there and is what it claims to be, whatever happens on the way."""
+"""Adopting a pod's own store: each linked blob is stored and has its digest, whatever happens on the way."""
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from coordinator.errors import BaleenError, ConflictError, UnavailableError
 from coordinator.registry.images import Image, Index, make_image, make_index, make_layer
 from coordinator.storage.files import FileObjectStore
-from coordinator.storage.port import ObjectReader, ObjectStore, OpenObject
+from coordinator.storage.port import ObjectReader, ObjectStore
 from coordinator.storage.s3 import S3ObjectStore
 from coordinator.survey import adopt, tree
 from coordinator.survey.adopt import AdoptionResult, Trust
 from coordinator.survey.adopt_plan import Plan, Why, in_order, plan
 from tests.storage.memory import MemoryObjectStore
 from tests.support.artifacts import make_artifact
+from tests.support.store import FaultyStore
 from tests.survey.trees import BASE, content_key, push
 
 PREFIX = "team"
@@ -78,7 +79,7 @@ def keys_of(store: ObjectStore, below: str = PREFIX) -> set[str]:
     return {entry.key for entry in store.walk(f"{BASE}/repositories/{below}/")}
 
 
-# What has to come of it, computed from the keys and bytes of a store by the definitions.
+# The expected result, computed from the keys and bytes of a store by the definitions.
 
 
 class Truth:
@@ -194,9 +195,9 @@ def make_source(store: ObjectStore, pushes: Any, absent: list[int], corrupt: lis
     st.booleans(),
 )
 def test_what_can_be_adopted_is(pushes: Any, others: Any, absent: list[int], corrupt: list[int], copies: bool) -> None:
-    """Exactly the links whose blobs the source has intact are written, with their blobs; nothing else changes.
+    """Adopting writes exactly the links whose blobs the source has intact, with their blobs, and nothing else.
 
-    A second run does nothing, and a dry run says what the real run does, to the byte.
+    A second run does nothing, and a dry run shows what the real run does, to the byte.
     """
     source, shared = MemoryObjectStore(), MemoryObjectStore(copies=copies)
     make_source(source, pushes, absent, corrupt)
@@ -230,72 +231,37 @@ def test_what_can_be_adopted_is(pushes: Any, others: Any, absent: list[int], cor
 
 
 class KilledError(BaseException):
-    """Nobody catches it, as nobody catches a kill."""
-
-
-class Mortal:
-    """Counts the calls of some stores together; at a given one the process dies, before or after it took effect."""
-
-    def __init__(self, at: int | None = None, *, after: bool = False) -> None:
-        self.calls = 0
-        self._at = at
-        self._after = after
-
-    def wrap(self, store: Any) -> Any:
-        return _MortalStore(self, store)
-
-    @contextmanager
-    def call(self) -> Iterator[None]:
-        self.calls += 1
-        dies = self._at is not None and self.calls >= self._at
-        if dies and not (self._after and self.calls == self._at):
-            raise KilledError
-        yield
-        if dies:
-            raise KilledError
-
-
-class _MortalStore:
-    def __init__(self, life: Mortal, store: ObjectStore) -> None:
-        self._life = life
-        self._store = store
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            given = [each._store if isinstance(each, _MortalStore) else each for each in arguments]
-            with self._life.call():
-                found = getattr(self._store, name)(*given, **options)
-                return list(found) if name == "walk" else found
-
-        return call
-
-    @contextmanager
-    def open(self, key: str) -> Iterator[OpenObject]:
-        with self._life.call(), self._store.open(key) as opened:
-            yield opened
+    """Nothing catches it, as nothing catches a kill."""
 
 
 @pytest.mark.parametrize("copies", [True, False], ids=["by the service", "streamed"])
-@pytest.mark.parametrize("after", [True, False], ids=["after the call", "before the call"])
-def test_killed_at_every_call(copies: bool, after: bool) -> None:
-    """Wherever it is killed, no link is without its blob, and another run ends as if nothing had been."""
+def test_killed_at_every_call(copies: bool) -> None:
+    """Killed before any call to a store, it leaves no link without its blob, and another run ends as if undisturbed.
+
+    Nothing but calls changes a store: killed after one, it leaves what it leaves before the next.
+    """
     source, wanted = MemoryObjectStore(), MemoryObjectStore(copies=copies)
     push(source, "team/app", images()[7], "v1")
     push(source, "team/app", images()[0], "v1")
     push(source, "team", images()[1], "v2")
     push(wanted, "other", images()[2])
     there = everything(wanted)
-    life = Mortal()
-    run(life.wrap(source), life.wrap(wanted), threads=1)
+    undisturbed = [FaultyStore(source), FaultyStore(wanted)]
+    run(*undisturbed, threads=1)
     whole = everything(wanted)
     assert len(whole) > len(there)
-    for at in range(1, life.calls + 1):
+    for at in range(1, sum(len(each.calls) for each in undisturbed) + 1):
         shared = MemoryObjectStore(copies=copies)
         for key, body in there.items():
             shared.put(key, body)
-        mortal = Mortal(at, after=after)
+        calls = itertools.count(1)
+
+        def kill(_: str, __: str, at: int = at, calls: Iterator[int] = calls) -> None:
+            if next(calls) >= at:
+                raise KilledError
+
         with pytest.raises(KilledError):
-            run(mortal.wrap(source), mortal.wrap(shared), threads=1)
+            run(FaultyStore(source, kill), FaultyStore(shared, kill), threads=1)
         check_whole(shared)
         run(source, shared, threads=1)
         assert everything(shared) == whole
@@ -305,7 +271,7 @@ def test_killed_at_every_call(copies: bool, after: bool) -> None:
 
 
 def test_bytes_that_are_wrong_are_not_linked() -> None:
-    """A blob, or a manifest, whose bytes are another's is told, is in no link, and takes what needs it along."""
+    """A blob or manifest with other bytes than its digest says is reported and not linked, nor is what lists it."""
     source, shared = MemoryObjectStore(), MemoryObjectStore()
     index = an_index()
     push(source, "team/app", index, "all")
@@ -328,22 +294,19 @@ def test_bytes_that_are_wrong_are_not_linked() -> None:
 
 
 def test_a_plan_shows_wrong_manifests() -> None:
-    """A manifest whose bytes are another's is told by a dry run already, since manifests are read for the plan."""
+    """A dry run reports a manifest with other bytes than its digest says: manifests are read for the plan."""
     source, shared = MemoryObjectStore(), MemoryObjectStore()
     push(source, "team/app", images()[0], "v1")
     source.put(content_key(images()[0].digest), bytes(len(images()[0].content)))
     planned, outcome = run(source, shared)
-    assert set(remarked(planned)) == {
-        (Why.REFUSED, images()[0].digest),
-        (Why.LEFT_OUT, "v1"),
-    }
+    assert set(remarked(planned)) == {(Why.REFUSED, images()[0].digest), (Why.LEFT_OUT, "v1")}
     assert (outcome.remarks, outcome.figures) == (planned.remarks, planned.figures)
 
 
 @pytest.mark.parametrize("wrong", [b"other size", None], ids=["another size", "the same size"])
 @pytest.mark.parametrize("what", ["layer", "manifest"])
 def test_the_shared_layer_has_other_bytes(what: str, wrong: bytes | None) -> None:
-    """A blob of the shared layer that is not itself is kept as it is, is told, and is not linked."""
+    """A blob of the shared layer with wrong bytes is left as it is, is reported, and is not linked."""
     source, shared = MemoryObjectStore(), MemoryObjectStore()
     push(source, "team/app", images()[0], "v1")
     blob = LAYERS[0] if what == "layer" else images()[0]
@@ -359,10 +322,10 @@ def test_the_shared_layer_has_other_bytes(what: str, wrong: bytes | None) -> Non
 
 @pytest.mark.parametrize("new", ["manifest", "index", "layer"])
 def test_what_has_its_link_is_hashed_for_a_new_one(new: str) -> None:
-    """A link that the repository has proves nothing of the bytes: who is linked now and needs them has them hashed.
+    """A link that exists proves nothing about the bytes: they are hashed before a new link relies on them.
 
-    So for a manifest over a linked layer, an index over a linked image, and a layer that a linked image lists. If the
-    shared layer is to be trusted, nothing is hashed.
+    This holds for a manifest over a linked layer, an index over a linked image, and a layer that a linked image lists.
+    With trust in the shared layer nothing is hashed.
     """
     source, shared = MemoryObjectStore(), MemoryObjectStore()
     image, index, layer = images()[0], an_index(), LAYERS[0]
@@ -389,7 +352,7 @@ def test_what_has_its_link_is_hashed_for_a_new_one(new: str) -> None:
 
 @pytest.mark.parametrize("stored", [True, False], ids=["other bytes", "nothing"])
 def test_a_link_alone_gives_no_right_to_read(stored: bool) -> None:
-    """Who has a link and not the bytes gets no link to the bytes that others have in the shared layer."""
+    """A pod with a link and without the bytes gets no link to the bytes that others have in the shared layer."""
     source, shared = MemoryObjectStore(), MemoryObjectStore()
     push(source, "team/app", images()[0])
     push(shared, "other", images()[2], "v1")
@@ -406,7 +369,7 @@ def test_a_link_alone_gives_no_right_to_read(stored: bool) -> None:
 
 
 def test_trust_hashes_less_and_never_trusts_what_it_reads() -> None:
-    """With both kinds of trust nothing is read that is not copied here; what is read and wrong is refused as ever."""
+    """With both kinds of trust only bytes that are copied here are read, and wrong ones among them are refused."""
     for copies in (True, False):
         source, shared = MemoryObjectStore(), MemoryObjectStore(copies=copies)
         push(source, "team/app", images()[0])
@@ -421,7 +384,7 @@ def test_trust_hashes_less_and_never_trusts_what_it_reads() -> None:
 
 
 def test_repositories_of_others() -> None:
-    """Repositories that are not the pod's are refused by name, and left out if that is what is wanted."""
+    """Repositories that the pod does not own are refused by name; with `only_owned` they are left out."""
     source, shared = MemoryObjectStore(), MemoryObjectStore()
     for repository in ("team/app", "teams", "else/app", "Team/app"):
         push(source, repository, images()[0], "v1")
@@ -438,7 +401,7 @@ def pointing(store: ObjectStore, tag: str = "v1") -> str:
 
 
 def test_tags_follow_the_source_until_the_pod_has_moved_them() -> None:
-    """A tag that moves on at the source moves on here; one that the pod has moved here since stays, unless told to."""
+    """A tag that moves at the source moves here; one that the pod moved since stays, unless the source has priority."""
     source, shared = MemoryObjectStore(), MemoryObjectStore()
     old, new, newest = (image.digest for image in images()[:3])
     push(source, "team/app", images()[0], "v1")
@@ -474,7 +437,7 @@ def test_a_tag_that_moves_while_it_is_adopted() -> None:
 
 
 def test_what_an_index_lists_no_more() -> None:
-    """An index of which a platform was deleted, and an image without a layer, are adopted as they are, and told."""
+    """An index of which a platform was deleted is adopted as it is, and reported."""
     source, shared = MemoryObjectStore(), MemoryObjectStore()
     index = an_index()
     push(source, "team/app", index, "all")
@@ -487,9 +450,7 @@ def test_what_an_index_lists_no_more() -> None:
 
 
 def test_what_the_link_of_a_blob_holds() -> None:
-    """What an index or a tag of the source names, or a tag has named, and is held by the link of a blob, is brought as
-    a manifest.
-    """
+    """What an index or a tag of the source names or named, and only a blob's link holds, is linked as a manifest."""
     source, shared = MemoryObjectStore(), MemoryObjectStore()
     index, before, tagged = an_index(), images()[3], images()[0]
     push(source, "team/app", index, "all")
@@ -507,7 +468,7 @@ def test_what_the_link_of_a_blob_holds() -> None:
 
 
 def test_a_manifest_that_nobody_can_read() -> None:
-    """Bytes that are no manifest, and are held as one, are adopted and told: unknown means keep."""
+    """Bytes that are no manifest, and are held as one, are adopted and reported: unknown means keep."""
     source, shared = MemoryObjectStore(), MemoryObjectStore()
     content = b"no manifest"
     digest = digest_of(content)
@@ -522,25 +483,12 @@ def test_a_manifest_that_nobody_can_read() -> None:
 # Others at work in the shared layer.
 
 
-class Collected(MemoryObjectStore):
-    """Hides a blob when something is written, as garbage collection may hide what nothing in the table references."""
-
-    def __init__(self, digest: str, when: str, times: int) -> None:
-        super().__init__()
-        self._hidden, self._when, self._times = content_key(digest), when, times
-
-    def put(self, key: str, body: bytes) -> None:
-        super().put(key, body)
-        if self._when in key and self._times > 0:
-            self._times -= 1
-            self.delete(self._hidden)
-
-
 @pytest.mark.parametrize("present", [True, False], ids=["was there", "was copied"])
 @pytest.mark.parametrize("when", ["_layers", "current"])
 def test_a_blob_that_is_hidden_meanwhile_is_copied_anew(when: str, present: bool) -> None:
-    """What goes after it was looked at, before or after its link, is there again at the end (scenarios 3 and 6)."""
-    source, shared = MemoryObjectStore(), Collected(LAYERS[0].digest, when, 1)
+    """A blob that GC hides after it was checked, before or after its link, is stored in the end (scenarios 3 and 6)."""
+    source, shared = MemoryObjectStore(), FaultyStore(MemoryObjectStore())
+    shared.after("put", lambda: shared.delete(content_key(LAYERS[0].digest)), key=when, nth=1)
     push(source, "team/app", images()[0], "v1")
     if present:
         shared.put(content_key(LAYERS[0].digest), LAYERS[0].content)
@@ -552,60 +500,44 @@ def test_a_blob_that_is_hidden_meanwhile_is_copied_anew(when: str, present: bool
 
 
 def test_a_blob_that_is_deleted_again_and_again() -> None:
-    """Who deletes whatever is copied makes it fail, with a word on what to look for."""
-
-    class Deleting(MemoryObjectStore):
-        def put(self, key: str, body: bytes) -> None:
-            if not key.startswith(f"{BASE}/blobs/"):
-                super().put(key, body)
-
-    source = MemoryObjectStore(copies=False)
+    """A process that deletes whatever is copied makes it fail, and the message says what to look for."""
+    source, shared = MemoryObjectStore(copies=False), MemoryObjectStore()
     push(source, "team/app", images()[0], "v1")
-    shared = Deleting()
+    deleting = FaultyStore(shared)
+    for call in ("put", "put_chunks"):
+        deleting.instead(call, lambda *_: None, key=f"{BASE}/blobs/")
     with pytest.raises(BaleenError, match="what deletes there"):
-        run(source, shared)
+        run(source, deleting)
     assert everything(shared) == {}
 
 
 @pytest.mark.parametrize("call", ["walk", "get", "open", "head", "put_chunks"])
 def test_an_outage_is_no_refusal(call: str) -> None:
     """A store that is away ends the run with an error; nothing is taken for wrong or absent (scenario 16)."""
-
-    class Away(MemoryObjectStore):
-        away = False
-
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise UnavailableError("The object store does not answer: try again.")
-
-    stores = [MemoryObjectStore(copies=False), MemoryObjectStore()]
-    push(stores[0], "team/app", images()[0], "v1")
-    store = stores[1] if call in {"head", "put_chunks"} else stores[0]
-    setattr(store, call, refuse)
+    stores = [FaultyStore(MemoryObjectStore(copies=False)), FaultyStore(MemoryObjectStore())]
+    source, shared = stores
+    push(source, "team/app", images()[0], "v1")
+    stores[call in {"head", "put_chunks"}].fail(call)
     with pytest.raises(UnavailableError):
-        run(*stores)
-    delattr(store, call)
-    check_whole(stores[1])
-    _, outcome = run(*stores)
+        run(source, shared)
+    for store in stores:
+        store.clear()
+    check_whole(shared)
+    _, outcome = run(source, shared)
     assert outcome.remarks == []
-    assert keys_of(stores[1]) == keys_of(stores[0])
+    assert keys_of(shared) == keys_of(source)
 
 
 def test_a_source_that_changes_while_it_is_copied() -> None:
     """Bytes that are replaced between the hash and the copy are not copied by the service."""
-
-    class Changing(MemoryObjectStore):
-        @contextmanager
-        def open(self, key: str) -> Iterator[OpenObject]:
-            with super().open(key) as opened:
-                yield opened
-            if key == content_key(LAYERS[0].digest):
-                self.put(key, bytes(opened.size))
-
-    source, shared = Changing(), MemoryObjectStore()
+    source, shared = FaultyStore(MemoryObjectStore()), MemoryObjectStore()
     push(source, "team/app", images()[0], "v1")
+    layer = LAYERS[0]
+    key = content_key(layer.digest)
+    source.after("open", lambda: source.put(key, bytes(len(layer.content))), key=key)
     _, outcome = run(source, shared)
-    assert shared.head(content_key(LAYERS[0].digest)) is None
-    assert (Why.REFUSED, LAYERS[0].digest) in remarked(outcome)
+    assert shared.head(key) is None
+    assert (Why.REFUSED, layer.digest) in remarked(outcome)
     check_whole(shared)
 
 
@@ -614,7 +546,7 @@ def test_a_source_that_changes_while_it_is_copied() -> None:
 
 @pytest.mark.parametrize("kind", ["bucket", "directory"])
 def test_on_a_real_store(s3: S3ObjectStore, tmp_path: Path, kind: str) -> None:
-    """From another root of the same service, and from a directory; large blobs go in parts."""
+    """A pod is adopted from another root of the same service and from a directory; large blobs go in parts."""
     s3.copy_bytes = 5 << 20
     filled = MemoryObjectStore()
     image = make_image("adopt/large", [make_layer("adopt/large", 17 << 20), LAYERS[0]])
@@ -663,10 +595,9 @@ def test_children_come_first() -> None:
     ],
 )
 def test_keys_of_links(key: str) -> None:
-    """A link that is read is written under the same key; what is no link is none."""
+    """The key of a link parses to a link of the same key, and other keys parse to none."""
     key = f"{BASE}/{key.format('ab' * 32)}"
     link = tree.parse_link(key)
-    assert link is not None
     assert link.key == key
     for other in (key.replace("link", "data"), key.replace("ab", "AB"), key.replace("sha256", "sha512"), f"x/{key}"):
         assert other == key or tree.parse_link(other) is None

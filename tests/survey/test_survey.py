@@ -1,4 +1,4 @@
-"""What a survey says is what counting every repository and every root by hand says."""
+"""A survey shows the figures that a count of every repository and every root by hand gives."""
 
 import itertools
 import os
@@ -108,10 +108,8 @@ HOT = Registry({1: 10}, {f"r{number}": Repository({1}, {1} if number % 3 else se
 @example([HOT, HOT], 0)
 @given(st.lists(registries(), min_size=1, max_size=3), st.integers(0, 5))
 def test_figures_are_those_of_a_count_by_hand(given_registries: list[Registry], seed: int) -> None:
-    """In whatever order keys come, over one root or several, also where trees are broken."""
-    stores = [ShuffledStore(seed + number) for number in range(len(given_registries))]
-    for store, registry in zip(stores, given_registries, strict=True):
-        fill(store, registry)
+    """The figures are right in any order of keys, over one root or several, also where trees are broken."""
+    stores = [fill(ShuffledStore(seed + number), registry) for number, registry in enumerate(given_registries)]
     found = survey.survey([Root(f"root-{n}", store) for n, store in enumerate(stores)], top=3)
     assert figures_of(found) == counted_by_hand(given_registries)
 
@@ -129,14 +127,13 @@ def test_a_directory_is_counted_as_a_bucket(tmp_path_factory: pytest.TempPathFac
 
 
 def test_many_records_of_a_bucket_are_written_out() -> None:
-    """Figures do not depend on how much is held before it goes to disk, and little is held."""
+    """Figures do not depend on how much is held in memory before it goes to disk, and the disk's use is bounded."""
     rnd = random.Random(7)
     registry = Registry(
         {blob: rnd.randint(0, 99) for blob in range(2000)},
         {f"r{n}": Repository(set(rnd.sample(range(2100), 30)), set(rnd.sample(range(2100), 5))) for n in range(200)},
     )
-    store = ShuffledStore()
-    fill(store, registry)
+    store = fill(ShuffledStore(), registry)
     wanted = counted_by_hand([registry])
     for size in (64, 200, 4096):
         found = survey.survey([Root("root", store)], top=3, chunk_bytes=size)
@@ -146,7 +143,7 @@ def test_many_records_of_a_bucket_are_written_out() -> None:
 
 @pytest.mark.parametrize("where", ["", "/docker", "/docker/registry/v2"])
 def test_a_root_without_a_registry(where: str) -> None:
-    """What holds no registry's tree is refused, with what was expected and where it may be."""
+    """A root without a registry's tree is refused; the message says what was expected and where it may be."""
     store = MemoryObjectStore()
     store.put("something/else", b"")
     with pytest.raises(
@@ -161,8 +158,7 @@ def test_a_root_without_a_registry(where: str) -> None:
 
 def test_a_root_named_twice() -> None:
     """A root that is named twice would be counted twice: it is refused."""
-    store = MemoryObjectStore()
-    fill(store, HOT)
+    store = fill(MemoryObjectStore(), HOT)
     with pytest.raises(UsageError, match="each once"):
         survey.survey([Root("one", store), Root("one", store)])
 
@@ -185,9 +181,8 @@ class Failing(ShuffledStore):
 
 @pytest.mark.parametrize("prefix", [f"{BASE}/blobs/", f"{BASE}/repositories/"])
 def test_a_listing_that_fails(prefix: str) -> None:
-    """A survey of what could not be listed to its end says nothing, and stops listing the rest (scenario 19)."""
-    store = Failing(prefix)
-    fill(store, HOT)
+    """A survey whose listing fails has no result, and stops listing the rest (scenario 19)."""
+    store = fill(Failing(prefix), HOT)
     before = set(threading.enumerate())
     with pytest.raises(UnavailableError):
         survey.survey([Root("one", store)])
@@ -197,9 +192,8 @@ def test_a_listing_that_fails(prefix: str) -> None:
 
 
 def test_a_disk_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where records find no room, it is said which directory is meant and what to do."""
-    store = MemoryObjectStore()
-    fill(store, HOT)
+    """On a full disk the message says what to do."""
+    store = fill(MemoryObjectStore(), HOT)
 
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
@@ -210,19 +204,17 @@ def test_a_disk_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_is_left_on_disk(tmp_path: Path) -> None:
-    """Records go into the directory that is named, and it is empty at every moment at which one could look."""
+    """Records go into the given directory, which is empty at every moment."""
     seen = []
-    store = MemoryObjectStore()
-    fill(store, HOT)
+    store = fill(MemoryObjectStore(), HOT)
     survey.survey([Root("one", store)], directory=tmp_path, progress=lambda _: seen.append(list(tmp_path.iterdir())))
     assert seen
     assert not any(seen)
 
 
 def test_progress_reaches_the_number_of_keys() -> None:
-    """How far it is grows to the number of keys listed."""
-    store = MemoryObjectStore()
-    fill(store, HOT)
+    """Progress ends at the number of keys listed."""
+    store = fill(MemoryObjectStore(), HOT)
     seen: list[int] = []
     found = survey.survey([Root("one", store)], progress=seen.append)
     assert max(seen) == found.keys == len(HOT.keys())

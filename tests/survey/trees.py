@@ -1,11 +1,11 @@
-"""Registry trees as tests think of them, and how they are written into a store. Not here: what must hold of them."""
+"""Registry trees, and how they are written into a store. Not here: what must hold of them."""
 
 import hashlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 
@@ -14,6 +14,8 @@ from coordinator.storage.port import ObjectInfo, ObjectStore
 from tests.storage.memory import MemoryObjectStore
 
 BASE = "docker/registry/v2"
+
+Store = TypeVar("Store", bound=ObjectStore)
 
 
 class ShuffledStore(MemoryObjectStore):
@@ -73,9 +75,11 @@ def blob_key(blob: int) -> str:
     return f"{BASE}/blobs/sha256/{hexadecimal(blob)[:2]}/{hexadecimal(blob)}/data"
 
 
-def fill(store: ObjectStore, registry: Registry) -> None:
+def fill(store: Store, registry: Registry) -> Store:
+    """Write a registry into a store; return the store."""
     for key, body in registry.keys().items():
         store.put(key, body)
+    return store
 
 
 def write_files(root: Path, registry: Registry) -> None:

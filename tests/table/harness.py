@@ -1,8 +1,10 @@
-"""What the database's tests share: one table, fed with facts or events, and read back as plain sets."""
+"""A table for tests: it takes facts or events, and is read back as plain sets."""
 
 import hashlib
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -36,7 +38,7 @@ NO_MARGIN = timedelta()
 IMAGE = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 #: Name, mode, kind. Each owns the prefix of its name.
-#: Nobody looks at the links of any (test_doubtful_removals.py changes that): what a registry says is all there is.
+#: No pod's links can be checked (test_doubtful_removals.py changes that): the registry's events decide alone.
 PODS = (("pod-a", "manifest", "relay"), ("pod-b", "manifest", "relay"), ("pod-l", "link", "relay"))
 
 #: Images share layers; an index lists images, and one of them lists another's config.
@@ -68,7 +70,7 @@ def at(second: float) -> datetime:
 
 
 class Names:
-    """Digests and repositories that nobody else uses."""
+    """Digests and repositories that no other test uses."""
 
     def __init__(self) -> None:
         self.space = f"n{next(_numbers)}"
@@ -159,7 +161,7 @@ class Table(Names):
         return RepositoryRenamed(self.repository(source), self.repository(destination), below=below, at=at(second))
 
     def links_are(self, kind: str) -> None:
-        """How pods learn of mounts: with `link` a removal is looked at, and bytes have to be in the shared store."""
+        """Set the pods' linker: with `link` removals are checked in storage, and bytes are in the shared store."""
         self.connection.execute("UPDATE pods SET kind = %s WHERE mode = 'manifest'", (kind,))
 
     def blob(self, name: str) -> Row | None:
@@ -253,6 +255,32 @@ def before_statements(connection: psycopg.Connection[Any], what: Callable[[str],
         yield
     finally:
         connection.cursor_factory = psycopg.Cursor
+
+
+def apply_at_once(table: Table, histories: Sequence[Sequence[Sequence[Fact]]]) -> None:
+    """Apply the batches of each history as a worker with a partition of its own, all at the same time.
+
+    All start each batch together. None may deadlock.
+    """
+    for partition in range(len(histories)):
+        begin(table.connection, table.space, partition)
+    before = deadlocks(table)
+    together = threading.Barrier(len(histories))
+
+    def work(partition: int) -> None:
+        offset = 0
+        with table.connect() as connection:
+            for batch in histories[partition]:
+                items = [Item(offset + n, 0, table.pods["pod-a"], fact, None) for n, fact in enumerate(batch)]
+                together.wait(60)
+                piece = Slice(table.space, partition, offset, offset + len(items), 0, items)
+                BatchApply(connection, NO_MARGIN).apply([piece])
+                offset = piece.next_offset
+
+    with ThreadPoolExecutor(len(histories)) as pool:
+        for worker in [pool.submit(work, partition) for partition in range(len(histories))]:
+            worker.result(120)
+    assert deadlocks(table) == before
 
 
 def deadlocks(table: Table) -> int:

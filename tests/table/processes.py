@@ -92,7 +92,6 @@ class World:
     def view(self, pod: str = "pod-a", *, looked_up: bool = True) -> PodWatermark:
         if looked_up:
             self.looked_up()
-
         return self.by_engine(lambda engine: _watermarks(engine)[pod])
 
     def process(self, instance: str = "s") -> ProcessReport:
@@ -113,6 +112,14 @@ class World:
 
     def linked(self, kind: str) -> None:
         set_kind(self.connection, kind, "pod-a")
+
+    def refused(self, nonce: str) -> str | None:
+        """Record that a probe's connection was refused; return the process that counts as dead by it."""
+        return registry_processes.probe_failed(self.connection, nonce, "refused", refused=True)
+
+    def age_probes(self) -> None:
+        """Let the probes that were not echoed be too old to be kept one by one."""
+        self.connection.execute("UPDATE probes SET sent_at = sent_at - interval '25 hours' WHERE NOT echoed")
 
     def answered(self, address: str = HERE) -> str:
         """A probe that the registry answers."""

@@ -1,4 +1,4 @@
-"""Workers that meet the same digests in other orders at the same time (scenario 26)."""
+"""Workers that apply the same digests in different orders at the same time (scenario 26)."""
 
 import random
 import threading
@@ -11,10 +11,10 @@ from coordinator.db import locks
 from coordinator.domain.facts import Fact
 from coordinator.table import expiry
 from coordinator.table.apply import BatchApply
-from coordinator.table.batch import Item, OutOfStepError, Slice
+from coordinator.table.batch import OutOfStepError
 from tests.oracle import Oracle
 from tests.support.tables import waits_for_lock
-from tests.table.harness import NO_MARGIN, Table, before_statements, begin, deadlocks
+from tests.table.harness import NO_MARGIN, Table, apply_at_once, before_statements, begin, deadlocks
 from tests.table.shared_digests import Shared, slices
 
 WORKERS = 4
@@ -23,7 +23,7 @@ BATCHES = 25
 
 @pytest.mark.lengthy
 def test_no_deadlock_and_no_miscount(fresh: Table) -> None:
-    """Workers that share old and new digests in any order never deadlock, and every count is right at the end."""
+    """Workers that share old and new digests never deadlock, and every count is right at the end."""
     histories = [[Shared(fresh.space, n).batch(number) for number in range(BATCHES)] for n in range(WORKERS)]
     for partition in range(WORKERS):
         begin(fresh.connection, fresh.space, partition)
@@ -38,14 +38,15 @@ def test_no_deadlock_and_no_miscount(fresh: Table) -> None:
                 BatchApply(connection, NO_MARGIN).apply([piece])
 
     def keep_house() -> int:
-        """What housekeeping does meanwhile; nothing is old enough to go."""
+        """Do what housekeeping does; nothing is old enough to expire."""
         together.wait(10)
         turns = 0
         with fresh.connect() as connection:
             while not working.is_set():
                 expiry.expire_links(connection, timedelta(days=1))
                 expiry.forget_removals(connection, timedelta(days=1))
-                assert fresh_check(fresh)
+                report = fresh.check()
+                assert report.agrees, report
                 turns += 1
         return turns
 
@@ -66,20 +67,14 @@ def test_no_deadlock_and_no_miscount(fresh: Table) -> None:
     assert fresh.check().agrees
 
 
-def fresh_check(table: Table) -> bool:
-    report = table.check()
-    assert report.agrees, report
-    return True
-
-
 def test_a_batch_that_always_collides(table: Table) -> None:
-    """A batch whose new blobs others keep writing first goes alone in the end, and is applied."""
+    """A batch whose new blobs other writers keep inserting first is applied alone in the end."""
     names = [f"n{number}" for number in range(20)]
     spoiled: list[str] = []
     other = table.connect()
 
     def spoil(statement: str) -> None:
-        """Another writer of facts, as fast as can be: between the look-up of each attempt and its insert."""
+        """Insert a blob, as another fast writer would, between the look-up of each attempt and its insert."""
         if "nextval('blobs_id_seq')" not in statement:
             return
         with other.transaction():
@@ -103,13 +98,11 @@ def test_a_batch_that_always_collides(table: Table) -> None:
 
 @pytest.mark.lengthy
 def test_lists_that_grow_while_others_write(fresh: Table) -> None:
-    """What manifests list becomes known, and more, while other workers push and delete them: every count is right."""
+    """Every count is right after workers have pushed and deleted manifests whose lists became known meanwhile."""
     manifests = {f"m{number}": [f"b{number}", f"b{number + 1}", "all"] for number in range(6)}
-    together = threading.Barrier(WORKERS)
     histories: list[list[list[Fact]]] = []
     held: set[tuple[str, str]] = set()
     for partition in range(WORKERS):
-        begin(fresh.connection, fresh.space, partition)
         chance = random.Random(partition)
         history: list[list[Fact]] = []
         for second in range(30):
@@ -126,22 +119,7 @@ def test_lists_that_grow_while_others_write(fresh: Table) -> None:
                 held.add(pair)
             history.append(batch)
         histories.append(history)
-
-    def work(partition: int) -> None:
-        together.wait(10)
-        with fresh.connect() as connection:
-            offset = 0
-            for batch in histories[partition]:
-                items = [Item(offset + n, 0, fresh.pods["pod-a"], fact, None) for n, fact in enumerate(batch)]
-                piece = Slice(fresh.space, partition, offset, offset + len(items), 0, items)
-                BatchApply(connection, NO_MARGIN).apply([piece])
-                offset = piece.next_offset
-
-    before = deadlocks(fresh)
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for worker in [pool.submit(work, partition) for partition in range(WORKERS)]:
-            worker.result(120)
-    assert deadlocks(fresh) == before
+    apply_at_once(fresh, histories)
     assert fresh.holdings() == held
     for blob in {blob for listed in manifests.values() for blob in listed}:
         row = fresh.row(blob)
@@ -151,7 +129,7 @@ def test_lists_that_grow_while_others_write(fresh: Table) -> None:
 
 
 def test_a_partition_that_another_worker_has(table: Table) -> None:
-    """A worker waits for one that is applying to the same partition, and is then out of step, also with no effect."""
+    """A worker waits for another one that applies to the same partition, and is then out of step."""
     piece = table.slice([None])
     with ThreadPoolExecutor(1) as pool, table.connect() as other, table.connect() as watcher:
         with other.transaction():
@@ -165,7 +143,7 @@ def test_a_partition_that_another_worker_has(table: Table) -> None:
 
 @pytest.mark.parametrize("kind", ["removed", "renamed", "widened"])
 def test_alone(table: Table, kind: str) -> None:
-    """What concerns a whole repository, or a known list, waits for all writers, and is applied when they are done."""
+    """A fact about a whole repository or a known list waits for all writers, and is then applied."""
     table.apply(table.push("a", "m", ["c"], 1))
     fact: Fact = table.push("b", "m", ["c", "more"], 2)
     if kind == "removed":
@@ -187,35 +165,24 @@ def test_alone(table: Table, kind: str) -> None:
 
 
 def test_new_digests_in_any_order(fresh: Table) -> None:
-    """Workers that meet many new blobs, manifests and repositories together, each in its order, never deadlock."""
+    """Workers that insert the same new blobs, manifests and repositories in different orders never deadlock."""
     # Rows come so slowly that the workers' statements overlap.
     fresh.connection.execute(
         "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.001); RETURN NEW; END'"
     )
     for name in ("blobs", "manifests", "repositories"):
         fresh.connection.execute(f"CREATE TRIGGER t BEFORE INSERT ON {name} FOR EACH ROW EXECUTE FUNCTION slowly()")
-    for partition in range(WORKERS):
-        begin(fresh.connection, fresh.space, partition)
-    before = deadlocks(fresh)
-    together = threading.Barrier(WORKERS)
-
-    def work(partition: int) -> None:
-        chance, offset = random.Random(partition), 0
-        with fresh.connect() as connection:
-            for batch in range(4):
-                names = [f"{batch}-{number}" for number in range(20)]
-                chance.shuffle(names)
-                facts = [fresh.push(f"{partition}/{batch}", f"m{name}", [f"l{name}", f"c{name}"]) for name in names]
-                items = [Item(offset + n, 0, fresh.pods["pod-a"], fact, None) for n, fact in enumerate(facts)]
-                together.wait(60)
-                piece = Slice(fresh.space, partition, offset, offset + len(items), 0, items)
-                BatchApply(connection, NO_MARGIN).apply([piece])
-                offset = piece.next_offset
-
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for worker in [pool.submit(work, partition) for partition in range(WORKERS)]:
-            worker.result(120)
-    assert deadlocks(fresh) == before
+    histories: list[list[list[Fact]]] = []
+    for worker in range(WORKERS):
+        chance = random.Random(worker)
+        shuffled = [chance.sample(range(20), 20) for _ in range(4)]
+        histories.append(
+            [
+                [fresh.push(f"{worker}/{batch}", f"m{batch}-{n}", [f"l{batch}-{n}", f"c{batch}-{n}"]) for n in numbers]
+                for batch, numbers in enumerate(shuffled)
+            ]
+        )
+    apply_at_once(fresh, histories)
     assert len(fresh.holdings()) == WORKERS * 4 * 20
     counts = "SELECT reference_count, count(*) FROM blobs GROUP BY 1"
     assert fresh.rows(counts) == [(WORKERS, 4 * 20 * 3)]

@@ -1,4 +1,4 @@
-"""Dead letters of one pod have a limit, and a reconcile resolves them, or the gap that stands for them."""
+"""Dead letters of one pod have a limit, and a reconcile resolves them, or the gap that replaces them."""
 
 from collections.abc import Collection, Sequence
 from datetime import timedelta
@@ -35,13 +35,13 @@ def linked(fresh: Table) -> Table:
 
 
 def a_dead_letter(*about: str, pod: str = "pod-a", payload: str = "{}") -> DeadLetterFound:
-    """A letter about these repositories; about any, with none."""
+    """A dead letter about these repositories; about any, with none."""
     repositories = [RepositoryName(name) for name in about] or None
     return DeadLetterFound(pod, "not-owned", "A test.", 1000, payload, len(payload), "", repositories)
 
 
 def store(table: Table, *found: DeadLetterFound, limits: DeadLetterLimits = LIMITS) -> int:
-    """Apply a batch of letters; return how many were not kept."""
+    """Apply a batch of dead letters; return how many were not kept."""
     piece = table.slice([None] * len(found))
     items = [item._replace(dead_letter=each) for item, each in zip(piece.items, found, strict=True)]
     applied = BatchApply(table.connection, NO_MARGIN, limits=limits).apply([piece._replace(items=items)])
@@ -79,7 +79,7 @@ def gaps(table: Table) -> list[tuple[str, str, list[str] | None, int | None]]:
 
 
 def test_a_reconcile_resolves_what_came_before_it(linked: Table) -> None:
-    """A letter about the pod's repositories ends with the first reconcile that began after it, and with no other."""
+    """A dead letter about the pod's repositories is resolved by the first reconcile that begins after it."""
     job = begun(linked)
     store(linked, a_dead_letter("pod-a/app"))
     assert ended(linked, job)["dead_letters_resolved"] == 0
@@ -91,7 +91,7 @@ def test_a_reconcile_resolves_what_came_before_it(linked: Table) -> None:
 
 
 def test_each_pod_that_it_concerns_is_reconciled(linked: Table) -> None:
-    """One that pod A sent about pod B's repository needs B's reconcile; one about any, those of all pods."""
+    """A dead letter is resolved by a reconcile of each pod that it concerns; one about any repository, of all pods."""
     store(linked, a_dead_letter("pod-a/x", "pod-b/y"), a_dead_letter())
     ended(linked, begun(linked, "pod-a"))
     assert opened(linked) == 2
@@ -102,7 +102,7 @@ def test_each_pod_that_it_concerns_is_reconciled(linked: Table) -> None:
 
 
 def test_what_no_pod_owns_is_searched_for(linked: Table) -> None:
-    """One about a repository that no reconcile lists stays until storage has nothing of it, or a pod owns it."""
+    """A dead letter about a repository of no pod stays until storage has nothing of it, or a pod owns it."""
     store(linked, a_dead_letter("elsewhere/x"), a_dead_letter("other/y"))
     job = begun(linked)
     assert sorted(dead_letters.unlisted(linked.connection, job)) == ["elsewhere/x", "other/y"]
@@ -118,7 +118,7 @@ def test_what_no_pod_owns_is_searched_for(linked: Table) -> None:
 
 
 def test_of_a_pod_whose_links_are_elsewhere(fresh: Table) -> None:
-    """No reconcile resolves a letter of a pod that none can list."""
+    """No reconcile resolves a dead letter of a pod whose links cannot be listed."""
     set_kind(fresh.connection, "link", "pod-a", "pod-l")
     store(fresh, a_dead_letter("pod-b/x", pod="pod-b"), a_dead_letter(pod="pod-b"), a_dead_letter(pod="pod-a"))
     for pod in ("pod-a", "pod-l"):
@@ -127,7 +127,7 @@ def test_of_a_pod_whose_links_are_elsewhere(fresh: Table) -> None:
 
 
 def test_a_pod_has_a_limit_of_dead_letters(linked: Table) -> None:
-    """Attempt 20: however many letters one client causes, those beyond the limit are one gap of each pod concerned."""
+    """Attempt 20: dead letters beyond the limit, however many, are one gap of each pod concerned."""
     assert store(linked, *[a_dead_letter(f"pod-a/{n}") for n in range(4)]) == 0
     for n in range(20):
         assert store(linked, a_dead_letter("pod-a/app"), a_dead_letter(f"pod-b/{n}")) == (2 if n else 1)
@@ -141,50 +141,37 @@ def test_a_pod_has_a_limit_of_dead_letters(linked: Table) -> None:
 
 
 def test_a_pod_has_a_limit_of_bytes(linked: Table) -> None:
-    """A letter whose payload goes beyond the limit of bytes is not kept, and a small one after it is."""
-    large = "x" * 6000
-    assert (
-        store(
-            linked,
-            a_dead_letter("pod-a/x", payload=large),
-            a_dead_letter("pod-a/x", payload=large),
-            a_dead_letter("pod-a/x"),
-        )
-        == 1
-    )
+    """A dead letter whose payload exceeds the limit of bytes is not kept, and a small one after it is."""
+    large = a_dead_letter("pod-a/x", payload="x" * 6000)
+    assert store(linked, large, large, a_dead_letter("pod-a/x")) == 1
     assert opened(linked) == 2
 
 
 @pytest.mark.parametrize(
-    ("about", "pods"),
+    ("about", "sender", "pods"),
     [
-        ((), ["pod-a", "pod-b", "pod-l"]),
-        (("elsewhere/x",), ["pod-a"]),
-        (("elsewhere/x", "pod-b/y"), ["pod-a", "pod-b"]),
+        ((), "pod-a", ["pod-a", "pod-b", "pod-l"]),
+        (("elsewhere/x",), "pod-a", ["pod-a"]),
+        (("elsewhere/x", "pod-b/y"), "pod-a", ["pod-a", "pod-b"]),
+        (("elsewhere/x",), "", ["pod-a", "pod-b", "pod-l"]),
     ],
 )
-def test_what_is_not_kept_leaves_a_gap(linked: Table, about: tuple[str, ...], pods: list[str]) -> None:
-    """A letter about any is a gap of each pod; one about what no pod owns is one of its sender."""
-    store(linked, a_dead_letter(*about), limits=DeadLetterLimits(number=0))
+def test_what_is_not_kept_leaves_a_gap(linked: Table, about: tuple[str, ...], sender: str, pods: list[str]) -> None:
+    """A dead letter that is not kept is a gap of each pod that it concerns: the owners, and the sender or else all."""
+    store(linked, a_dead_letter(*about, pod=sender), limits=DeadLetterLimits(number=0))
     assert [gap[0] for gap in gaps(linked)] == pods
 
 
-def test_a_dead_letter_of_nobody_leaves_a_gap_of_each(linked: Table) -> None:
-    """Where it is not known who sent what no pod owns, each pod has a gap."""
-    store(linked, a_dead_letter("elsewhere/x", pod=""), limits=DeadLetterLimits(number=0))
-    assert [gap[0] for gap in gaps(linked)] == ["pod-a", "pod-b", "pod-l"]
-
-
 def test_a_gap_names_so_many_repositories(linked: Table) -> None:
-    """With more it is about anything of the pod."""
+    """A gap with more repositories than the limit is about any repository of the pod."""
     for n in range(REPOSITORIES_LIMIT + 1):
         store(linked, a_dead_letter(f"pod-a/{n}"), limits=DeadLetterLimits(number=0))
     assert gaps(linked) == [("pod-a", OVER, None, REPOSITORIES_LIMIT + 1)]
 
 
 def test_it_ends_with_one_reconcile_after_the_last(linked: Table) -> None:
-    """Liveness: any number of letters by one client, about its pod's repositories, end with the first reconcile that
-    begins after the last one; those that came while one ran wait for the next.
+    """Any number of dead letters about a pod's repositories are resolved by the first reconcile that begins after the
+    last one.
     """
     for n in range(30):
         store(linked, a_dead_letter(f"pod-a/{n}"))
@@ -197,7 +184,6 @@ def test_it_ends_with_one_reconcile_after_the_last(linked: Table) -> None:
     linked.connection.execute("UPDATE jobs SET finished_at = finished_at - interval '10 seconds'")
     (number,) = asked_for(linked)
     again = jobs.take(linked.connection, ["reconcile"])
-    assert again is not None
     assert again.id == number
     ended(linked, again)
     assert (opened(linked), gaps(linked)) == (0, [])
@@ -206,7 +192,7 @@ def test_it_ends_with_one_reconcile_after_the_last(linked: Table) -> None:
 
 
 def asked_for(table: Table) -> list[int]:
-    """The reconciles of pod-a that are needed; the others wait for ever."""
+    """The reconciles of pod-a that are needed; the others are deleted."""
     asked = jobs.ask_for_needed(table.connection, timedelta(days=1), BOUND)
     others = table.rows(
         "DELETE FROM jobs WHERE state = 'waiting' AND pod_id <> %s RETURNING id", (table.pods["pod-a"],)
@@ -215,7 +201,7 @@ def asked_for(table: Table) -> list[int]:
 
 
 def test_the_table_does_not_grow(linked: Table) -> None:
-    """Attempt 20: as many resolved letters as the limit are kept, the newest; what an operator resolved stays."""
+    """Attempt 20: the newest resolved dead letters are kept, up to the limit, and those that an operator resolved."""
     for _ in range(10):
         store(linked, *[a_dead_letter("pod-a/x") for _ in range(LIMITS.number)])
         ended(linked, begun(linked))
@@ -230,7 +216,7 @@ def test_the_table_does_not_grow(linked: Table) -> None:
 
 
 def test_a_gap_that_does_not_fit_stays(linked: Table) -> None:
-    """No reconcile, no operator's word and no removal of the pod settles a gap about what is not the pod's."""
+    """Neither a reconcile, an operator nor a removal of the pod resolves a gap about other pods' repositories."""
     add_gap(linked.connection, linked.pods["pod-a"], reason=OVER, repositories=["pod-a/x", "pod-ab/y"])
     assert ended(linked, begun(linked))["gaps_resolved"] == 0
     set_kind(linked.connection, "relay")
@@ -246,7 +232,7 @@ def test_a_gap_that_does_not_fit_stays(linked: Table) -> None:
 
 
 def test_a_clock_that_was_set_back(linked: Table) -> None:
-    """A letter that was resolved by a clock that was ahead is open again, and was stored no later than now."""
+    """A dead letter that was resolved by a clock that was ahead is open again, and was stored no later than now."""
     store(linked, a_dead_letter("pod-a/x"))
     ended(linked, begun(linked))
     linked.connection.execute(

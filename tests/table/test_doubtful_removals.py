@@ -1,4 +1,4 @@
-"""Removals that may be of something else: kept, remembered, and resolved by what is in storage."""
+"""Doubtful removals: remembered, and resolved by what is in storage."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -18,7 +18,7 @@ MARGIN = timedelta(seconds=10)
 
 @pytest.fixture(autouse=True)
 def links_in_storage(table: Table) -> Iterator[None]:
-    """The pods' links can be looked at."""
+    """Let the pods' links be checked."""
     statement = "UPDATE pods SET kind = %s WHERE name IN ('pod-a', 'pod-b')"
     table.connection.execute(statement, ("link",))
     yield
@@ -27,12 +27,12 @@ def links_in_storage(table: Table) -> Iterator[None]:
 
 @pytest.fixture
 def by_report(table: Table) -> None:
-    """Nobody can look at the pods' links."""
+    """Let the pods' links be elsewhere, so that events decide."""
     set_kind(table.connection, "relay", "pod-a", "pod-b")
 
 
 def resolve(table: Table, *, held: bool, linked: bool, limit: int = 100) -> int:
-    """Settle this test's doubts as if storage had these links."""
+    """Resolve this test's doubtful removals as if storage had these links."""
     removed, after = 0, doubtful_removals.BEGINNING
     with table.connection.transaction():
         locks.enter(table.connection, alone=True)
@@ -61,7 +61,7 @@ def test_within_the_margin(table: Table) -> None:
 
 
 def test_resolved_as_gone(table: Table) -> None:
-    """What storage does not have is removed, the counts follow, and the removal stays known without a doubt."""
+    """What storage does not have is removed, also from the counts, and the removal is doubtful no more."""
     table.apply(
         table.push("a", "m", ["c", "l"], 0),
         table.push("b", "m", ["c", "l"], 0),
@@ -77,7 +77,7 @@ def test_resolved_as_gone(table: Table) -> None:
         assert table.row(name)[:4] == (0, 0, BlobState.UNREFERENCED, True)
     assert table.removal("a", "m") == (at(5), False)
     assert resolve(table, held=False, linked=False) == 0
-    # What comes late is not believed silently.
+    # A late push makes the removal doubtful again.
     table.apply(table.push("a", "m", ["c", "l"], 0), margin=MARGIN)
     assert table.removal("a", "m") == (at(5), True)
     assert table.check().agrees
@@ -93,7 +93,7 @@ def test_resolved_as_there(table: Table) -> None:
 
 
 def test_resolved_for_one_of_two(table: Table) -> None:
-    """Of a digest that was there as a manifest and as a blob, storage tells which one went."""
+    """Of a digest that was held as a manifest and linked as a blob, storage decides which one was removed."""
     table.apply(table.push("a", "m", ["c"], 0), table.link("a", "m", 0), table.removed("a", "m", 50), margin=MARGIN)
     assert table.removal("a", "m") == (at(50), True)
     assert resolve(table, held=True, linked=False) == 1
@@ -104,7 +104,7 @@ def test_resolved_for_one_of_two(table: Table) -> None:
 
 
 def test_pods_without_links_in_storage(table: Table) -> None:
-    """A doubt of a pod whose links are elsewhere is left to a reconcile."""
+    """A doubtful removal of a pod whose links are elsewhere is not resolved."""
     table.apply(table.link("a", "l", 0, pod="pod-l"), table.removed("a", "l", 5, pod="pod-l"), margin=MARGIN)
     assert resolve(table, held=False, linked=False) == 0
     assert table.linked("a", "l", pod="pod-l")
@@ -113,7 +113,7 @@ def test_pods_without_links_in_storage(table: Table) -> None:
 
 @pytest.mark.usefixtures("by_report")
 def test_a_late_push(table: Table) -> None:
-    """A push that is older than a removal that was applied, and comes after it, is held in doubt."""
+    """A late push that is older than an applied removal is held, and the removal becomes doubtful."""
     table.apply(table.push("a", "m", ["c"], 0), table.removed("a", "m", 50), margin=MARGIN)
     assert not table.holds("a", "m")
     table.apply(table.push("a", "m", ["c"], 20), margin=MARGIN)
@@ -124,7 +124,7 @@ def test_a_late_push(table: Table) -> None:
 
 
 def test_links_in_storage_are_checked(table: Table) -> None:
-    """However much newer a removal is, it is believed after a look at the pod's links (scenario 20)."""
+    """A removal, however much newer, is applied only once the pod's links confirm it (scenario 20)."""
     table.apply(table.push("a", "m", ["c"], 0), table.link("a", "l", 0), margin=MARGIN)
     applied = table.apply(table.removed("a", "m", 5000), table.removed("a", "l", 5000), margin=MARGIN)
     assert (applied.holdings_removed, applied.links_removed, applied.removals_doubtful) == (0, 0, 2)
@@ -135,7 +135,7 @@ def test_links_in_storage_are_checked(table: Table) -> None:
 
 
 def test_an_emptied_repository_is_checked(table: Table) -> None:
-    """All that an emptied repository had is doubted but what was surely added later."""
+    """All removals of an emptied repository are doubtful, except of what was surely added later."""
     table.apply(table.push("a", "m", ["c"], 0), table.link("a", "l", 0), table.push("a", "new", ["c"], 99))
     applied = table.apply(table.emptied("a", 50), margin=MARGIN)
     assert (applied.holdings_removed, applied.removals_doubtful) == (0, 2)
@@ -151,7 +151,7 @@ def gaps_of_renames(table: Table) -> int:
 
 
 def test_a_rename_in_another_order_is_a_gap(table: Table) -> None:
-    """What may be under the wrong name since a rename, because events came in another order, holds GC as a gap."""
+    """What may have the wrong name since a rename, because events came in another order, is a gap."""
     gaps_of_renames(table)
     renamed = table.renamed("old", "new", 50)
     table.apply(table.push("old", "m", ["c"], 0), renamed, table.push("old", "n", ["c"], 99), margin=MARGIN)
@@ -166,22 +166,30 @@ def test_a_rename_in_another_order_is_a_gap(table: Table) -> None:
     assert gaps_of_renames(table) == 1
 
 
-@pytest.mark.parametrize(
-    "renames",
-    [
-        [("b", "c", 50), ("a", "b", 20)],
-        [("b/x", "c", 50), ("a", "b", 20)],
-        [("b", "c", 50), ("a", "b/x", 20)],
-        [("a", "c", 50), ("a/x", "a/y", 20)],
-        [("a/x", "a/y", 50), ("a", "c", 20)],
-        [("x", "a", 50), ("a", "b", 20)],
-        [("a", "b", 20), ("x", "a", 50), ("a", "b", 20)],
-        [("b", "c", 50), ("a", "b", 55)],
-    ],
-    ids=["chain", "from-below", "to-below", "from-within", "from-around", "onto-its-name", "again", "about-then"],
-)
+#: Renames by what they have in common; those in `CROSSED` come in another order than they happened.
+CROSSED = {
+    "chain": [("b", "c", 50), ("a", "b", 20)],
+    "from-below": [("b/x", "c", 50), ("a", "b", 20)],
+    "to-below": [("b", "c", 50), ("a", "b/x", 20)],
+    "from-within": [("a", "c", 50), ("a/x", "a/y", 20)],
+    "from-around": [("a/x", "a/y", 50), ("a", "c", 20)],
+    "onto-its-name": [("x", "a", 50), ("a", "b", 20)],
+    "again": [("a", "b", 20), ("x", "a", 50), ("a", "b", 20)],
+    "about-then": [("b", "c", 50), ("a", "b", 55)],
+}
+IN_ORDER = {
+    "chain": [("a", "b", 20), ("b", "c", 50)],
+    "onto-its-name": [("a", "b", 20), ("x", "a", 50)],
+    "and-back": [("a", "b", 20), ("b", "a", 50)],
+    "again": [("a", "b", 20), ("b", "c", 50), ("a", "b", 20), ("b", "c", 50)],
+    "siblings": [("a/x", "b/x", 20), ("a/y", "b/y", 20), ("ab", "c", 20), ("a_", "d", 20)],
+    "into-one": [("x", "b", 50), ("y", "b", 20)],
+}
+
+
+@pytest.mark.parametrize("renames", CROSSED.values(), ids=CROSSED)
 def test_renames_in_another_order_are_a_gap(table: Table, renames: list[tuple[str, str, int]]) -> None:
-    """A rename that comes after a later one which crosses it may leave things under a wrong name: that holds GC."""
+    """A rename that comes after a later one which crosses it is a gap: things may have a wrong name."""
     gaps_of_renames(table)
     *before, last = (table.renamed(*each) for each in renames)
     table.apply(*before, margin=MARGIN)
@@ -190,20 +198,9 @@ def test_renames_in_another_order_are_a_gap(table: Table, renames: list[tuple[st
     assert gaps_of_renames(table) == 1
 
 
-@pytest.mark.parametrize(
-    "renames",
-    [
-        [("a", "b", 20), ("b", "c", 50)],
-        [("a", "b", 20), ("x", "a", 50)],
-        [("a", "b", 20), ("b", "a", 50)],
-        [("a", "b", 20), ("b", "c", 50), ("a", "b", 20), ("b", "c", 50)],
-        [("a/x", "b/x", 20), ("a/y", "b/y", 20), ("ab", "c", 20), ("a_", "d", 20)],
-        [("x", "b", 50), ("y", "b", 20)],
-    ],
-    ids=["chain", "onto-its-name", "and-back", "again", "siblings", "into-one"],
-)
+@pytest.mark.parametrize("renames", IN_ORDER.values(), ids=IN_ORDER)
 def test_renames_in_order_are_no_gap(table: Table, renames: list[tuple[str, str, int]]) -> None:
-    """Renames that came as they happened, or do not cross, hold nothing."""
+    """Renames that came as they happened, or do not cross, are no gap."""
     gaps_of_renames(table)
     for each in renames:
         table.apply(table.renamed(*each), margin=MARGIN)
@@ -212,12 +209,12 @@ def test_renames_in_order_are_no_gap(table: Table, renames: list[tuple[str, str,
 
 @pytest.mark.usefixtures("by_report")
 def test_a_delete_under_a_name_that_a_later_rename_gave_away(table: Table) -> None:
-    """Where two renames came in another order, a delete under the wrong name takes the only hold, and GC is held."""
+    """After two renames in another order a delete under the wrong name removes the only holding: there is a gap."""
     gaps_of_renames(table)
     table.apply(table.push("a", "m", ["c"], 0), margin=MARGIN)
     table.apply(table.renamed("b", "z", 50), margin=MARGIN)
     table.apply(table.renamed("a", "b", 20), margin=MARGIN)
-    # The registry has it in z. Somebody takes the free name, pushes the same, and deletes it there.
+    # The registry has it in z. A client takes the free name, pushes the same, and deletes it there.
     table.apply(table.push("b", "m", ["c"], 100), table.removed("b", "m", 150), margin=MARGIN)
     assert table.holdings() == set()
     assert gaps_of_renames(table) == 1
@@ -255,7 +252,7 @@ def test_a_removal_before_its_push(table: Table) -> None:
 
 @pytest.mark.usefixtures("by_report")
 def test_an_emptied_repository(table: Table) -> None:
-    """What is emptied goes if it is surely older, and is doubted if it may be newer; other repositories stay."""
+    """Emptying a repository removes what is surely older, and is doubtful for what may be newer."""
     table.apply(
         table.push("a", "old", ["c"], 0),
         table.link("a", "old", 0),
@@ -342,7 +339,7 @@ def test_a_rename_into_itself(table: Table) -> None:
     ids=["down", "up"],
 )
 def test_a_rename_onto_names_that_it_moves(table: Table, source: str, destination: str, moves: dict[str, str]) -> None:
-    """A namespace that moves along its own path moves each repository once, also if that is told twice."""
+    """A namespace that moves along its own path moves each repository once, also if the event comes twice."""
     table.apply(*(table.link(before, f"of {before}", 0) for before in moves))
     table.apply(table.renamed(source, destination, 50))
     moved = {(table.repository(after), table.text(f"of {before}")) for before, after in moves.items()}
@@ -372,7 +369,7 @@ def test_overtaken(table: Table) -> None:
 
 @pytest.mark.usefixtures("by_report")
 def test_two_removals_that_a_rename_makes_one(table: Table) -> None:
-    """It is remembered for as long as the one of both that was seen last."""
+    """The joined removal is kept as long as the later one of the two."""
     table.apply(table.removed("a", "m", 1), table.removed("b", "m", 2))
     table.connection.execute(
         "UPDATE removals r SET seen_at = now() - %s * 2 FROM repositories n"

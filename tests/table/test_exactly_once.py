@@ -1,4 +1,4 @@
-"""A slice is applied exactly once: repeated, raced for, out of turn, or broken off anywhere."""
+"""A slice is applied exactly once: repeated, by two workers at once, out of order, or interrupted anywhere."""
 
 import threading
 from collections.abc import Callable
@@ -63,7 +63,7 @@ def everything(table: Table) -> Slice:
 
 
 def test_the_same_slice_again(fresh: Table) -> None:
-    """A slice that is applied already is refused, tells where the partition stands, and changes nothing."""
+    """A slice that is applied already is refused with the partition's offset, and changes nothing."""
     piece = everything(fresh)
     fresh.apply_slices([piece])
     before = dump(fresh.url)
@@ -100,7 +100,7 @@ def test_one_slice_out_of_step_stops_all(fresh: Table) -> None:
 
 
 def test_progress_moves_with_the_effect(table: Table) -> None:
-    """The offset after the slice and its last record's mark are stored; also where nothing was in it."""
+    """The offset after a slice and its last record's fingerprint are stored, also of an empty slice."""
     table.apply(table.link("a", "l"))
     piece = table.slice([None, None])
     table.apply_slices([piece])
@@ -109,7 +109,7 @@ def test_progress_moves_with_the_effect(table: Table) -> None:
 
 
 def test_offsets_with_holes(table: Table) -> None:
-    """Offsets that hold no record for us, as compaction and transactions leave, are passed with the slice."""
+    """A slice moves past offsets without a record, as compaction and transactions leave them."""
     piece = table.slice([table.link("a", "l"), table.link("b", "l")])
     items = [piece.items[0], piece.items[1]._replace(offset=40)]
     table.apply_slices([piece._replace(items=items, next_offset=41)])
@@ -118,7 +118,7 @@ def test_offsets_with_holes(table: Table) -> None:
 
 
 def test_two_at_the_same_slice(table: Table) -> None:
-    """Of two workers that apply the same slice at the same time exactly one does."""
+    """Of two workers that apply the same slice at the same time exactly one succeeds."""
     connections = [table.connect() for _ in range(2)]
     together = threading.Barrier(2)
 

@@ -1,4 +1,4 @@
-"""Rows that time alone makes superfluous."""
+"""Rows that expire."""
 
 from datetime import timedelta
 
@@ -44,7 +44,7 @@ def test_links_expire(fresh: Table) -> None:
 
 
 def test_the_link_of_what_is_also_a_manifest(table: Table) -> None:
-    """Where nobody can look at links, the delete of a blob that is a manifest too never takes the holding."""
+    """Where links cannot be checked, the delete of a blob that is also a manifest never removes the holding."""
     table.apply(table.link("a", "m", 0), table.push("a", "m", ["c"], 0), table.link("a", "l", 0))
     age(table, "repository_blobs", "linked_at", 2)
     expiry.expire_links(table.connection, DAY)
@@ -52,20 +52,17 @@ def test_the_link_of_what_is_also_a_manifest(table: Table) -> None:
     table.apply(table.removed("a", "m", 600))
     assert table.holds("a", "m")
     assert table.removal("a", "m") == (at(600), True)
-    # Told of the other, too.
+    # Both are removed.
     table.apply(table.emptied("a", 700))
     assert table.holdings() == table.links() == set()
     assert table.check().agrees
 
 
 def test_links_of_a_repository_with_a_manifest_that_needs_links(fresh: Table) -> None:
-    """Where nobody can list links, none expires while the repository holds a manifest whose bytes do not say all."""
+    """Where links cannot be listed, none expires while the repository holds a manifest that needs its links."""
     table = fresh
-    table.apply(
-        table.link("a", "l"),
-        table.link("b", "other"),
-        table.push("a", "m", None)._replace(by_links=True),
-    )
+    kept_by_links = table.push("a", "m", None)._replace(by_links=True)
+    table.apply(table.link("a", "l"), table.link("b", "other"), kept_by_links)
     age(table, "repository_blobs", "linked_at", 2)
     assert expiry.expire_links(table.connection, DAY) == 1
     # One that is reported later, by another process, stays, too.
@@ -90,7 +87,7 @@ def test_a_link_made_again(table: Table) -> None:
 
 
 def test_doubtful_removals_about_nothing_end(table: Table) -> None:
-    """A doubt about a link ends with the link, by itself; one about what is there stays."""
+    """A doubtful removal ends when the link expires; one of what is still held stays."""
     margin = timedelta(minutes=5)
     table.apply(
         table.link("a", "expires", 0),
@@ -122,7 +119,7 @@ def test_in_batches(fresh: Table) -> None:
 
 
 def test_rows_that_a_batch_has_locked(fresh: Table) -> None:
-    """A sweep waits for no batch: what one has locked is left for the next time."""
+    """A sweep skips rows that a batch has locked, and takes them the next time."""
     fresh.apply(*[fresh.link("a", f"l{n}") for n in range(3)], *[fresh.removed("a", f"x{n}") for n in range(3)])
     age(fresh, "repository_blobs", "linked_at", 2)
     age(fresh, "removals", "seen_at", 32)
@@ -140,7 +137,7 @@ def test_rows_that_a_batch_has_locked(fresh: Table) -> None:
 
 
 def test_removals_are_forgotten(fresh: Table) -> None:
-    """One is forgotten when nothing late can meet it any more, however long Kafka keeps it; a doubtful one never."""
+    """A removal is deleted once no late event can meet it any more; a doubtful one never."""
     fresh.apply(fresh.removed("a", "old", 1), fresh.link("a", "doubtful", 1), fresh.removed("a", "doubtful", 1))
     age(fresh, "removals", "seen_at", 32)
     fresh.apply(fresh.removed("a", "young", 1))

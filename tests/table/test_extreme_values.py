@@ -1,4 +1,4 @@
-"""Values at the ends of what can be said: nothing that was accepted may stop the table."""
+"""Extreme values: nothing that was accepted may stop the table."""
 
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -25,7 +25,7 @@ TIMES = [
 
 @pytest.mark.parametrize("when", TIMES, ids=str)
 def test_times(table: Table, when: datetime) -> None:
-    """A registry with any clock is listened to; what it pushed is held, and the table can still be read."""
+    """Events with any time are applied; what was pushed is held, and the table can still be read."""
     repository, other = table.repository("a"), table.repository("b")
     facts = [
         ManifestPushed(repository, table.digest("m"), when, 5, table.content(["c"])),
@@ -64,7 +64,7 @@ def test_sizes(table: Table) -> None:
 
 
 def test_a_size_beyond_the_column(table: Table) -> None:
-    """A size that no schema would let through is refused as data, and the table stays as it was."""
+    """A size beyond the column is refused as data, and the table is unchanged."""
     piece = table.slice([table.link("a", "l")._replace(size=2**63), table.link("a", "l2")])
     with pytest.raises(psycopg.DataError):
         table.apply_slices([piece])
@@ -73,7 +73,7 @@ def test_a_size_beyond_the_column(table: Table) -> None:
 
 
 def test_a_session_of_another_kind(table: Table) -> None:
-    """A server whose sessions are serializable and far from Greenwich by default changes nothing of this."""
+    """Sessions are read committed and in UTC, whatever the server's defaults."""
     name = table.connection.info.dbname
     table.connection.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'")
     table.connection.execute(f"ALTER DATABASE {name} SET timezone = 'Pacific/Kiritimati'")

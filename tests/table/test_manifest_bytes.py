@@ -1,4 +1,4 @@
-"""Where reports of a manifest differ its bytes decide: what it lists, what that counts, and whose report was false."""
+"""Where reports of a manifest differ its bytes decide what it lists and which report was false."""
 
 from typing import Any
 
@@ -48,7 +48,7 @@ def false_reports(table: Table) -> dict[str, int]:
 def test_reports_are_joined_until_bytes_are_read(
     database: str, history: list[Step], truth: set[str], together: bool
 ) -> None:
-    """Until the bytes were read every report counts; from then on what they list, whatever is reported."""
+    """Until a manifest's bytes are read every report counts; from then on only what the bytes list."""
     with Table(database) as table:
         holders: set[tuple[str, str]] = set()
         listed: set[str] = set()
@@ -129,7 +129,7 @@ def test_whose_report_was_false(fresh: Table, first: str) -> None:
 
 
 def test_a_read_of_what_nobody_holds(table: Table) -> None:
-    """Bytes that were read of a manifest that went meanwhile, or never was, add no reference."""
+    """Reading the bytes of a manifest that was removed meanwhile, or never held, adds no reference."""
     table.apply(bytes_of(table, ["c"]))
     assert counts(table, "m", "c") == [0, 0]
     table.apply(table.push("a", "m", ["c"]), table.removed("a", "m", 5))

@@ -26,7 +26,7 @@ def lists(table: Table, manifest: str) -> tuple[int | None, list[Digest] | None]
 
 
 def test_stored_once(table: Table) -> None:
-    """However many repositories hold a manifest, its list is one row, and each holding counts once for each digest."""
+    """The list of a manifest is one row, however many repositories hold it, and each holding counts once per digest."""
     table.apply(*[table.push(f"r{n}", "m", ["c", "l", "l2"], n) for n in range(5)])
     table.apply(*[table.push(f"r{n}", "m", ["c", "l", "l2"], n, pod="pod-b") for n in range(5)])
     assert references(table, "m", "c", "l", "l2") == [10, 10, 10, 10]
@@ -58,7 +58,7 @@ def test_learned_while_a_holding_goes(table: Table) -> None:
 
 @pytest.mark.parametrize("together", [True, False])
 def test_nobody_takes_away(table: Table, together: bool) -> None:
-    """A push that lists fewer or others than are known adds what it says and takes nothing from other pods."""
+    """A push that lists fewer or other digests adds its own and removes none of other pods."""
     pushes = [
         table.push("a", "m", ["c", "l"], 1),
         table.push("b", "m", ["c"], 2, pod="pod-b"),
@@ -77,7 +77,7 @@ def test_nobody_takes_away(table: Table, together: bool) -> None:
 
 
 def test_only_bytes_end_the_reading(table: Table) -> None:
-    """A manifest of which pods say what it lists is not known before its own bytes were read, whoever reads them."""
+    """What a manifest lists is known only once its own bytes were read, whatever pods report."""
     table.apply(table.push("a", "m", ["x"]), table.push("a", "n", None), table.push("a", "o", []))
     digests = {table.digest(name) for name in ("m", "n", "o", "never")}
     assert directory.read_manifests(table.connection, digests) == set()
@@ -114,7 +114,7 @@ def test_pushed_and_removed_at_once(table: Table) -> None:
 
 
 def test_sizes(table: Table) -> None:
-    """A blob's size is the first that anybody says, its own word before a manifest's; also when it is zero."""
+    """A blob's size is the first that is reported, also when it is zero."""
     content = ManifestContent(
         ManifestKind.IMAGE,
         (Reference(table.digest("c"), None), Reference(table.digest("z"), None), Reference(table.digest("l"), 9)),
@@ -132,7 +132,7 @@ def test_sizes(table: Table) -> None:
 
 @pytest.mark.parametrize("state", [BlobState.HIDDEN, BlobState.PURGED])
 def test_a_state_that_is_not_for_the_apply(table: Table, state: BlobState) -> None:
-    """A hidden or purged blob keeps its state while its counts and date change: others move it on."""
+    """A hidden or purged blob keeps its state while its counts and date change."""
     table.apply(table.link("a", "l", 1))
     table.connection.execute("UPDATE blobs SET state = %s WHERE digest = %s", (int(state), table.digest("l")))
     table.apply(table.removed("a", "l", 5))

@@ -1,4 +1,4 @@
-"""What is known of registry processes: found in events, moved on by echoes, declared dead and retired."""
+"""Registry processes: found in events, moved on by echoes, declared dead and retired."""
 
 import random
 import threading
@@ -40,7 +40,7 @@ def dump(table: Table) -> list[list[tuple[Any, ...]]]:
 
 
 def test_found_in_events(world: World) -> None:
-    """A process that an event names is known from then on, once, and keeps W unknown until it is reached."""
+    """A process that an event names is known from then on, and W is unknown until a probe reaches it."""
     table = world.table
     piece = table.slice([table.link("r", "l")])._replace(processes=frozenset({(world.pod, "new")}))
     BatchApply(world.connection, NO_MARGIN, world.known).apply([piece])
@@ -54,7 +54,7 @@ def test_found_in_events(world: World) -> None:
 
 
 def test_an_echo_moves_the_watermark(world: World) -> None:
-    """W of a partition is when the last probe was sent whose echo was applied there; of the pod, the least."""
+    """W of a partition is when the last probe was sent whose echo was applied there; a pod's is the least."""
     nonce = world.probe()
     sent = world.sent_at(nonce)
     applied = world.apply(world.piece([world.echo(nonce)]))
@@ -67,12 +67,8 @@ def test_an_echo_moves_the_watermark(world: World) -> None:
     view = world.view()
     assert (view.at, view.waits_for) == (sent, [])
     shown = world.process()
-    assert (shown.state, shown.at, shown.partitions, shown.dead_letters) == (
-        ProcessState.LIVE,
-        sent,
-        {0: sent, 1: sent},
-        {0: sent},
-    )
+    assert (shown.state, shown.at) == (ProcessState.LIVE, sent)
+    assert (shown.partitions, shown.dead_letters) == ({0: sent, 1: sent}, {0: sent})
     assert world.endpoint() == ("s", sent, False)
     later = world.probe()
     world.apply(world.piece([world.echo(later)]))
@@ -81,7 +77,7 @@ def test_an_echo_moves_the_watermark(world: World) -> None:
 
 
 def test_what_is_not_known_is_ignored(world: World) -> None:
-    """A nonce that nobody sent, one of another pod's probe and one that was forgotten move nothing, and are counted."""
+    """An unknown nonce, one of another pod's probe and one that was forgotten move nothing, and are counted."""
     other = world.probe(pod="pod-b")
     old = world.probe()
     world.connection.execute("UPDATE probes SET sent_at = now() - interval '25 hours' WHERE nonce = %s::uuid", (old,))
@@ -90,7 +86,7 @@ def test_what_is_not_known_is_ignored(world: World) -> None:
     assert (applied.echoes, applied.echoes_unknown) == (0, 3)
     assert world.marks() == {}
     assert world.endpoint() == (None, None, False)
-    # That the process is there it did say.
+    # The process itself is known from it.
     assert world.process().state is ProcessState.LIVE
 
 
@@ -106,7 +102,7 @@ def test_again_late_and_in_any_order(world: World) -> None:
 
 
 def test_the_last_of_a_batch(world: World) -> None:
-    """Of many echoes in a batch the last probe counts, whatever their order."""
+    """Of several echoes in a batch the one of the last probe counts, in any order."""
     nonces = [world.probe() for _ in range(5)]
     mixed = [nonces[1], nonces[4], nonces[0], nonces[3]]
     world.apply(world.piece([world.echo(nonce) for nonce in mixed]), world.piece([world.echo(nonces[2])], 1))
@@ -116,7 +112,7 @@ def test_the_last_of_a_batch(world: World) -> None:
 
 
 def test_in_step(world: World) -> None:
-    """An echo whose records are not applied moves nothing: it is one transaction with what stands before it."""
+    """An echo is applied in one transaction with the records before it, or not at all."""
     nonce = world.probe()
     piece = world.piece([world.echo(nonce)])
     ahead = piece._replace(first_offset=1, next_offset=2, items=[piece.items[0]._replace(offset=1)])
@@ -132,7 +128,7 @@ def test_in_step(world: World) -> None:
 
 
 def test_a_failure_forgets_who_is_known(world: World) -> None:
-    """After a failure the table is asked again who is known: it may be another one, after a fail-over."""
+    """After a failure the known processes are read again: the table may be another one, after a failover."""
     world.return_probe(world.probe())
     world.connection.execute("DELETE FROM processes")
     with pytest.raises(OutOfStepError):
@@ -143,8 +139,8 @@ def test_a_failure_forgets_who_is_known(world: World) -> None:
     assert table.rows("SELECT instance_id FROM processes") == [("s",)]
 
 
-def test_an_echo_of_a_source_that_is_not_there(world: World) -> None:
-    """An echo whose process was believed to be known, and is not, makes it known."""
+def test_an_echo_of_a_process_that_is_not_there(world: World) -> None:
+    """An echo of a process that is cached as known and is not in the table adds it."""
     world.return_probe(world.probe())
     world.connection.execute("DELETE FROM processes")
     nonce = world.probe()
@@ -153,7 +149,7 @@ def test_an_echo_of_a_source_that_is_not_there(world: World) -> None:
 
 
 def test_who_is_known_is_bounded() -> None:
-    """A worker remembers a bounded number of processes, and asks again for the others."""
+    """A worker remembers a bounded number of processes, and reads the others again."""
     known = KnownProcesses()
     crowd = {(1, f"s{number}") for number in range(KnownProcesses.LIMIT)}
     known.add(crowd)
@@ -166,7 +162,7 @@ def test_who_is_known_is_bounded() -> None:
 
 
 def test_replaced(world: World) -> None:
-    """Where another process answers, the one before is dead, freezes W, and is retired only late enough."""
+    """Where another process answers, the earlier one is dead, freezes W, and is retired only after the bound."""
     first = world.probe()
     world.return_probe(first, "s")
     before = datetime.now(UTC)
@@ -196,8 +192,8 @@ def test_refused(world: World) -> None:
     assert world.process().state is ProcessState.LIVE
     (shown,) = world.view().endpoints
     assert (shown.error, shown.failing_since is None) == ("timed out", False)
-    assert registry_processes.probe_failed(world.connection, world.probe(), "refused", refused=True) == "s"
-    assert registry_processes.probe_failed(world.connection, world.probe(), "refused", refused=True) is None
+    assert world.refused(world.probe()) == "s"
+    assert world.refused(world.probe()) is None
     assert (world.process().state, world.process().dead_why) == (ProcessState.DEAD, "refused")
     (again,) = world.view().endpoints
     assert (again.error, again.failing_since) == ("refused", shown.failing_since)
@@ -208,32 +204,32 @@ def test_refused(world: World) -> None:
 
 
 def test_a_refusal_that_is_older_than_an_echo(world: World) -> None:
-    """A probe that was refused before the next process came up does not bury that one."""
+    """A refusal from before the next process started does not declare that process dead."""
     world.return_probe(world.probe(), "s")
     refused = world.probe()
     world.return_probe(world.probe(), "t")
-    assert registry_processes.probe_failed(world.connection, refused, "refused", refused=True) is None
+    assert world.refused(refused) is None
     assert world.process("t").state is ProcessState.LIVE
 
 
 def test_one_of_two_addresses_refuses(world: World) -> None:
-    """A process that one of its addresses leads to no more lives as long as it is heard at the other, in every round;
-    that the other refuses, too, proves its death.
+    """A process that one of its addresses no longer reaches is alive as long as it echoes at the other; it is dead once
+    that refuses, too.
     """
     world.seen({URL: [HERE, THERE]})
     world.return_probe(world.probe(), "s")
     world.return_probe(world.probe(THERE), "s")
     for _ in range(3):
         there, here = world.probe(THERE), world.probe()
-        assert registry_processes.probe_failed(world.connection, here, "refused", refused=True) is None
+        assert world.refused(here) is None
         world.return_probe(there, "s")
     assert world.table.rows("SELECT FROM gaps") == []
     assert world.view().at == world.sent_at(there)
-    assert registry_processes.probe_failed(world.connection, world.probe(THERE), "refused", refused=True) == "s"
+    assert world.refused(world.probe(THERE)) == "s"
 
 
 def test_answers_of_another_kind(world: World) -> None:
-    """An answer that is no success says that somebody is there."""
+    """An answer that is no success shows that a process is there."""
     registry_processes.probe_failed(world.connection, world.probe(), "401", refused=False, answered=True)
     (shown,) = world.view().endpoints
     assert shown.answered_at is not None
@@ -241,23 +237,22 @@ def test_answers_of_another_kind(world: World) -> None:
 
 
 def test_an_address_that_is_left(world: World) -> None:
-    """Where the last process is retired, W goes on while connections are refused, and waits as soon as they are not."""
+    """Where the last process is retired, W moves while connections are refused, and stops as soon as they are not."""
     world.seen({URL: [HERE, THERE]})
     world.return_probe(world.probe(), "s")
     world.return_probe(world.probe(THERE), "t")
-    assert registry_processes.probe_failed(world.connection, world.probe(), "refused", refused=True) == "s"
-    assert registry_processes.retire_dead(
-        world.connection, world.pod, datetime.now(UTC), timedelta(), "reconciled"
-    ) == ["s"]
+    assert world.refused(world.probe()) == "s"
+    retired = registry_processes.retire_dead(world.connection, world.pod, datetime.now(UTC), timedelta(), "reconciled")
+    assert retired == ["s"]
     last = world.probe()
-    registry_processes.probe_failed(world.connection, last, "refused", refused=True)
+    world.refused(last)
     later = world.probe(THERE)
     world.return_probe(later, "t")
     assert world.view().at == world.sent_at(last)
     registry_processes.probe_failed(world.connection, world.probe(), "timed out", refused=False)
     world.answered()
     assert world.view().at == world.sent_at(last)
-    # Another is there now, and who answered before it was never heard: he may have taken what nobody knows of.
+    # Another process is there now, and the one that answered before never echoed: it may have accepted a push.
     new = world.probe()
     world.return_probe(new, "new")
     assert world.view().at == world.sent_at(last)
@@ -266,12 +261,10 @@ def test_an_address_that_is_left(world: World) -> None:
 
 
 def test_one_that_answers_and_is_never_echoed(world: World) -> None:
-    """W passes no probe that was answered and not echoed, whoever comes after, until a reconcile has seen what it left
-    (scenario 25).
-    """
+    """W passes no probe that was answered and not echoed until a reconcile, whatever echoes follow (scenario 25)."""
     world.return_probe(world.probe(), "s")
     refused = world.probe()
-    assert registry_processes.probe_failed(world.connection, refused, "refused", refused=True) == "s"
+    assert world.refused(refused) == "s"
     answered = world.answered()
     world.reconciled()
     assert world.process("s").state is ProcessState.RETIRED
@@ -329,7 +322,7 @@ def test_one_of_two_that_is_cut_off(world: World) -> None:
 
 
 def test_the_probe_under_way_costs_nothing(world: World) -> None:
-    """A probe that was answered, and whose echo is on its way, holds back neither W nor anything else."""
+    """A probe that was answered, and whose echo is on its way, delays neither W nor anything else."""
     for _ in range(3):
         nonce = world.answered()
         world.return_probe(nonce)
@@ -339,7 +332,7 @@ def test_the_probe_under_way_costs_nothing(world: World) -> None:
 
 
 def test_an_echo_that_is_there_before_the_answer(world: World) -> None:
-    """One copy of an echo says who answered, though the prober hears the answer later."""
+    """An echo that is applied before the answer is recorded counts as the answer's."""
     nonce = world.probe()
     world.apply(world.piece([world.echo(nonce)]))
     registry_processes.probe_answered(world.connection, nonce)
@@ -347,13 +340,13 @@ def test_an_echo_that_is_there_before_the_answer(world: World) -> None:
 
 
 def test_what_is_kept_of_probes_that_are_never_echoed(world: World) -> None:
-    """Of old probes that keep W from passing them the first and the newest stay, and may be heard late; for all others
-    stands one that cannot.
+    """Of old probes without an echo the first and the newest are kept, and can be echoed late; one row replaces all
+    others, and cannot.
     """
     world.return_probe(world.probe())
     sent = [world.answered() for _ in range(5)]
     there = [world.answered(THERE) for _ in range(2)]
-    world.connection.execute("UPDATE probes SET sent_at = sent_at - interval '25 hours' WHERE NOT echoed")
+    world.age_probes()
     assert registry_processes.forget_old_probes(world.connection) == 2
     (other,) = set(world.unechoed()) - set(sent) - set(there)
     assert world.unechoed() == [sent[0], other, sent[-1], *there]
@@ -365,8 +358,8 @@ def test_what_is_kept_of_probes_that_are_never_echoed(world: World) -> None:
 
 
 def test_a_late_echo_before_probes_that_were_forgotten(world: World) -> None:
-    """A late echo of the first probe that was never heard says nothing of another process that answered others, which
-    are too old to be kept one by one (scenario 25).
+    """A late echo of the first probe resolves nothing of another process that answered later probes, which are too old
+    to be kept one by one (scenario 25).
     """
     world.return_probe(world.probe(), "healthy")
     first = world.answered()
@@ -375,7 +368,7 @@ def test_a_late_echo_before_probes_that_were_forgotten(world: World) -> None:
     for _ in range(3):
         others.append(world.answered())
         world.return_probe(world.probe(), "healthy")
-    world.connection.execute("UPDATE probes SET sent_at = sent_at - interval '25 hours' WHERE NOT echoed")
+    world.age_probes()
     ((known,),) = world.table.rows("SELECT known_until FROM probes WHERE nonce = %s::uuid", (others[0],))
     world.answered()
     registry_processes.forget_old_probes(world.connection)
@@ -385,8 +378,8 @@ def test_a_late_echo_before_probes_that_were_forgotten(world: World) -> None:
         world.return_probe(nonce, "late")
     world.answered()
     assert world.view().at == known
-    # Nor may more that are forgotten later take it away.
-    world.connection.execute("UPDATE probes SET sent_at = sent_at - interval '25 hours' WHERE NOT echoed")
+    # Probes that are forgotten later do not change that.
+    world.age_probes()
     world.answered()
     registry_processes.forget_old_probes(world.connection)
     assert world.view().at == known
@@ -399,7 +392,7 @@ def test_a_late_echo_before_probes_that_were_forgotten(world: World) -> None:
 
 
 def test_a_reconcile_that_takes_more_than_a_day(world: World) -> None:
-    """A reconcile settles no probe that was sent after it began, though most of these are too old to be kept."""
+    """A reconcile resolves no probe that was sent after it began, even if most of these are too old to be kept."""
     world.return_probe(world.probe())
     unechoed = []
     for hours in (40, 30, 28, 26, 1):
@@ -419,16 +412,11 @@ def test_a_reconcile_that_takes_more_than_a_day(world: World) -> None:
 
 
 def test_one_for_all_was_answered_as_the_last_of_them(world: World) -> None:
-    """Of probes for which one stands the last that was answered need not be the last that was sent: by that one it is
-    resolved.
-    """
+    """The row that replaces several probes is resolved by the time of their last answer, not of the last one sent."""
     world.return_probe(world.probe())
     late = [world.answered() for _ in range(4)][1]
-    world.connection.execute("UPDATE probes SET sent_at = sent_at - interval '25 hours' WHERE NOT echoed")
-    world.connection.execute(
-        "UPDATE probes SET answered_at = sent_at WHERE NOT echoed AND nonce <> %s::uuid",
-        (late,),
-    )
+    world.age_probes()
+    world.connection.execute("UPDATE probes SET answered_at = sent_at WHERE NOT echoed AND nonce <> %s::uuid", (late,))
     assert registry_processes.forget_old_probes(world.connection) == 1
     registry_processes.resolve_unechoed(
         world.connection, world.pod, datetime.now(UTC) - timedelta(hours=2), timedelta()
@@ -437,12 +425,12 @@ def test_one_for_all_was_answered_as_the_last_of_them(world: World) -> None:
 
 
 def test_forgotten_where_nothing_was_known(world: World) -> None:
-    """If it was not known who was there as one of the forgotten probes was sent, W is not known."""
+    """W is unknown if the pod's processes were unknown when one of the forgotten probes was sent."""
     first = world.answered()
     world.answered()
     world.return_probe(world.probe())
     world.answered()
-    world.connection.execute("UPDATE probes SET sent_at = sent_at - interval '25 hours' WHERE NOT echoed")
+    world.age_probes()
     world.answered()
     assert registry_processes.forget_old_probes(world.connection) == 1
     world.return_probe(first)
@@ -452,10 +440,10 @@ def test_forgotten_where_nothing_was_known(world: World) -> None:
 
 
 def test_forgotten_while_an_echo_is_applied(world: World) -> None:
-    """A probe whose echo is being applied is not among those that are forgotten, and nobody waits for it."""
+    """A probe whose echo is being applied is not forgotten, and is not waited for."""
     world.return_probe(world.probe())
     sent = [world.answered() for _ in range(5)]
-    world.connection.execute("UPDATE probes SET sent_at = sent_at - interval '25 hours' WHERE NOT echoed")
+    world.age_probes()
     piece = world.piece([world.echo(sent[2])])
     with world.table.connect() as other:
         with other.transaction():
@@ -467,7 +455,7 @@ def test_forgotten_while_an_echo_is_applied(world: World) -> None:
 
 
 def test_what_a_name_leads_to_now_is_not_known(world: World) -> None:
-    """W does not pass the last time that a registry's name was looked up: who has come to it since is not known."""
+    """W does not pass the last time that a registry's name was looked up: later addresses are not known."""
     ((resolved_at,),) = world.table.rows("SELECT resolved_at FROM endpoints")
     nonce = world.probe()
     world.return_probe(nonce)
@@ -480,23 +468,21 @@ def test_what_a_name_leads_to_now_is_not_known(world: World) -> None:
 
 
 def test_a_look_up_that_was_overtaken(world: World) -> None:
-    """What a name led to some time ago says nothing of now, whoever tells it late: a scheduler that was stopped."""
+    """A look-up that is recorded late, by a delayed scheduler, does not replace a newer one."""
     asked_at = findings.now(world.connection)
     world.seen({URL: [HERE, THERE]})
     known = world.table.rows("SELECT address, resolved_at FROM endpoints ORDER BY address")
     assert {row[0] for row in known} == {HERE, THERE}
     registry_processes.endpoints_seen(world.connection, world.pod, {URL: [HERE, "10.0.0.3"]}, asked_at)
-    assert world.table.rows("SELECT address, resolved_at FROM endpoints ORDER BY address") == [
-        *known,
-        ("10.0.0.3", asked_at),
-    ]
+    now_known = world.table.rows("SELECT address, resolved_at FROM endpoints ORDER BY address")
+    assert now_known == [*known, ("10.0.0.3", asked_at)]
     waits = world.view(looked_up=False).waits_for
     assert [wait for wait in waits if THERE in wait]
     assert not [wait for wait in waits if "10.0.0.3" in wait]
 
 
 def test_a_clock_that_is_set_back(world: World) -> None:
-    """Where anything that W is made of is later than now, W is not known until probes come back anew."""
+    """While any time that W depends on is later than now, W is unknown until new probes come back."""
     world.return_probe(world.probe())
     assert world.view().at is not None
     world.connection.execute("UPDATE watermarks SET at = at + interval '2 hours' WHERE topic = %s", (DEAD_LETTERS,))
@@ -506,17 +492,17 @@ def test_a_clock_that_is_set_back(world: World) -> None:
 
 
 def test_probes_of_an_endpoint_that_is_gone(world: World) -> None:
-    """A probe whose address is not listed any more still says what its echo says of the process."""
+    """The echo of a probe whose address is no longer listed still counts for its process."""
     nonce = world.probe(THERE)
     registry_processes.probe_answered(world.connection, nonce)
-    assert registry_processes.probe_failed(world.connection, nonce, "x", refused=True) is None
+    assert world.refused(nonce) is None
     world.return_probe(nonce)
     assert world.process().at == world.sent_at(nonce)
     assert world.endpoint() == (None, None, False)
 
 
 def test_back_from_the_dead(world: World) -> None:
-    """A later echo revives a process that was believed dead or was retired; its address is then a shared one."""
+    """A later echo revives a process that was declared dead or retired; its address is then a shared one."""
     world.return_probe(world.probe(), "s")
     lagging = world.probe()
     world.return_probe(world.probe(), "t")
@@ -526,16 +512,12 @@ def test_back_from_the_dead(world: World) -> None:
     world.return_probe(world.probe(), "s")
     for name in "st":
         shown = world.process(name)
-        assert (shown.state, shown.dead_since, shown.retired_at, shown.retired_why) == (
-            ProcessState.LIVE,
-            None,
-            None,
-            None,
-        )
+        known = (shown.state, shown.dead_since, shown.retired_at, shown.retired_why)
+        assert known == (ProcessState.LIVE, None, None, None)
     process, _, shared = world.endpoint()
     assert (process, shared) == ("s", True)
     world.return_probe(world.probe(), "t")
-    registry_processes.probe_failed(world.connection, world.probe(), "refused", refused=True)
+    world.refused(world.probe())
     assert {world.process(name).state for name in "st"} == {ProcessState.LIVE}
 
 
@@ -550,7 +532,7 @@ def test_two_at_one_probe(world: World) -> None:
 
 
 def test_retired_by_an_operator(world: World) -> None:
-    """An operator retires a process with a reason, and its address is unlisted; one that speaks again counts again."""
+    """A process that an operator retires, with a reason, no longer counts until it echoes again."""
     world.return_probe(world.probe(), "s")
     world.seen({URL: [HERE, THERE]})
     nonce = world.probe(THERE)
@@ -569,8 +551,8 @@ def test_retired_by_an_operator(world: World) -> None:
 
 @pytest.mark.parametrize(("kind", "gaps"), [("link", [("retired",)]), ("relay", [])])
 def test_retired_with_what_it_had_not_reported(world: World, kind: str, gaps: list[tuple[str]]) -> None:
-    """What a process had not told when it was retired is a gap, which no reconcile settles that began too soon
-    (scenario 25). Without links to look at there is nothing to resolve it with.
+    """What a process had not reported when it was retired is a gap that a later reconcile resolves (scenario 25). Pods
+    whose links cannot be listed have none.
     """
     world.linked(kind)
     world.return_probe(world.probe())
@@ -587,8 +569,8 @@ def test_retired_with_what_it_had_not_reported(world: World, kind: str, gaps: li
 
 @pytest.mark.parametrize("kind", ["link", "relay"])
 def test_the_same_name_after_a_refusal(world: World, kind: str) -> None:
-    """A process that refused connections and is there again under its name may have lost what it had not told, which
-    is a gap, whoever has to resolve it (scenario 25); one that was only believed to be replaced has lost nothing.
+    """A process that refused connections and returns under its name may have lost events, which is a gap (scenario 25);
+    one that was only declared replaced has lost nothing.
     """
     world.linked(kind)
     world.return_probe(world.probe(), "s")
@@ -597,7 +579,7 @@ def test_the_same_name_after_a_refusal(world: World, kind: str) -> None:
     assert world.process("s").state is ProcessState.LIVE
     assert world.table.rows("SELECT reason FROM gaps") == []
     world.connection.execute("UPDATE endpoints SET shared = false")
-    assert registry_processes.probe_failed(world.connection, world.probe(), "refused", refused=True) == "s"
+    assert world.refused(world.probe()) == "s"
     before = datetime.now(UTC)
     world.return_probe(world.probe(), "s")
     assert world.process("s").state is ProcessState.LIVE
@@ -607,8 +589,8 @@ def test_the_same_name_after_a_refusal(world: World, kind: str) -> None:
 
 
 def test_one_that_may_have_been_paused(world: World) -> None:
-    """A process that is heard again after more than half the request bound may have been paused until then, also once
-    it is retired; one that is heard all the time was not, nor was a new one.
+    """A process that echoes again after more than half the request bound may have been paused until then, also once it
+    is retired; one that echoed all the time, or is new, was not.
     """
     for _ in range(2):
         world.return_probe(world.probe())
@@ -629,7 +611,7 @@ def test_one_that_may_have_been_paused(world: World) -> None:
 
 
 def test_where_names_lead(world: World) -> None:
-    """An address to which the name leads no more is not waited for; a URL that is not listed any more is forgotten."""
+    """W does not wait for an address that the name no longer resolves to, nor for a URL that is no longer listed."""
     world.return_probe(world.probe())
     known = world.view().at
     assert known is not None
@@ -648,7 +630,7 @@ def test_where_names_lead(world: World) -> None:
 
 
 def test_partitions_that_nobody_reads_yet(world: World) -> None:
-    """A partition that an echo tells of counts before any worker has begun it (scenario 25)."""
+    """A partition that an echo names counts before any worker has read it (scenario 25)."""
     world.return_probe(world.probe())
     assert world.view().at is not None
     pod, echo = world.echo(world.probe())
@@ -658,7 +640,7 @@ def test_partitions_that_nobody_reads_yet(world: World) -> None:
 
 
 def test_many_processes(world: World) -> None:
-    """Where more processes count than are read, W is not known; of retired ones the last are shown."""
+    """With more processes than the limit W is unknown; of retired ones the last are shown."""
     world.seen({URL: [HERE, THERE]})
     world.return_probe(world.probe(), "s")
     world.return_probe(world.probe(THERE), "t")
@@ -673,7 +655,7 @@ def test_many_processes(world: World) -> None:
 
 
 def test_a_pod_that_goes(world: World) -> None:
-    """With a pod goes all that was known of its processes; its echoes that come later are ignored."""
+    """Removing a pod deletes all rows of its processes; later echoes are ignored."""
     world.return_probe(world.probe())
     nonce = world.probe()
     world.connection.execute("DELETE FROM pod_prefixes WHERE pod_id = %s", (world.pod,))
@@ -686,7 +668,7 @@ def test_a_pod_that_goes(world: World) -> None:
 
 
 def test_a_pod_that_is_probed_while_it_goes(world: World) -> None:
-    """A pod that is given a probe while it is removed stays, and the operator is told to try again."""
+    """A pod that is probed while it is removed stays, and the removal is a conflict."""
     with world.table.connect() as other, ThreadPoolExecutor(1) as pool:
         with other.transaction():
             registry_processes.insert_probe(other, world.pod, URL, HERE)

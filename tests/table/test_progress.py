@@ -16,7 +16,7 @@ def gaps(table: Table) -> list[tuple[object, ...]]:
 
 
 def test_begun_and_moved(table: Table) -> None:
-    """A partition is begun where it was decided, and moved on from where it was seen."""
+    """A partition begins at the decided position, and moves on from the position that was read."""
     partition = (table.space, 3)
     begun, moved = Progress(4, None, "a"), Progress(9, 77, "b")
     assert progress.read(table.connection, [partition]) == {}
@@ -33,7 +33,7 @@ def test_gaps_concern_every_pod(table: Table) -> None:
 
 
 def test_moved_meanwhile(table: Table) -> None:
-    """What was decided on a position that is no more changes nothing: no position, no gap, no row."""
+    """A decision on an outdated position changes nothing."""
     partition, stands = (table.space, 0), Progress(10, 5, "a")
     target = Position(Progress(0, None, "b"), GAP)
     assert not progress.move(table.connection, partition, stands, target)
@@ -46,7 +46,7 @@ def test_moved_meanwhile(table: Table) -> None:
 
 
 def test_a_second_cut_is_as_open_as_the_first(table: Table) -> None:
-    """Of a pod in which such a gap is open no other is recorded; only a reconcile that begins later settles it."""
+    """A second cut adds no gap to a pod with an open one; only a reconcile that begins later resolves that."""
     assert progress.record_cut(table.connection, table.space) == 3
     before = resolved_from(table)
     between = table.rows("SELECT clock_timestamp()")[0]
@@ -57,7 +57,7 @@ def test_a_second_cut_is_as_open_as_the_first(table: Table) -> None:
 
 
 def test_a_gap_that_is_resolved_later_stays_so(table: Table) -> None:
-    """What somebody has begun may land until a time that is yet to come: another cut does not bring it nearer."""
+    """Another cut does not make a gap resolvable earlier."""
     table.connection.execute("DELETE FROM gaps")
     progress.record_cut(table.connection, table.space)
     table.connection.execute("UPDATE gaps SET resolves_from = now() + interval '1 hour'")
