@@ -1,7 +1,7 @@
-"""An API and a collector on one database: what a run does to blobs is what the API tells of them.
+"""An API and a collector on one database.
 
-Times have no length, and one pod is known, which has reported and whose links nobody has to look at, unless a test says
-otherwise (`World.known`). Not here: what must hold.
+Times have no length, and one pod is known, which has reported and needs no reconcile, unless a test changes that
+(`World.known`). Not here: what must hold.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the API says of blobs is what the sets of facts say, whichever way it finds it."""
+"""The API's figures of blobs equal those of plain sets, whichever way it counts them."""
 
 import pytest
 from hypothesis import given, settings
@@ -44,7 +44,7 @@ def test_counts_are_those_of_the_sets(api: Served, steps: list[tuple[str, int, i
 @settings(max_examples=10, database=None)
 @given(worlds())
 def test_hot_blobs_are_counted_as_exactly(api: Served, steps: list[tuple[str, int, int, object]]) -> None:
-    """A blob that too many need to be counted at once gets the same figures, in groups of any size."""
+    """A blob with too many references to be counted at once gets the same figures, in groups of any size."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blob_queries, "LIVE_LIMIT", 1)
         patch.setattr(hot_blobs, "HOT_GROUP", 2)
@@ -54,7 +54,7 @@ def test_hot_blobs_are_counted_as_exactly(api: Served, steps: list[tuple[str, in
 
 
 def test_a_question_counts_the_rarest_at_once(api: Served, facts: Facts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one question may cost is shared by its blobs, and those beyond it are counted as hot ones."""
+    """The blobs of one look-up share a cost limit, and those beyond it are counted as hot ones."""
     monkeypatch.setattr(blob_queries, "LIVE_TOTAL", 5)
     facts.manifest(0, ManifestKind.IMAGE, [10, 11])
     facts.manifest(1, ManifestKind.IMAGE, [10, 12])
@@ -65,7 +65,7 @@ def test_a_question_counts_the_rarest_at_once(api: Served, facts: Facts, monkeyp
 
 
 def test_a_pods_hot_blobs_are_not_counted(api: Served, facts: Facts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What everybody needs is among what a pod's repositories hold first: its page counts nothing."""
+    """The page of a pod's blobs counts none of its hot blobs."""
     monkeypatch.setattr(blob_queries, "LIVE_LIMIT", 1)
     counted: set[int] = set()
     count = hot_blobs.HotUsage._count
@@ -89,7 +89,7 @@ def test_a_pods_hot_blobs_are_not_counted(api: Served, facts: Facts, monkeypatch
 
 
 def test_unknown_digests_are_null_in_their_place(api: Served, facts: Facts) -> None:
-    """A look-up keeps the order of the question, answers null for what nobody spoke of, and twice if asked twice."""
+    """A look-up answers in the order of its digests, null for an unknown one, and twice for a repeated one."""
     known, unknown = facts.digest(1), f"sha256:{'0' * 64}"
     answer = api.ask("POST", "/v1/blobs/lookup", json={"digests": [unknown, known, unknown, known]})
     assert [item and item["digest"] for item in answer.json()["items"]] == [None, known, None, known]
@@ -97,7 +97,7 @@ def test_unknown_digests_are_null_in_their_place(api: Served, facts: Facts) -> N
 
 
 def test_a_lookup_has_a_limit(api: Served) -> None:
-    """A thousand digests are looked up at once, and not one more; none are none."""
+    """A look-up takes up to a thousand digests."""
     digests = [f"sha256:{n:064x}" for n in range(1001)]
     assert len(api.ask("POST", "/v1/blobs/lookup", json={"digests": digests[:1000]}).json()["items"]) == 1000
     assert api.ask("POST", "/v1/blobs/lookup", json={"digests": digests}).status_code == 400
@@ -107,7 +107,7 @@ def test_a_lookup_has_a_limit(api: Served) -> None:
 
 
 def test_an_unknown_size_is_null(api: Served, facts: Facts) -> None:
-    """A size that no registry has said is null, not a number."""
+    """A size that no registry has reported is null."""
     digest = facts.digest(1)
     api.db.execute("UPDATE blobs SET size = -1 WHERE digest = %s", (bytes.fromhex(digest[7:]),))
     assert api.get(f"/v1/blobs/{digest}").json()["size"] is None

@@ -1,4 +1,4 @@
-"""Pages put together are the whole list: nothing lost, nothing twice, also while rows are added between pages."""
+"""Pages put together are the whole list: each row once, also while rows are added between pages."""
 
 import pytest
 from hypothesis import given, settings
@@ -21,7 +21,7 @@ LIMITS = st.integers(1, 7)
 def test_references(
     api: Served, steps: list[tuple[str, int, int, object]], limit: int, walk: int, by_walk: bool
 ) -> None:
-    """All holdings of every blob are listed once with their kind, by the index and by the walk, short pages or not."""
+    """All holdings of every blob are listed once with their kind, by the index and by the walk, in pages of any size."""
     with pytest.MonkeyPatch.context() as patch:
         if by_walk:
             patch.setattr(reference_queries, "INDEX_LIMIT", 0)
@@ -40,7 +40,7 @@ def test_references(
 def test_references_while_holdings_are_added(
     api: Served, facts: Facts, monkeypatch: pytest.MonkeyPatch, by_walk: bool
 ) -> None:
-    """Holdings that were there at the first page are all listed once, whatever is added meanwhile."""
+    """Holdings that exist at the first page are each listed once while others are added."""
     if by_walk:
         monkeypatch.setattr(reference_queries, "INDEX_LIMIT", 0)
         monkeypatch.setattr(reference_queries, "WALK", 7)
@@ -72,7 +72,7 @@ def test_references_while_holdings_are_added(
 def test_blobs(
     api: Served, steps: list[tuple[str, int, int, object]], limit: int, walk: int, min_references: int
 ) -> None:
-    """Every order and filter gives exactly the blobs that match, also where a page looks at few rows."""
+    """Every order and filter lists exactly the blobs that match, also where a page reads few rows."""
     facts = Facts(api.db)
     build(facts, steps)
     mine = {facts.digest(blob): blob for blob in facts.blobs()}
@@ -112,7 +112,7 @@ def test_blobs(
 
 
 def test_ranking_is_kept(api: Served, facts: Facts) -> None:
-    """Every page of a ranking is of one reading, whose time it tells, also after counts have changed."""
+    """All pages of a ranking are of one reading and show its time, also after counts have changed."""
     facts.manifest(1, ManifestKind.IMAGE, [2, 3])
     first = api.get("/v1/blobs", sort="references", limit=1).json()
     facts.hold(facts.repository(0, "a"), 1)
@@ -122,7 +122,7 @@ def test_ranking_is_kept(api: Served, facts: Facts) -> None:
 
 
 def test_blobs_while_blobs_are_added(api: Served, facts: Facts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A walk over blobs with a filter loses and doubles none while others come."""
+    """A filtered list of blobs loses and repeats none while blobs are added."""
     monkeypatch.setattr(blob_queries, "WALK", 10)
     for blob in range(40):
         facts.digest(blob)
@@ -143,7 +143,7 @@ def test_blobs_while_blobs_are_added(api: Served, facts: Facts, monkeypatch: pyt
 @settings(max_examples=10, database=None)
 @given(st.sets(st.from_regex(r"[ab](/[ab]|-[ab]|[ab]){0,3}", fullmatch=True), max_size=12), LIMITS)
 def test_repositories(api: Served, names: set[str], limit: int) -> None:
-    """Repositories come in the order of their names' bytes; a prefix is a path's, and a pod has those of its own."""
+    """Repositories are listed in the order of their names' bytes, by path prefix and by pod."""
     facts = Facts(api.db)
     mine = sorted(facts.repository(n % 2, name) for n, name in enumerate(sorted(names)))
     listed = [item["name"] for item in api.pages("/v1/repositories", limit=limit * 20)]
@@ -164,7 +164,7 @@ def test_repositories(api: Served, names: set[str], limit: int) -> None:
 @settings(max_examples=4, database=None)
 @given(LIMITS)
 def test_pods_and_dead_letters(api: Served, limit: int) -> None:
-    """Pods come by name, dead letters by age; a pod's filter and `resolved` choose exactly."""
+    """Pods are listed by name and dead letters by age, filtered by pod and `resolved`."""
     facts = Facts(api.db, pods=3)
     names = [item["name"] for item in api.pages("/v1/pods", limit=limit)]
     assert names == sorted(names)
@@ -202,7 +202,7 @@ def page(api: Served, path: str) -> Json:
 
 
 def test_cursors_that_are_not_ours(api: Served, facts: Facts) -> None:
-    """A cursor that is malformed or of another list is refused with 400, never misread."""
+    """A cursor that is malformed or of another list is refused with 400."""
     facts.digest(1), facts.digest(2)
     for path, cursor in malformed(api):
         answer = api.get(path, cursor=cursor)

@@ -57,7 +57,7 @@ class Tokens(NamedTuple):
 
 
 def described(issuer: Issuer, /, **others: str) -> dict[str, str]:
-    """What is registered of an issuer."""
+    """How the API describes an issuer."""
     known = issuer.registered()
     return {"url": known.url, "issuer": known.issuer, "service": known.service, "keys": known.keys} | others
 
@@ -91,7 +91,7 @@ def tokens(running: Tokens) -> Iterator[Tokens]:
 
 
 def test_get(tokens: Tokens) -> None:
-    """Scopes in several parameters, or in one, are granted by the issuers of their pods in one token."""
+    """Scopes in several parameters or in one are granted by the issuers of their pods in one token."""
     for scopes in ([APP, BASE], [f"{APP} {BASE}"]):
         answer = tokens.get(service=AUDIENCE, scope=scopes, account="alice", client_id="docker", offline_token="true")
         assert tokens.granted(answer) == {"team-a/app": ["pull", "push"], "team-b/base": ["pull"]}
@@ -116,7 +116,7 @@ def test_post(tokens: Tokens) -> None:
 
 
 def test_log_in(tokens: Tokens) -> None:
-    """Nothing asked: 200 with a token that grants nothing; wrong credentials: 401 with a challenge."""
+    """A login without scopes gets a token that grants nothing; wrong credentials get 401 with a challenge."""
     assert tokens.granted(tokens.get(service=AUDIENCE)) == {}
     for answer in (
         tokens.get(basic("alice", "wrong"), service=AUDIENCE),
@@ -143,7 +143,7 @@ def test_log_in(tokens: Tokens) -> None:
     ],
 )
 def test_what_cannot_be_meant(tokens: Tokens, query: dict[str, Any]) -> None:
-    """400 in a sentence that says what to do, and nobody is asked."""
+    """A malformed query is refused with 400 and a sentence, and no issuer is called."""
     answer = tokens.get(**query)
     assert answer.status_code == 400
     assert answer.json()["detail"]
@@ -161,7 +161,7 @@ def test_what_cannot_be_meant(tokens: Tokens, query: dict[str, Any]) -> None:
     ],
 )
 def test_forms_that_cannot_be_meant(tokens: Tokens, form: dict[str, str]) -> None:
-    """The same of a form."""
+    """A malformed form is refused, and no issuer is called."""
     assert tokens.post(**form).status_code == 400
     assert tokens.api.client.post("/jwt/auth", content=b"\xff" * 100).status_code == 400
     assert tokens.api.client.post("/jwt/auth", content=b"x" * 300_000).status_code == 413
@@ -169,7 +169,7 @@ def test_forms_that_cannot_be_meant(tokens: Tokens, form: dict[str, str]) -> Non
 
 
 def test_a_password_in_other_case() -> None:
-    """Which bytes a password is of is for its issuer to know; a user's name is shown to issuers as text."""
+    """A password's bytes reach the issuer unchanged; a user's name must be valid text."""
     sent = "Basic " + base64.b64encode("alice:gr\u00fc\u00dfe".encode("latin-1")).decode()
     known = token_service._basic(sent)
     assert (known.username, known.authorization) == ("alice", sent)
@@ -178,7 +178,7 @@ def test_a_password_in_other_case() -> None:
 
 
 def test_nothing_of_credentials_is_reported(tokens: Tokens, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever comes of a request, neither the answer nor a log line has a credential in it."""
+    """No answer and no log line contains a credential."""
     caplog.set_level(logging.DEBUG)
     wrong = "another-secret-in-plain-sight"
     answers = [
@@ -195,7 +195,7 @@ def test_nothing_of_credentials_is_reported(tokens: Tokens, caplog: pytest.LogCa
 
 
 def test_pods_show_their_issuers(tokens: Tokens) -> None:
-    """All but the keys themselves is shown; they are changed and taken away, and what is wrong is refused."""
+    """A pod shows its issuer without the keys; an issuer is changed and removed, and a malformed one is refused."""
     shown = tokens.api.get("/v1/pods/pod-a").json()["token_issuer"]
     known = tokens.one.registered()
     assert shown == {
@@ -234,7 +234,7 @@ def test_pods_show_their_issuers(tokens: Tokens) -> None:
 
 @pytest.mark.lengthy
 def test_an_issuer_that_is_taken_away(tokens: Tokens) -> None:
-    """Within seconds nothing is granted on its pod's repositories, and with it again everything is."""
+    """Without its issuer a pod's repositories are granted to no one within seconds, and with it again they are."""
     assert tokens.api.ask("DELETE", "/v1/pods/pod-b/token-issuer").status_code == 204
     eventually(
         lambda: tokens.granted(tokens.get(scope=[APP, BASE])) == {"team-a/app": ["pull", "push"]},
@@ -290,7 +290,7 @@ def test_metrics(tokens: Tokens) -> None:
 
 
 def test_off(api: Served) -> None:
-    """Without a key to sign with there is no such place."""
+    """Without a key to sign with, the token service answers 404."""
     for path in ("/jwt/auth?scope=x", "/.well-known/jwks.json"):
         assert api.client.get(path).status_code == 404
     answer = api.client.post("/jwt/auth", data={"grant_type": "password"})
@@ -298,7 +298,7 @@ def test_off(api: Served) -> None:
 
 
 def test_keys_need_names(tmp_path: Path) -> None:
-    """Keys without the names that tokens carry are refused with the settings that are missing."""
+    """Signing keys without an issuer or audience are refused with the missing settings."""
     file = tmp_path / "keys.pem"
     file.write_bytes(forge.private_pem(ec_key(50)))
     settings = build({"jwt_signing_keys": str(file)})
@@ -319,7 +319,7 @@ def test_keys_need_names(tmp_path: Path) -> None:
 
 
 def test_rights_of_a_mount() -> None:
-    """Who wants a mount has the rights of the bearer token, if it is believed, and else none at all."""
+    """A mount has the rights of a trusted bearer token, and none without one."""
     trusted = parse_trusted(forge.public_pem(rsa_key(0)))
     verifier = TokenVerifier(lambda: trusted, issuer=forge.ISSUER, audience=forge.AUDIENCE)
     may = compose_api.rights(build({}), verifier)
