@@ -21,7 +21,7 @@ LIMITS = st.integers(1, 7)
 def test_references(
     api: Served, steps: list[tuple[str, int, int, object]], limit: int, walk: int, by_walk: bool
 ) -> None:
-    """All holdings of every blob are listed once with their kind, by the index and by the walk, in pages of any size."""
+    """All holdings of every blob are listed once with their kind, by the index and by the walk, in any pages."""
     with pytest.MonkeyPatch.context() as patch:
         if by_walk:
             patch.setattr(reference_queries, "INDEX_LIMIT", 0)

@@ -92,7 +92,7 @@ def test_an_answer_since_now_is_of_a_call_that_began_afterwards() -> None:
 
 
 def test_an_error_is_shared_by_those_who_wait_for_the_next_call() -> None:
-    """Callers that wait for the next call share the error of the one under way, and do not wait for a second timeout."""
+    """Callers that wait for the next call share the error of the current one, and wait for no second timeout."""
     go, calls = threading.Event(), []
 
     def ask() -> int:

@@ -65,16 +65,16 @@ class Command(NamedTuple):
 
     def program(self, *arguments: str, **settings: str) -> Done:
         """Run it as a program of its own."""
-        done = subprocess.run(
-            [sys.executable, "-m", "coordinator.cli", *arguments],
-            cwd=self.directory,
-            env=program_environment(self.environment | settings),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
+        environment = program_environment(self.environment | settings)
+        return python(self.directory, "-m", "coordinator.cli", *arguments, env=environment)
+
+
+def python(directory: Path, *arguments: str, **options: Any) -> Done:
+    """Run Python in a directory, without the tester's own settings unless `env` has them."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    given = streams | {"cwd": directory, "env": program_environment({}), "text": True, "timeout": 60} | options
+    done = subprocess.run([sys.executable, *arguments], check=False, **given)
+    return Done(done.returncode, done.stdout or "", done.stderr)
 
 
 def program_environment(settings: Mapping[str, str]) -> dict[str, str]:
@@ -84,7 +84,7 @@ def program_environment(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """One that no outgoing connection gets, while nobody listens there between two runs."""
+    """A port that no outgoing connection gets, so that it is free between two runs."""
     return Ports(Path("nothing-is-remembered"), "127.0.0.1").take("up")
 
 

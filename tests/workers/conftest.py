@@ -17,6 +17,7 @@ from coordinator.stack.supervisor import StackEndpoints
 from tests.conftest import temporary_directory
 from tests.services.apache_kafka import ApacheKafka
 from tests.services.databases import Databases
+from tests.services.s3 import s3_settings
 from tests.workers.harness import Log, Maker, Place, Table
 from tests.workers.services import Broker, Database
 
@@ -58,10 +59,6 @@ def database(guard: Guard) -> Iterator[Database]:
 
 def place_of(services: StackEndpoints, database: str, bootstrap: str) -> Place:
     """Settings under which every delete that is newer than its push is certain."""
-    assert services.s3_endpoint_url is not None
-    assert services.s3_bucket is not None
-    assert services.s3_access_key is not None
-    assert services.s3_secret_key is not None
     return Place(
         {
             "database_url": database,
@@ -69,14 +66,11 @@ def place_of(services: StackEndpoints, database: str, bootstrap: str) -> Place:
             "kafka_partitions": "4",
             # A test publishes once, however busy the machine is.
             "ingest_timeout": "60s",
-            "s3_endpoint_url": services.s3_endpoint_url,
-            "s3_bucket": services.s3_bucket,
             "s3_root": f"root-{next(_numbers)}",
-            "s3_access_key": services.s3_access_key,
-            "s3_secret_key": services.s3_secret_key,
             "safety_clock_skew": "0s",
             "unsafe_times": "true",
         }
+        | s3_settings(services)
     )
 
 

@@ -201,7 +201,7 @@ class Log:
         self.forget()
 
     def forget(self) -> None:
-        """Connect anew at the next question: the broker was away."""
+        """Connect anew at the next call: the broker was away."""
         if self._consumer is not None:
             self._consumer.close()
             self._consumer = None
@@ -237,25 +237,16 @@ class Log:
         partition: int | None = None,
         timestamp_ms: int | None = None,
     ) -> None:
-        producer = KafkaProducer(bootstrap_servers=self._bootstrap, acks="all", max_request_size=16 * 1024 * 1024)
-        try:
-            sent = [
-                producer.send(topic, key=key, value=value, partition=partition, timestamp_ms=timestamp_ms)
-                for value in values
-            ]
-            for each in sent:
-                each.get(timeout=DEADLINE)
-        finally:
-            producer.close(timeout=DEADLINE)
+        self._send(topic, ((key, value) for value in values), partition=partition, timestamp_ms=timestamp_ms)
 
     def write_events(self, events: Sequence[RegistryEvent], *, partition: int | None = None) -> None:
         """Write events as a pod with Kafka credentials of its own does."""
-        producer = KafkaProducer(bootstrap_servers=self._bootstrap, acks="all")
+        self._send(EVENTS, ((key_of(event), encoded(event)) for event in events), partition=partition)
+
+    def _send(self, topic: str, records: Iterable[tuple[bytes | None, bytes]], **where: int | None) -> None:
+        producer = KafkaProducer(bootstrap_servers=self._bootstrap, acks="all", max_request_size=16 * 1024 * 1024)
         try:
-            sent = [
-                producer.send(EVENTS, key=key_of(event), value=encoded(event), partition=partition) for event in events
-            ]
-            for each in sent:
+            for each in [producer.send(topic, key=key, value=value, **where) for key, value in records]:
                 each.get(timeout=DEADLINE)
         finally:
             producer.close(timeout=DEADLINE)
@@ -340,17 +331,20 @@ class Table:
     def __init__(self, url: str) -> None:
         self.url = url
 
+    def connect(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(self.url, autocommit=True, connect_timeout=CONNECT_S)
+
     def rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self.url, autocommit=True, connect_timeout=CONNECT_S) as connection:
+        with self.connect() as connection:
             return connection.execute(statement, parameters).fetchall()
 
     def do(self, statement: str, *parameters: object) -> None:
-        with psycopg.connect(self.url, autocommit=True, connect_timeout=CONNECT_S) as connection:
+        with self.connect() as connection:
             connection.execute(statement, parameters)
 
     def add_pods(self, pods: Collection[str] = PODS) -> None:
-        """Register pods by name. Nobody looks at their links."""
-        with psycopg.connect(self.url, autocommit=True, connect_timeout=CONNECT_S) as connection:
+        """Register pods by name. No reconcile reads their links."""
+        with self.connect() as connection:
             for pod in pods:
                 add_pod(connection, pod, linker="relay")
 
@@ -482,6 +476,13 @@ class Maker:
 def digest_of(text: str) -> str:
     """A digest that stands for some content."""
     return f"sha256:{text.encode().hex():0<64.64}"
+
+
+def apply_events(place: Place, table: Table, log: Log, events: Sequence[RegistryEvent], **where: int) -> None:
+    """Write events, and run a worker until it has applied them."""
+    with worker(place):
+        log.write_events(events, **where)
+        table.applied(log)
 
 
 def assert_all_applied(table: Table, maker: Maker) -> None:

@@ -69,7 +69,7 @@ def gap_for_each_pod(reason: str, start: int, end: int | None = None) -> list[tu
 def test_a_broker_that_is_restarted_is_read_on(
     place: Place, table: Table, log: Log, broker: Broker, maker: Maker
 ) -> None:
-    """After a clean restart of the broker the worker goes on, and nothing is a gap."""
+    """After a clean restart of the broker the worker continues, without a gap."""
     with worker(place):
         log.write_events(pushes(maker, "before", 5))
         table.applied(log)
@@ -164,7 +164,7 @@ def test_a_topic_made_anew_is_a_gap_to_a_worker_that_runs(
 
 
 def test_a_topic_made_anew_is_a_gap_to_a_worker_that_starts(place: Place, table: Table, log: Log, maker: Maker) -> None:
-    """The same while no worker runs."""
+    """A new topic of the same name is a gap to a worker that starts later."""
     log.write_events(pushes(maker, "old", 5), partition=0)
     with worker(place):
         table.applied(log)
@@ -178,7 +178,7 @@ def test_a_topic_made_anew_is_a_gap_to_a_worker_that_starts(place: Place, table:
 
 
 def test_records_removed_before_they_were_applied_are_a_gap(place: Place, table: Table, log: Log, maker: Maker) -> None:
-    """Retention that was faster than the workers: the gap says which offsets are lost."""
+    """Records that retention removed before they were applied are a gap with their offsets."""
     log.write_events(pushes(maker, "seen", 3), partition=0)
     with worker(place):
         table.applied(log)
@@ -195,7 +195,7 @@ def test_records_removed_before_they_were_applied_are_a_gap(place: Place, table:
 def test_records_removed_under_a_worker_that_runs_are_a_gap(
     place: Place, table: Table, log: Log, maker: Maker, tmp_path: Path
 ) -> None:
-    """A worker that was held up for so long that retention overtook it notices when it goes on."""
+    """A paused worker that retention overtakes notices when it continues."""
     with Child(place, tmp_path / "worker.log") as child:
         log.write_events(pushes(maker, "seen", 3), partition=0)
         table.applied(log)

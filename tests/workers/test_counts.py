@@ -50,7 +50,7 @@ def interleaved(outcomes: Sequence[Outcome], chance: random.Random) -> list[Outc
 
 
 def test_captured_notifications_come_to_the_oracles_counts(place: Place, table: Table, log: Log) -> None:
-    """All that real registries sent, through ingest's rules and the broker, gives the counts of plain sets."""
+    """All captured notifications, through ingest and the broker, give the counts of plain sets."""
     outcomes = captured()
     with worker(place):
         publish(place.settings(), outcomes)
@@ -95,7 +95,7 @@ def test_the_order_between_repositories_does_not_matter(
 
 
 class Reader:
-    """Looks at the counts again and again while something else happens."""
+    """Reads the counts repeatedly while something else happens."""
 
     def __init__(self, table: Table) -> None:
         self._table = table

@@ -51,7 +51,7 @@ def shared_by(place: Place, members: int) -> bool:
 def test_two_workers_share_partitions_and_one_may_be_paused(
     place: Place, table: Table, log: Log, maker: Maker, tmp_path: Path
 ) -> None:
-    """A worker that is stopped until its partitions have moved changes nothing when it wakes up with old batches."""
+    """A worker that is paused until its partitions have moved changes nothing when it continues."""
     with ExitStack() as stack:
         first, second = (
             stack.enter_context(Child(place.but(worker_batch="50"), tmp_path / f"{number}.log")) for number in (1, 2)
@@ -78,7 +78,7 @@ def test_two_workers_share_partitions_and_one_may_be_paused(
 def test_markers_of_transactions_are_no_gap_and_stop_nothing(
     place: Place, table: Table, log: Log, maker: Maker
 ) -> None:
-    """A pod may write in transactions: their markers take offsets without being records."""
+    """The markers of transactions take offsets without being records, and are no gap."""
     producer = KafkaProducer(bootstrap_servers=place.values["kafka_bootstrap"], transactional_id="pod-a")
     try:
         producer.init_transactions()
@@ -128,7 +128,7 @@ def test_what_a_transaction_aborted_was_never_published(place: Place, table: Tab
 def test_a_topic_made_anew_is_a_gap_to_a_worker_that_runs(
     place: Place, table: Table, log: Log, maker: Maker, tmp_path: Path, more: int
 ) -> None:
-    """Kafka's topic ids tell one topic from another of its name, whatever their lengths and what was read."""
+    """A new topic of the same name is a gap to a running worker, whatever its length."""
     log.write_events(blobs(maker, "old", 5), partition=0)
     children = [Child(place, tmp_path / "worker.log")]
     try:
@@ -156,7 +156,7 @@ def test_a_topic_made_anew_is_a_gap_to_a_worker_that_runs(
 
 
 def test_a_topic_made_anew_is_a_gap_to_a_worker_that_starts(place: Place, table: Table, log: Log, maker: Maker) -> None:
-    """The same while no worker runs."""
+    """A new topic of the same name is a gap to a worker that starts later."""
     log.write_events(blobs(maker, "old", 5), partition=0)
     with worker(place):
         table.applied(log)
@@ -170,7 +170,7 @@ def test_a_topic_made_anew_is_a_gap_to_a_worker_that_starts(place: Place, table:
 
 
 def test_records_removed_before_they_were_applied_are_a_gap(place: Place, table: Table, log: Log, maker: Maker) -> None:
-    """Retention that was faster than the workers: the gap says which offsets are lost."""
+    """Records that retention removed before they were applied are a gap with their offsets."""
     log.write_events(blobs(maker, "seen", 3), partition=0)
     with worker(place):
         table.applied(log)

@@ -1,4 +1,4 @@
-"""`python -m workers.scheduler`: one works, the other goes on when that one is gone, and each ends when told to."""
+"""`python -m workers.scheduler`: one works, another takes over when that one is gone, and each ends on a signal."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_it_ends_while_something_hangs(scheduled: Place, table: Table, tmp_path:
 
 @pytest.mark.lengthy
 def test_it_needs_a_database(tmp_path: Path) -> None:
-    """Without a database it says which setting is missing; half a login is told too."""
+    """Without a database, or with half a login, it ends and names the missing setting."""
     with Scheduler(Place({}), tmp_path / "none.log") as scheduler:
         assert scheduler.wait() != 0
         assert "BALEEN_DATABASE_URL" in scheduler.log()
@@ -123,7 +123,7 @@ def test_it_needs_a_database(tmp_path: Path) -> None:
 
 @pytest.mark.lengthy
 def test_it_waits_for_the_database(tmp_path: Path) -> None:
-    """While the database is away it tries again, and still ends when told to."""
+    """While the database is away it retries, and still ends on a signal."""
     away = {"database_url": "postgresql://127.0.0.1:9/x", "kafka_bootstrap": UNKNOWN_BROKER, "s3_bucket": "none"}
     place = Place({**away, "probe_every": "100ms"})
     with Scheduler(place, tmp_path / "log") as scheduler:
