@@ -1,4 +1,4 @@
-"""Of whom a doctor's findings are: who comes, or comes back, after a visit holds garbage collection until the next."""
+"""A process that comes, or comes back, after a doctor's visit blocks GC until the next visit."""
 
 from collections.abc import Callable
 from datetime import timedelta

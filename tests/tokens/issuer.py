@@ -17,7 +17,7 @@ Rights = Mapping[str, set[str]]
 
 
 class Request(NamedTuple):
-    """What an issuer was asked."""
+    """A request to an issuer."""
 
     method: str
     user: str | None
@@ -37,7 +37,7 @@ class Reply(NamedTuple):
 
 
 class Issuer(HTTPServer):
-    """Grants its users what they may of what they ask. `reply`, if set, answers in its stead."""
+    """Grants its users their rights among the requested ones. `reply`, if set, answers instead."""
 
     def __init__(self, name: str, key: Private, users: Mapping[str, str], rights: Rights) -> None:
         self.name = name
@@ -53,7 +53,7 @@ class Issuer(HTTPServer):
         self.url = f"{self.address}/jwt/auth"
 
     def registered(self, keys: bytes | None = None) -> TokenIssuer:
-        """What a pod says of it."""
+        """The issuer as a pod registers it."""
         return TokenIssuer(self.url, self.name, self.service, (keys or forge.public_pem(self.key)).decode())
 
     def granted(self, scopes: list[str]) -> list[dict[str, Any]]:
