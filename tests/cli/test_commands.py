@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -172,22 +171,10 @@ def test_a_registry_by_another_name(api: Served, baleen: Command, facts: Facts) 
         assert baleen("pods", "set-registries", other, "--registry", registry.url, "--no-check").code == 0
 
 
-class Forbidding(Handler):
-    """Answers 403 to everything, as stores do, with these headers."""
-
-    headers_sent: Mapping[str, str] = {}
-
-    def do_GET(self) -> None:
-        self.send_response(403)
-        for name, value in {"Content-Length": "0", **self.headers_sent}.items():
-            self.send_header(name, value)
-        self.end_headers()
-
-
 @pytest.mark.parametrize("header", ["WWW-Authenticate", "Docker-Distribution-Api-Version", "Server"])
 def test_a_server_that_answers_403(baleen: Command, facts: Facts, header: str) -> None:
     """A 403 is taken for a registry that requires a login only if it has a registry's headers."""
-    handler = type("Forbidding", (Forbidding,), {"headers_sent": {header: "x"}})
+    handler = type("Forbidding", (Handler,), {"do_GET": lambda self: self.reply(403, headers={header: "x"})})
     with HTTPServer(handler) as server:
         done = baleen("pods", "set-registries", facts.pods[0], "--registry", server.address)
     if header == "Server":
@@ -428,23 +415,17 @@ def test_errors_are_one_sentence(
 @pytest.mark.parametrize("message", ["<html>", "", "[]", "[" * 100_000])
 def test_another_server_answers(bare: Command, message: str) -> None:
     """A server at BALEEN_URL that answers 200 and is not Baleen is reported as that."""
-    handler = type("Portal", (Portal,), {"message": message.encode()})
-    with HTTPServer(handler) as server:
+
+    class Portal(Handler):
+        def do_GET(self) -> None:
+            self.reply(200, message.encode())
+
+        do_PUT = do_GET
+
+    with HTTPServer(Portal) as server:
         for arguments in (["status"], ["gc", "off", "--why", "an incident"]):
             done = bare(*arguments, url=server.address, token="x")
             assert "but not as Baleen does: check BALEEN_URL" in errs(done, 1)
-
-
-class Portal(Handler):
-    message = b""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.message)))
-        self.end_headers()
-        self.wfile.write(self.message)
-
-    do_PUT = do_GET
 
 
 @pytest.mark.parametrize(

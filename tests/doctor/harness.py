@@ -1,4 +1,4 @@
-"""Patients: registries that are as they should be, and such that are not, in one respect each.
+"""Patients: registries without a fault, and with one fault each.
 
 Route: `Clinic` (a `baleen up` on a store with users) -> `admit` (a pod and its registry processes) -> `examine`, by the
 doctor in this process -> what was found, and what is left in the bucket and the table.
@@ -41,7 +41,7 @@ PROBES = "/baleen-probe/"
 
 
 class Clinic:
-    """A running Baleen whose settings name a store with users."""
+    """A running Baleen on a store with users."""
 
     def __init__(self, baleen: Baleen, store: Store, directory: Path, children: Children) -> None:
         self.baleen = baleen
@@ -184,7 +184,7 @@ class Clinic:
     # What is left
 
     def everything(self) -> tuple[set[tuple[str, str]], dict[str, list[tuple[Any, ...]]]]:
-        """All that bucket and table have, but for what the prober keeps there."""
+        """All that bucket and table have, except the prober's image."""
         image = known_image()
         digests = [image.digest, *(blob.digest for blob in image.blobs)]
         probed = [digest.partition(":")[2] for digest in digests]
@@ -276,14 +276,14 @@ def model(
 
 
 class StoreOfPod(S3ObjectStore):
-    """The store as a registry has it, which may not ask for the bucket as a whole, and does not."""
+    """The store as a registry uses it, which may not read the bucket as a whole."""
 
     def check(self) -> None:
         pass
 
 
 class CachingStorage(ModelStorage):
-    """Looks for a blob once, and believes for ever that it is there."""
+    """Looks for a blob once, and never again."""
 
     def __init__(self, store: S3ObjectStore) -> None:
         super().__init__(store)
@@ -296,7 +296,7 @@ class CachingStorage(ModelStorage):
 
 
 def without(action: str, media_type: str | None = None) -> Wrap:
-    """Events of an action, if so asked of one media type, are not sent."""
+    """Do not send events of an action, or those of one media type."""
 
     def wrap(emit: Emit) -> Emit:
         def emit_some(done: str, target: dict[str, Any], request: dict[str, str]) -> None:
@@ -309,7 +309,7 @@ def without(action: str, media_type: str | None = None) -> Wrap:
 
 
 def without_references(media_type: str | None = None) -> Wrap:
-    """Events, if so asked those of one media type, do not say what a manifest lists."""
+    """Send events, or those of one media type, without the references of manifests."""
 
     def wrap(emit: Emit) -> Emit:
         def emit_less(action: str, target: dict[str, Any], request: dict[str, str]) -> None:
@@ -323,7 +323,7 @@ def without_references(media_type: str | None = None) -> Wrap:
 
 
 def swapping(emit: Emit) -> Emit:
-    """The first push to a scratch repository is told after what comes next."""
+    """Report the first push to a scratch repository after the next one."""
     waiting: list[tuple[str, dict[str, Any], dict[str, str]]] = []
     swapped = False
 

@@ -28,7 +28,7 @@ def world(fresh: Table) -> World:
 
 
 def visit(world: World, meanwhile: Callable[[], None] = lambda: None, result: Result = Result.PROVED) -> set[str]:
-    """A doctor's visit that finds this out of everything; return of whom."""
+    """Visit the pod and find this result of every check; return the processes that were visited."""
     pod: ExaminedPod = findings.examined(world.connection, POD)
     meanwhile()
     with findings.concluding(world.connection, pod) as counting:
@@ -37,19 +37,19 @@ def visit(world: World, meanwhile: Callable[[], None] = lambda: None, result: Re
 
 
 def held(world: World) -> list[str]:
-    """What doctors say against collecting for the pod."""
+    """The reasons of the doctor that block GC for the pod."""
     with temporary_engine(world.table.url, name="test") as engine, reading(engine) as connection:
         truth = pods.truths(connection, SILENCE, timedelta(hours=1))[POD]
     return [reason for reason in truth.reasons(POD) if reason.startswith("doctor")]
 
 
 def refuse(world: World, instance: str = "s") -> None:
-    """Its address refuses a connection: it is believed dead."""
+    """Let the pod's address refuse a connection, so that its process is dead."""
     assert processes.probe_failed(world.connection, world.probe(), "refused", refused=True) == instance
 
 
 def test_first_echo_after_the_visit(world: World) -> None:
-    """A process that is first heard after a visit was not examined, until the next visit, whatever clocks say."""
+    """A process that is first heard after a visit blocks GC until the next visit, whatever clocks show."""
     world.return_probe(world.probe(), "s")
     assert visit(world) == {"s"}
     world.connection.execute("UPDATE findings SET found_at = found_at + interval '1 hour'")
@@ -90,7 +90,7 @@ def test_retired_at_the_visit(world: World) -> None:
 
 
 def test_restarted_under_the_same_name(world: World) -> None:
-    """A process that refused connections and is there again may be configured in another way than at the visit."""
+    """A process that refused connections and is back may have another configuration than at the visit."""
     world.return_probe(world.probe(), "s")
     assert visit(world) == {"s"}
     refuse(world)
@@ -136,7 +136,7 @@ def test_found_during_the_visit(world: World) -> None:
 
 
 def test_still_there(world: World) -> None:
-    """Echoes, a death and a retirement of those that a visit was of say nothing against it."""
+    """Echoes, a death and a retirement of visited processes block nothing."""
     world.return_probe(world.probe(), "s")
     assert visit(world) == {"s"}
     world.return_probe(world.probe(), "s")
@@ -147,7 +147,7 @@ def test_still_there(world: World) -> None:
 
 
 def test_a_visit_that_ends_while_it_is_asked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an earlier visit has proved does not count for whom only the next one met, and refuted it."""
+    """An earlier visit's proof does not count for a process that only the next one visited."""
     read = pods._findings
 
     def and_then_a_visit_ends(connection: Any) -> Any:
@@ -184,8 +184,8 @@ def test_who_is_examined_without_an_operator(world: World) -> None:
 
 
 def test_a_visit_without_an_operator(world: World) -> None:
-    """Where it proves too little it changes no finding and examines nobody, and the hold says what it came to; else its
-    findings count, and those of the key stay.
+    """A scheduler's visit that proves too little changes no finding; otherwise its findings count, and those of the
+    key stay.
     """
     world.return_probe(world.probe(), "s")
     visit(world)

@@ -1,4 +1,4 @@
-"""A mount's reference in the table, against blobs in every state and a collection that goes on beside it."""
+"""A mount's reference in the table, with blobs in every state and garbage collection beside it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def counted(garbage: Garbage, name: str) -> tuple[int, int, bool]:
 
 
 def test_a_live_blob(garbage: Garbage) -> None:
-    """A link more, once however often it is asked for; who mounted it is told."""
+    """A mount adds one link, however often it is repeated, and is recorded."""
     garbage.pushed("m", "l")
     assert reserve(garbage, "l").is_new
     assert not reserve(garbage, "l").is_new
@@ -73,7 +73,7 @@ def test_a_live_blob(garbage: Garbage) -> None:
 
 
 def test_a_blob_that_nothing_references(garbage: Garbage) -> None:
-    """It is live again, and the collection that had it in its plan leaves it alone."""
+    """A mount makes an unreferenced blob live, and GC that has planned to hide it does not."""
     garbage.pushed("m", "l")
     garbage.forget("m")
     candidates = gc.candidates(garbage.connection, gc.BEGINNING, None, 10)
@@ -85,7 +85,7 @@ def test_a_blob_that_nothing_references(garbage: Garbage) -> None:
 
 
 def test_a_blob_that_no_registry_has_reported(garbage: Garbage) -> None:
-    """What the table does not know yet is live from now on."""
+    """A mount makes a blob that the table does not know live."""
     garbage.pushed("m")
     garbage.upload("new")
     reserve(garbage, "new")
@@ -95,7 +95,7 @@ def test_a_blob_that_no_registry_has_reported(garbage: Garbage) -> None:
 
 @pytest.mark.parametrize("state", sorted(set(BlobState) - {BlobState.LIVE, BlobState.UNREFERENCED}))
 def test_a_blob_that_is_not_served(garbage: Garbage, state: BlobState) -> None:
-    """Nothing is reserved, and nothing of it is left behind: not the link, not the repository."""
+    """A mount of a blob that is not served reserves nothing and leaves nothing behind."""
     garbage.pushed("m", "l")
     needed = state is BlobState.MISSING
     if not needed:
@@ -111,7 +111,7 @@ def test_a_blob_that_is_not_served(garbage: Garbage, state: BlobState) -> None:
 
 
 def test_a_hide_that_comes_later(garbage: Garbage) -> None:
-    """A mount after the plan and before the intent: the intent is void; after the intent there is no mount."""
+    """A mount between plan and intent voids the intent; after the intent there is no mount."""
     garbage.pushed("m", "l")
     garbage.pushed("n", "k")
     garbage.forget("m")
@@ -134,7 +134,7 @@ def test_a_hide_that_comes_later(garbage: Garbage) -> None:
 
 
 def test_given_back(garbage: Garbage) -> None:
-    """What was reserved for a mount that did not happen goes again, unless it was there before or was told of since."""
+    """The reference of a failed mount is removed, unless it was there before or was reported since."""
     garbage.pushed("m", "l")
     reserved = reserve(garbage, "l")
     again = reserve(garbage, "l")
@@ -149,7 +149,7 @@ def test_given_back(garbage: Garbage) -> None:
 
 
 def test_given_back_though_another_was_made(garbage: Garbage) -> None:
-    """A mount that another process has made since, by a clock that is behind, keeps the reference; it alone is told."""
+    """A failed mount keeps the reference of a later one, also by a clock that is behind."""
     garbage.pushed("m", "l")
     failed = reserve(garbage, "l")
     made = reserve(garbage, "l", ago=timedelta(seconds=1))
@@ -160,7 +160,7 @@ def test_given_back_though_another_was_made(garbage: Garbage) -> None:
 
 
 def test_given_back_where_links_keep_blobs_and_nobody_sees_them(garbage: Garbage) -> None:
-    """What the pod may have told of itself since, by a clock that is behind, stays: no collection takes it."""
+    """A link that the pod reported since, by a clock that is behind, stays."""
     garbage.pushed("m", "l")
     pod = garbage.pods[POD]
     garbage.connection.execute("UPDATE pods SET mode = 'link', linker = 'relay' WHERE id = %s", (pod,))
@@ -177,7 +177,7 @@ def test_given_back_where_links_keep_blobs_and_nobody_sees_them(garbage: Garbage
 
 
 def test_a_link_that_expires_meanwhile(garbage: Garbage) -> None:
-    """A link that was there, by a registry whose clock is ahead, and expires between look and lock is made anew."""
+    """An existing link that expires between check and lock is made again."""
     garbage.pushed("m", "l")
     repository, ahead = RepositoryName(f"{garbage.space}/mounted"), datetime.now(UTC) + timedelta(hours=1)
     linked = Item(0, 0, garbage.pods[POD], BlobLinked(repository, garbage.digest("l"), ahead, 7), None)

@@ -39,6 +39,7 @@ from coordinator.storage.layout import BASE
 from coordinator.storage.port import ObjectInfo, ObjectStore
 from coordinator.table.progress import Partition
 from tests.cli.conftest import program_environment
+from tests.support.tables import add_done_job, id_of
 from tests.support.wait import eventually
 
 HOST = "127.0.0.1"
@@ -51,13 +52,8 @@ HTTP_SECRET = "shared-by-all-pods"
 EVENTS_TYPE = "application/vnd.docker.distribution.events.v1+json"
 LAYERS = "/_layers/sha256/"
 #: What stands in the command of each process that `baleen up` starts.
-SERVICES = {
-    "api": "api",
-    "worker": "workers",
-    "scheduler": "workers.scheduler",
-    "postgres": "postgres",
-    "kafka": "kafka",
-}
+SERVICES = {name: name for name in ("api", "postgres", "kafka")}
+SERVICES |= {"worker": "workers", "scheduler": "workers.scheduler"}
 
 Pairs = set[tuple[str, str]]
 PROBED = {prober.known_image().digest, *(blob.digest for blob in prober.known_image().blobs)}
@@ -195,11 +191,8 @@ class Baleen:
         answer = self.api.post("/v1/pods", json={"name": name, "prefixes": [name]} | others)
         assert answer.is_success, answer.text
         if reconciled:
-            self.rows(
-                "INSERT INTO jobs (kind, pod_id, why, state, began_at, finished_at)"
-                " SELECT 'reconcile', id, 'a test', 'done', now(), now() FROM pods WHERE name = %s RETURNING id",
-                name,
-            )
+            with self._connection() as connection:
+                add_done_job(connection, id_of(name))
             # One may have been asked for in between.
             eventually(lambda: not self._reconciling(name), why=lambda: self._reconciling(name))
         return Pod(name, answer.json()["event_token"])
@@ -423,23 +416,23 @@ class Baleen:
 
     def refused(self, reason: str) -> float:
         """How many requests ingest has refused for a reason."""
-        return sum(
-            float(line.rpartition(" ")[2])
-            for line in self.api.get("/metrics").text.splitlines()
-            if line.startswith("baleen_ingest_refused_total{") and f'reason="{reason}"' in line
-        )
+        return self.counted("baleen_ingest_refused_total{", f'reason="{reason}"')
 
     def not_mounted(self, reason: str) -> float:
         """How many mounts became uploads for a reason."""
-        return self._counted(f'baleen_mounts_total{{outcome="forwarded",reason="{reason}"}} ')
+        return self.counted(f'baleen_mounts_total{{outcome="forwarded",reason="{reason}"}} ')
 
-    def _counted(self, metric: str) -> float:
+    def counted(self, metric: str, label: str = "") -> float:
+        """The sum of the metrics that begin so and have this label."""
         lines = self.api.get("/metrics").text.splitlines()
-        return sum(float(line.removeprefix(metric)) for line in lines if line.startswith(metric))
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(metric) and label in line)
 
     def rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self._database(), autocommit=True, connect_timeout=5) as connection:
+        with self._connection() as connection:
             return connection.execute(statement, parameters).fetchall()
+
+    def _connection(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(self._database(), autocommit=True, connect_timeout=5)
 
     def _pairs(self, table: str, column: str) -> Pairs:
         found = self.rows(
@@ -452,18 +445,10 @@ class Baleen:
         return compose_database.database_url(self.settings)
 
     def _storage(self, _pod: Pod | None = None) -> Storage:
-        shown = self.settings
-        assert shown.s3_endpoint_url is not None
-        assert shown.s3_bucket is not None
-        assert shown.s3_access_key is not None
-        assert shown.s3_secret_key is not None
-        return Storage(
-            endpoint_url=shown.s3_endpoint_url,
-            bucket=shown.s3_bucket,
-            root=shown.s3_root,
-            access_key=shown.s3_access_key,
-            secret_key=shown.s3_secret_key.reveal(),
-        )
+        names = ("endpoint_url", "bucket", "root", "access_key")
+        known = {name: getattr(self.settings, f"s3_{name}") for name in names}
+        assert self.settings.s3_secret_key is not None
+        return Storage(**known, secret_key=self.settings.s3_secret_key.reveal())
 
     def _ready(self) -> bool:
         try:

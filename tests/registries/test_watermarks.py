@@ -26,9 +26,7 @@ def witness(running_baleen: Baleen) -> Iterator[Pod]:
 def test_a_watermark_moves_stands_still_and_moves_on(
     baleen: Baleen, kind: Any, witness: Pod, request: pytest.FixtureRequest
 ) -> None:
-    """It stands still while the process is stopped, and again when it was killed and another runs in its place, until
-    the dead one is retired (scenario 25: what a registry had queued is lost with it).
-    """
+    """The watermark stands still while the process is stopped or dead, until the dead one is retired (scenario 25)."""
     here = request.node.callspec.id
     pod = baleen.add_pod(f"{here}-mark")
     assert "registry" in baleen.pod(pod)["waits_for"][0]
@@ -84,7 +82,7 @@ def test_a_watermark_moves_stands_still_and_moves_on(
 def test_a_process_that_is_replaced_at_once(
     baleen: Baleen, kind: Any, witness: Pod, request: pytest.FixtureRequest
 ) -> None:
-    """Where another process answers at once, the first is dead all the same; a second address goes on by itself."""
+    """A process that is replaced at once is dead all the same; a second address goes on."""
     pod = baleen.add_pod(f"{request.node.callspec.id}-two")
     one, other = baleen.registry(kind, pod, "1"), baleen.registry(kind, pod, "2")
     baleen.list_registries(pod, one, other)
@@ -98,14 +96,14 @@ def test_a_process_that_is_replaced_at_once(
 
 
 def waits_for_nothing(baleen: Baleen, pod: Pod) -> bool:
-    """Whether all its processes live, and nothing keeps its watermark; one that is late is silent for a moment."""
+    """Whether all processes are live and the watermark waits for nothing."""
     shown = baleen.pod(pod)
     lives = {source["state"] for source in shown["processes"]} == {"live"}
     return lives and not shown["waits_for"] and not any("watermark:" in reason for reason in shown["blocked_by"])
 
 
 def stands_still(baleen: Baleen, pod: Pod, witness: Pod, at: dt.datetime | None = None) -> None:
-    """The watermark is not known or stays at `at`, where it is now, while that of the witness goes on."""
+    """Check that the watermark is unknown or stays at `at` while that of the witness moves on."""
     # What the process had told before may be under way.
     baleen.await_applied()
     at = at or watermark(baleen, pod)

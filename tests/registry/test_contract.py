@@ -1,4 +1,4 @@
-"""What Baleen relies on in a registry: storage, notifications, refusals; on the model and on the real one."""
+"""What Baleen relies on in a registry: storage, notifications and refusals, on the model and the real one."""
 
 import re
 from typing import Any
@@ -181,7 +181,7 @@ def test_mount_that_cannot_be(
 
 
 def test_unfinished_mount_leaves_an_upload(registry: RunningRegistry) -> None:
-    """A mount that became an upload leaves a session in the storage until somebody ends it."""
+    """A mount that became an upload leaves a session in the storage until it is ended."""
     url = f"{registry.url}/v2/team/target/blobs/uploads/?mount={UNKNOWN}&from=team/source"
     upload = httpx.post(url, timeout=REQUEST_S, trust_env=False).headers["Docker-Upload-UUID"]
     assert any(key.endswith(f"_uploads/{upload}/startedat") for key in registry.objects())

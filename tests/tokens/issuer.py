@@ -1,6 +1,7 @@
 """A pod's token issuer over HTTP, with keys and users of its own, and every way in which one can misbehave."""
 
 import base64
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -95,7 +96,7 @@ class Issuer(HTTPServer):
                 self._answer(Request("GET", user, password, parse_qs(urlsplit(self.path).query), self._headers()))
 
             def do_POST(self) -> None:
-                fields = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+                fields = parse_qs(self.body().decode())
                 user, password = fields.get("username", [None])[0], fields.get("password", [None])[0]
                 if fields.get("grant_type") == ["refresh_token"]:
                     user, password = "alice", fields["refresh_token"][0].removeprefix("refresh-")
@@ -106,15 +107,8 @@ class Issuer(HTTPServer):
 
             def _answer(self, request: Request) -> None:
                 reply = issuer.answer(request)
-                try:
-                    self.send_response(reply.status)
-                    for name, value in reply.headers.items():
-                        self.send_header(name, value)
-                    self.send_header("Content-Length", str(len(reply.body)))
-                    self.end_headers()
-                    self.wfile.write(reply.body)
-                except OSError:
-                    pass  # whoever asked waits no more
+                with contextlib.suppress(OSError):  # the client has given up
+                    self.reply(*reply)
 
         return Answering
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -26,35 +27,22 @@ _numbers = itertools.count(1)
 
 @pytest.fixture
 def guard() -> Iterator[Guard]:
-    guard = Guard()
-    try:
+    with closing(Guard()) as guard:
         yield guard
-    finally:
-        guard.close()
 
 
 @pytest.fixture
 def broker(guard: Guard) -> Iterator[Broker]:
-    with temporary_directory() as directory:
-        broker = Broker(guard, directory)
-        broker.start()
-        try:
-            yield broker
-        finally:
-            broker.kill()
+    with temporary_directory() as directory, Broker(guard, directory) as broker:
+        yield broker
 
 
 @pytest.fixture
 def database(guard: Guard) -> Iterator[Database]:
-    with temporary_directory() as directory:
-        database = Database(guard, directory)
-        database.start()
+    with temporary_directory() as directory, Database(guard, directory) as database:
         migrate.upgrade(database.url)
         Table(database.url).add_pods()
-        try:
-            yield database
-        finally:
-            database.kill()
+        yield database
 
 
 def place_of(services: StackEndpoints, database: str, bootstrap: str) -> Place:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 from coordinator.stack.guard import Child, Guard, identity
 from coordinator.stack.noida import EmbeddedKafka
@@ -28,6 +29,13 @@ class GuardedProcess:
         if started is not None:
             self._guard.add(Child(pid, started, signal.SIGKILL))
         self._process.wait_ready()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
 
     def stop(self) -> None:
         if self._process is not None:
