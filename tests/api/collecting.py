@@ -98,7 +98,6 @@ _really_known = collection.read_facts
 
 @contextmanager
 def known_api(embedded_stack: StackEndpoints) -> Iterator[tuple[Served, Known]]:
-    """An API with a database of its own."""
     known = Known()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compose_values, "read_facts", known.read)

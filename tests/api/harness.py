@@ -208,12 +208,9 @@ class Facts:
         return found
 
     def _count(self, blobs: list[int], column: str) -> None:
-        self._db.execute(
-            sql.SQL("UPDATE blobs SET {0} = {0} + 1, state = 0, unreferenced_since = NULL WHERE id = ANY(%s)").format(
-                sql.Identifier(column)
-            ),
-            ([self._ids[blob] for blob in set(blobs)],),
-        )
+        statement = sql.SQL("UPDATE blobs SET {0} = {0} + 1, state = 0, unreferenced_since = NULL WHERE id = ANY(%s)")
+        ids = [self._ids[blob] for blob in set(blobs)]
+        self._db.execute(statement.format(sql.Identifier(column)), (ids,))
 
 
 def envelope(repository: str) -> str:

@@ -246,7 +246,7 @@ def test_whose_links_are_elsewhere_is_given_prefixes_with_a_gap(api: Served, fac
         ("manifest", "relay", LinkKind.REVISION, 204),
     ],
 )
-def test_a_pod_with_gaps_goes_if_storage_has_nothing_of_it(
+def test_removal_of_a_pod_with_gaps(
     api: Served, facts: Facts, mode: str, linker: str, stored: LinkKind | None, status: int
 ) -> None:
     """A pod with gaps is removed only if storage has nothing of it, since a gap may hide links."""

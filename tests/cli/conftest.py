@@ -64,7 +64,6 @@ class Command(NamedTuple):
         return Done(code, out.getvalue(), err.getvalue())
 
     def program(self, *arguments: str, **settings: str) -> Done:
-        """Run it as a program of its own."""
         environment = program_environment(self.environment | settings)
         return python(self.directory, "-m", "coordinator.cli", *arguments, env=environment)
 
@@ -107,18 +106,10 @@ def baleen(api: Served, tmp_path: Path) -> Command:
     """The command with every setting that the API has."""
     settings = api.settings
     assert settings.kafka_bootstrap is not None
-    return Command(
-        tmp_path,
-        {
-            "url": api.url,
-            "token": OPERATE,
-            "database_url": compose_database.database_url(settings),
-            "kafka_bootstrap": settings.kafka_bootstrap,
-        },
-    )
+    services = {"database_url": compose_database.database_url(settings), "kafka_bootstrap": settings.kafka_bootstrap}
+    return Command(tmp_path, {"url": api.url, "token": OPERATE} | services)
 
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Command:
-    """The command without any setting."""
     return Command(tmp_path, {})

@@ -405,9 +405,7 @@ def test_the_version(baleen: Command) -> None:
         (["api", "--host", "name.invalid"], {}, 1, "that name is not known here"),
     ],
 )
-def test_errors_are_one_sentence(
-    baleen: Command, arguments: list[str], settings: dict[str, str], code: int, message: str
-) -> None:
+def test_errors(baleen: Command, arguments: list[str], settings: dict[str, str], code: int, message: str) -> None:
     """A refusal exits 1 and wrong usage 2, with one sentence on stderr and nothing on stdout."""
     assert message in errs(baleen(*arguments, **settings), code)
 

@@ -129,7 +129,6 @@ def test_what_cannot_be_meant_is_reported(baleen: Command, arguments: tuple[str,
 
 
 def accepts(*command: str | Path) -> None:
-    """Check that a program ends well and warns of nothing."""
     tried = subprocess.run(command, capture_output=True, text=True, check=False)
     assert tried.returncode == 0, tried.stderr
     assert "[warn" not in tried.stderr

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,6 @@ PROBES = "/baleen-probe/"
 
 
 class Clinic:
-    """A running Baleen on a store with users."""
-
     def __init__(self, baleen: Baleen, store: Store, directory: Path, children: Children) -> None:
         self.baleen = baleen
         self.store = store
@@ -253,14 +252,7 @@ def model(
     """Make a process of a pod, whose clock is ahead by `ahead_s`."""
 
     def made(clinic: Clinic, pod: Pod) -> ModelServer:
-        document = clinic.storage(root=root, key=key)
-        store = StoreOfPod(
-            document.bucket,
-            document.root,
-            endpoint_url=document.endpoint_url,
-            access_key=document.access_key,
-            secret_key=document.secret_key,
-        )
+        store = StoreOfPod(**asdict(clinic.storage(root=root, key=key)))
         notifications = clinic.notifications(pod)
         webhook = Webhook(
             notifications.url, token or notifications.token, timeout_seconds=5, backoff_seconds=0.05, pulls=True

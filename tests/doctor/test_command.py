@@ -73,9 +73,7 @@ def test_what_it_prints(clinic: Clinic, command: Callable[..., subprocess.Popen[
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_when_it_is_ended(
-    clinic: Clinic, command: Callable[..., subprocess.Popen[str]], number: signal.Signals
-) -> None:
+def test_interrupted(clinic: Clinic, command: Callable[..., subprocess.Popen[str]], number: signal.Signals) -> None:
     """Ctrl-C ends a waiting visit; what it made is removed, and no finding is written."""
     pod = clinic.admit(f"ended-{number.value}")
     before = clinic.everything()

@@ -120,14 +120,11 @@ def broker_in(directory: Path) -> Iterator[str]:
 
 
 def sending_as_pod_a(url: str, **options: Any) -> httpx.Client:
-    """A client of ingest with the token of pod-a."""
     headers = {"Authorization": f"Bearer {TOKENS['pod-a']}", "Content-Type": V1}
     return httpx.Client(base_url=url, headers=headers, **{"timeout": 90} | options)
 
 
 class Stored(NamedTuple):
-    """A record as Kafka holds it."""
-
     partition: int
     key: bytes
     value: dict[str, Any]

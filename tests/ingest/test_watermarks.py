@@ -180,17 +180,3 @@ def add_partition(bootstrap: str, topic: str) -> None:
         admin.create_partitions({topic: 3})
     finally:
         admin.close()
-
-
-def test_captured_pulls_are_dropped(client: httpx.Client, tape: Tape) -> None:
-    """Other clients' pulls leave nothing in Kafka."""
-    pull = event(action="pull", request={"useragent": "docker/27"}, source={"instanceID": "i-1"})
-    assert client.post(PATH, content=envelope(pull)).json() == {"accepted": 0, "dropped": 1, "dead_lettered": 0}
-    assert tape.count() == (0, 0)
-
-
-def test_accepted_events_keep_their_process(client: httpx.Client, tape: Tape) -> None:
-    """An event names the process that sent it, so that it is known before any probe."""
-    assert client.post(PATH, content=envelope(event(source={"instanceID": "i-7"}))).json()["accepted"] == 1
-    (record,) = tape.events()
-    assert record.value["process"] == "i-7"

@@ -63,7 +63,6 @@ def needed(world: World, every: timedelta = EVERY) -> list[str]:
 
 
 def end(world: World, state: str, ago: str = "0") -> None:
-    """End the open job as if it had run a while ago."""
     error = "no" if state == "failed" else None
     world.connection.execute(
         "UPDATE jobs SET state = %s, finished_at = now() - %s::interval, began_at = now() - %s::interval, error = %s"

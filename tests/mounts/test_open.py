@@ -34,7 +34,6 @@ class Pair(NamedTuple):
         return RegistryClient(self.registries[pod].url, timeout=CLIENT_S)
 
     def ask(self, repository: str, query: str = "", **options: object) -> httpx.Response:
-        """Send a request as a router does."""
         url = f"{self.baleen.url}/v2/{repository}/blobs/uploads/{query}"
         return httpx.post(url, timeout=CLIENT_S, trust_env=False, **options)  # type: ignore[arg-type]
 

@@ -32,7 +32,6 @@ class Apart(NamedTuple):
         return httpx.post(url, timeout=CLIENT_S, trust_env=False)
 
     def requests(self, method: str) -> int:
-        """How many requests of a method the second registry has answered."""
         return sum(f"http.request.method={method}" in line for line in self.second.log().splitlines())
 
 

@@ -61,7 +61,6 @@ def began_ahead(world: World) -> Job:
 
 
 def facts(world: World) -> PodFacts:
-    """What garbage collection knows of the pod."""
     found: list[PodFacts] = []
 
     def ask(engine: Any) -> None:

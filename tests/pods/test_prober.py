@@ -47,8 +47,6 @@ class Endpoint(NamedTuple):
 
 
 class World:
-    """A database of one test, its pods, and a prober."""
-
     def __init__(self, settings: Settings, db: psycopg.Connection[Any]) -> None:
         self.db = db
         self.resolver = Resolver()

@@ -88,7 +88,6 @@ class Registry:
         self.address = f"{HOST}:{made.port}"
 
     def log(self) -> str:
-        """All that it has logged."""
         return (self._made.directory / f"{self._made.name}.log").read_text()
 
     def kill(self) -> None:
@@ -211,7 +210,6 @@ class Baleen:
         return self.reconciled(answer.json()["id"])
 
     def reconciled(self, number: int) -> dict[str, Any]:
-        """Wait until a job is done, and return it."""
         job: dict[str, Any] = {}
 
         def ended() -> bool:
@@ -230,7 +228,6 @@ class Baleen:
         assert answer.is_success, answer.text
 
     def pod(self, pod: Pod) -> dict[str, Any]:
-        """A pod as the API tells it."""
         answer = self.api.get(f"/v1/pods/{pod.name}")
         assert answer.is_success, answer.text
         shown: dict[str, Any] = answer.json()
@@ -285,7 +282,6 @@ class Baleen:
             del self._registries[before:]
 
     def post(self, pod: Pod, *events: Mapping[str, Any]) -> None:
-        """Post events as a registry does."""
         headers = {"Authorization": f"Bearer {pod.token}", "Content-Type": EVENTS_TYPE}
         answer = httpx.post(
             self.webhook(pod), json={"events": events}, headers=headers, timeout=REQUEST_S, trust_env=False
@@ -312,7 +308,6 @@ class Baleen:
                 os.kill(process, signal.SIGCONT)
 
     def is_up(self) -> bool:
-        """Whether `baleen up` lives."""
         return self._up.exit_status is None
 
     def _child(self, service: str) -> int:
@@ -400,7 +395,6 @@ class Baleen:
         return (repository, digest) in self.holdings()
 
     def blob(self, digest: str) -> dict[str, Any]:
-        """One blob as the API tells it."""
         answer = self.api.get(f"/v1/blobs/{digest}")
         assert answer.is_success, answer.text
         shown: dict[str, Any] = answer.json()
@@ -415,11 +409,9 @@ class Baleen:
         return items
 
     def refused(self, reason: str) -> float:
-        """How many requests ingest has refused for a reason."""
         return self.counted("baleen_ingest_refused_total{", f'reason="{reason}"')
 
     def not_mounted(self, reason: str) -> float:
-        """How many mounts became uploads for a reason."""
         return self.counted(f'baleen_mounts_total{{outcome="forwarded",reason="{reason}"}} ')
 
     def counted(self, metric: str, label: str = "") -> float:

@@ -23,9 +23,7 @@ def witness(running_baleen: Baleen) -> Iterator[Pod]:
         yield pod
 
 
-def test_a_watermark_moves_stands_still_and_moves_on(
-    baleen: Baleen, kind: Any, witness: Pod, request: pytest.FixtureRequest
-) -> None:
+def test_a_process_that_stops_and_dies(baleen: Baleen, kind: Any, witness: Pod, request: pytest.FixtureRequest) -> None:
     """The watermark stands still while the process is stopped or dead, until the dead one is retired (scenario 25)."""
     here = request.node.callspec.id
     pod = baleen.add_pod(f"{here}-mark")
@@ -79,9 +77,7 @@ def test_a_watermark_moves_stands_still_and_moves_on(
     baleen.agree()
 
 
-def test_a_process_that_is_replaced_at_once(
-    baleen: Baleen, kind: Any, witness: Pod, request: pytest.FixtureRequest
-) -> None:
+def test_a_replaced_process(baleen: Baleen, kind: Any, witness: Pod, request: pytest.FixtureRequest) -> None:
     """A process that is replaced at once is dead all the same; a second address goes on."""
     pod = baleen.add_pod(f"{request.node.callspec.id}-two")
     one, other = baleen.registry(kind, pod, "1"), baleen.registry(kind, pod, "2")

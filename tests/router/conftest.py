@@ -10,7 +10,6 @@ from tests.router.running import Running
 
 @pytest.fixture(scope="session")
 def registries() -> Iterator[World]:
-    """Three registries on one bucket, for all tests here."""
     with temporary_directory() as directory, World.started(directory) as world:
         yield world
 
@@ -24,7 +23,6 @@ def started(request: pytest.FixtureRequest, registries: World) -> Iterator[World
 
 @pytest.fixture(scope="module", params=BOTH_AT_LENGTH)
 def running(request: pytest.FixtureRequest) -> Iterator[Running]:
-    """A whole Baleen behind its router."""
     with temporary_directory() as directory, Running.started(directory, request.param) as running:
         yield running
 

@@ -54,8 +54,6 @@ class Seen(NamedTuple):
 
 
 class AbsoluteURLs(DistributionRegistry):
-    """A registry that writes absolute URLs."""
-
     def configuration(self) -> dict[str, Any]:
         known: dict[str, Any] = super().configuration()
         return known | {"http": known["http"] | {"relativeurls": False}}
@@ -89,8 +87,6 @@ class Answer(NamedTuple):
 
 @dataclass
 class Router:
-    """A running nginx or Envoy."""
-
     url: str
     address: str
     directory: Path
@@ -111,7 +107,6 @@ class Router:
             return read_answer(connection)
 
     def log(self) -> list[dict[str, str]]:
-        """The router's log since the last call."""
         with (self.directory / "access.log").open("rb") as log:
             log.seek(self._read)
             # The last line may not be whole yet.
@@ -137,7 +132,6 @@ class Router:
         return found
 
     def routes(self, count: int = 1) -> list[str]:
-        """The routes of the last requests."""
         return [line["route"] for line in self.lines(count)]
 
     def workers(self) -> list[int]:
@@ -256,7 +250,6 @@ class World:
         return made
 
     def reload(self, made: Router, pods: Iterable[router.RoutedPod]) -> None:
-        """Reload a router with other pods."""
         assert made.options is not None
         made.file.write_text(self.proxy.configuration(pods, made.options))
         if self.proxy.epochs is None:
@@ -266,7 +259,6 @@ class World:
             self._others.append(self.children.start(following))
 
     def nowhere(self) -> str:
-        """An address at which nothing listens."""
         self._numbers += 1
         return f"http://{HOST}:{self.ports.take(f'nowhere-{self._numbers}')}"
 

@@ -8,7 +8,6 @@ import pytest
 from coordinator.registry.client import RegistryClient
 from coordinator.registry.errors import RegistryError
 from coordinator.registry.images import make_image, make_layer, sha256_digest
-from tests.registries.skopeo import Skopeo, oci_layout
 from tests.router.running import CLIENT_S, Running
 from tests.support.wait import eventually
 
@@ -118,14 +117,3 @@ def test_a_mount_while_the_target_pod_is_down(running: Running, tmp_path: Path) 
         assert client.pull_image(target, "v1").digest == second.digest
     running.baleen.agree()
     assert running.baleen.counts()[layer.digest] == 2
-
-
-def test_skopeo_copies_across_pods(running: Running, tmp_path: Path) -> None:
-    """A real client copies from pod to pod through the router, and table and bucket agree."""
-    skopeo, address = Skopeo(tmp_path), running.router.address
-    image = make_image(str(tmp_path))
-    source, target = (f"{pod.name}/skopeo:v1" for pod in running.pods)
-    skopeo.push(oci_layout(tmp_path / "layout", image), address, source)
-    skopeo.copy(f"{address}/{source}", f"{address}/{target}")
-    assert skopeo.digest(address, target) == image.digest
-    running.baleen.agree()

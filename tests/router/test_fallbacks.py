@@ -40,7 +40,7 @@ def mounted_at_pod(world: World, made: Router, source: tuple[str, str], *, form:
 
 
 @pytest.mark.parametrize("form", [False, True])
-def test_a_mount_goes_to_the_pod_while_baleen_is_away(world: World, source: tuple[str, str], form: bool) -> None:
+def test_a_mount_while_baleen_is_away(world: World, source: tuple[str, str], form: bool) -> None:
     """While Baleen is away, the pod makes the mount, from query or form."""
     made = world.another_router(baleen=world.nowhere())
     for _ in range(4):
@@ -49,9 +49,7 @@ def test_a_mount_goes_to_the_pod_while_baleen_is_away(world: World, source: tupl
 
 @pytest.mark.parametrize("status", [404, 405, 500, 502, 503, 504, 507, 520])
 @pytest.mark.parametrize("form", [False, True])
-def test_a_mount_goes_to_the_pod_when_baleen_fails(
-    world: World, source: tuple[str, str], status: int, form: bool
-) -> None:
+def test_a_mount_when_baleen_fails(world: World, source: tuple[str, str], status: int, form: bool) -> None:
     """An answer of Baleen that is none to a mount does not reach the client: the pod gets the mount."""
     world.coordinator.fails = status
     mounted_at_pod(world, world.router, source, form=form)
@@ -60,9 +58,7 @@ def test_a_mount_goes_to_the_pod_when_baleen_fails(
 
 @pytest.mark.parametrize(("status", "outcome"), [(400, None), (429, None), (503, "forwarded"), (404, "forwarded")])
 @pytest.mark.parametrize("form", [False, True])
-def test_what_baleen_refused_is_no_mount(
-    world: World, source: tuple[str, str], status: int, outcome: str | None, form: bool
-) -> None:
+def test_refused_mounts(world: World, source: tuple[str, str], status: int, outcome: str | None, form: bool) -> None:
     """A mount that Baleen cannot read, or has forwarded to a failing pod, becomes an upload."""
     world.coordinator.fails, world.coordinator.outcome = status, outcome
     repository = world.repository("pod-a")

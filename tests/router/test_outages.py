@@ -66,7 +66,7 @@ def checks(call: Call) -> bool:
 
 
 @pytest.mark.parametrize("which", [any_call, checks, links])
-def test_a_push_while_the_store_says_nothing_to_baleen(
+def test_a_push_while_the_store_hangs(
     storage: tuple[Running, S3Proxy], tmp_path: Path, which: Callable[[Call], bool]
 ) -> None:
     """A layer that is not mounted in time is uploaded, and a link that is written later does no harm."""
@@ -82,9 +82,7 @@ def test_a_push_while_the_store_says_nothing_to_baleen(
 
 
 @pytest.mark.parametrize("answer", [BROKEN, DENIED, None], ids=["broken", "denied", "slow"])
-def test_a_push_while_the_store_fails_baleen(
-    storage: tuple[Running, S3Proxy], tmp_path: Path, answer: Answer | None
-) -> None:
+def test_a_push_while_the_store_fails(storage: tuple[Running, S3Proxy], tmp_path: Path, answer: Answer | None) -> None:
     """A push succeeds while each of Baleen's calls to the store fails, or takes long."""
     running, way = storage
     mounts_again(running)

@@ -28,7 +28,6 @@ def chunks() -> Iterator[bytes]:
 
 
 def memory_mib(made: Router) -> float:
-    """The most that a worker ever had."""
     peaks = [re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text()) for pid in made.workers()]
     return max(int(peak[1]) for peak in peaks if peak is not None) / 1024
 

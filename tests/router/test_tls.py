@@ -18,8 +18,6 @@ pytestmark = pytest.mark.registry
 
 
 class Registry(Handler):
-    """A registry that answers every GET."""
-
     def do_GET(self) -> None:
         self.reply()
 

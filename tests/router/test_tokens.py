@@ -64,7 +64,6 @@ class Guarded(NamedTuple):
         return f"{self.running.pods[pod].name}/{base}-{self.mark}{colon}{tag}"
 
     def uploads(self, pod: int, repository: str) -> int:
-        """How many blobs the pod's registry was sent."""
         path = f"/v2/{self.name(pod, repository)}/blobs/uploads/"
         return len(set(re.findall(rf'"(?:PATCH|PUT) {path}([0-9a-f-]+)', self.running.registries[pod].log())))
 
@@ -74,7 +73,6 @@ class Guarded(NamedTuple):
         return set(re.findall(rf'"GET {path}[0-9a-f]+ HTTP/1\.[01]" ([0-9]+) ', self.running.registries[pod].log()))
 
     def mounted(self) -> float:
-        """How many mounts Baleen has made."""
         return self.running.baleen.counted('baleen_mounts_total{outcome="mounted"')
 
 
@@ -162,6 +160,7 @@ def test_skopeo(guarded: Guarded, tmp_path: Path) -> None:
     assert guarded.mounted() == before + len(image.layers)
     assert guarded.uploads(0, "skopeo") == len(image.blobs)
     assert guarded.uploads(1, "skopeo") == 1
+    assert skopeo.digest(at, guarded.name(1, "skopeo:v1")) == image.digest
     skopeo.pull(at, guarded.name(1, "skopeo:v1"), tmp_path / "pulled")
     assert guarded.sent(1, "skopeo") == {"307"}
     guarded.running.baleen.agree()

@@ -28,7 +28,6 @@ class Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def reply(self, status: int = 200, content: bytes = b"", headers: Mapping[str, str] = MappingProxyType({})) -> None:
-        """Send a whole answer."""
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(content))} | dict(headers)).items():
             self.send_header(name, value)

@@ -75,7 +75,6 @@ def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
 
 @pytest.fixture
 def topic(broker: Broker) -> str:
-    """A new topic with eight partitions."""
     name = f"contract.{uuid.uuid4().hex[:12]}"
     admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap)
     try:
@@ -119,7 +118,6 @@ def consumer(broker: Broker, **more: object) -> KafkaConsumer:
 
 
 def read(reader: KafkaConsumer, count: int) -> list[object]:
-    """Exactly `count` records."""
     found: list[object] = []
     deadline = time.monotonic() + DEADLINE
     while len(found) < count:

@@ -48,8 +48,6 @@ def bucket(endpoints: StackEndpoints):  # type: ignore[no-untyped-def] # noqa: A
 
 
 class Parent:
-    """A process that runs the stack, and what it started."""
-
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
         assert process.stdout is not None

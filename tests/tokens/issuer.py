@@ -18,8 +18,6 @@ Rights = Mapping[str, set[str]]
 
 
 class Request(NamedTuple):
-    """A request to an issuer."""
-
     method: str
     user: str | None
     password: str | None
@@ -54,7 +52,6 @@ class Issuer(HTTPServer):
         self.url = f"{self.address}/jwt/auth"
 
     def registered(self, keys: bytes | None = None) -> TokenIssuer:
-        """The issuer as a pod registers it."""
         return TokenIssuer(self.url, self.name, self.service, (keys or forge.public_pem(self.key)).decode())
 
     def granted(self, scopes: list[str]) -> list[dict[str, Any]]:

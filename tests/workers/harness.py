@@ -93,7 +93,6 @@ class Child:
 
     @property
     def status(self) -> int | None:
-        """How it ended; None while it runs."""
         return self._popen.poll()
 
     def send(self, number: signal.Signals) -> None:
@@ -299,7 +298,6 @@ class Log:
             consumer.close()
 
     def remove_before(self, topic: str, partition: int, offset: int) -> None:
-        """Remove records as retention does."""
         with self.admin() as admin:
             admin.delete_records({TopicPartition(topic, partition): offset})
 
@@ -460,14 +458,8 @@ class Maker:
 
     def manifest(self, repository: str, digest: str, references: Sequence[str] | None) -> RegistryEvent:
         listed = None if references is None else [{"digest": each, "size": 7} for each in references]
-        return self.event(
-            action="push",
-            repository=repository,
-            digest=digest,
-            media_type="application/vnd.oci.image.manifest.v1+json",
-            size=500,
-            references=listed,
-        )
+        pushed = {"action": "push", "repository": repository, "digest": digest, "references": listed}
+        return self.event(media_type="application/vnd.oci.image.manifest.v1+json", size=500, **pushed)
 
     def delete(self, repository: str, digest: str) -> RegistryEvent:
         return self.event(action="delete", repository=repository, digest=digest)

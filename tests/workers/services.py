@@ -51,8 +51,6 @@ class GuardedProcess:
 
 
 class Broker(GuardedProcess):
-    """The embedded broker, empty at first."""
-
     def __init__(self, guard: Guard, directory: Path) -> None:
         port = Ports(directory / "ports.json", "127.0.0.1").take("kafka")
         self.directory = directory / "kafka"
@@ -67,8 +65,6 @@ class Broker(GuardedProcess):
 
 
 class Database(GuardedProcess):
-    """A PostgreSQL of a test's own, that it may stop and kill."""
-
     def __init__(self, guard: Guard, directory: Path) -> None:
         port = Ports(directory / "ports.json", "127.0.0.1").take("postgres")
         server = EmbeddedPostgres(directory / "pg", directory / "pg.log", host="127.0.0.1", port=port)

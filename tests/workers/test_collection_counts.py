@@ -29,7 +29,6 @@ def figures() -> list[float]:
 
 
 def run(progress: Mapping[str, Any], error: Exception | None = None, **options: Any) -> None:
-    """Run a collection with this outcome."""
 
     def runner(_: Work) -> Any:
         if error is not None:
@@ -53,9 +52,7 @@ def run(progress: Mapping[str, Any], error: Exception | None = None, **options: 
         (RuntimeError("x"), DID, "failed", [3, 2, 1, 30, 20]),
     ],
 )
-def test_what_became_of_it(
-    error: Exception | None, progress: Mapping[str, Any], outcome: str, counts: list[float]
-) -> None:
+def test_outcomes(error: Exception | None, progress: Mapping[str, Any], outcome: str, counts: list[float]) -> None:
     """A run is counted once, with what it had done, however it ends, and its error is passed on."""
     runs, before = value("baleen_gc_runs_total", outcome=outcome), figures()
     if error is None:

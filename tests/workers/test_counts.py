@@ -77,9 +77,7 @@ def test_events_that_come_twice_change_nothing(place: Place, table: Table, log: 
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.randoms(use_true_random=False))
-def test_the_order_between_repositories_does_not_matter(
-    place: Place, log: Log, databases: Databases, chance: random.Random
-) -> None:
+def test_repositories_in_any_order(place: Place, log: Log, databases: Databases, chance: random.Random) -> None:
     """Repositories interleaved at random come to the same counts."""
     log.delete_topics()
     log.forget()

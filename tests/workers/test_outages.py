@@ -41,9 +41,7 @@ def blobs(maker: Maker, name: str, count: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
-def test_a_database_that_goes_away_is_waited_for(
-    place: Place, log: Log, maker: Maker, database: Database, how: str
-) -> None:
+def test_a_database_that_goes_away(place: Place, log: Log, maker: Maker, database: Database, how: str) -> None:
     """Events that come while the database is stopped or killed are applied when it is back."""
     table = Table(database.url)
     with worker(place.but(database_url=database.url)):
@@ -87,9 +85,7 @@ def test_a_worker_ends_when_stopped_whatever_is_away(
         assert child.wait() == 0, child.log()
 
 
-def test_a_store_that_is_away_does_not_stop_what_needs_no_store(
-    place: Place, table: Table, log: Log, maker: Maker
-) -> None:
+def test_a_store_that_is_away(place: Place, table: Table, log: Log, maker: Maker) -> None:
     """A doubtful delete stays doubtful while storage does not answer; later events are applied."""
     place = place.but(safety_clock_skew="5m", s3_endpoint_url="http://127.0.0.1:9")
     with worker(place):
@@ -149,9 +145,7 @@ def skip(running: InProcess, offset: int) -> None:
     running.do(lambda: consumer.seek_applied(tp, offset))  # type: ignore[attr-defined]
 
 
-def test_a_worker_killed_at_random_applies_everything_once(
-    place: Place, table: Table, log: Log, maker: Maker, tmp_path: Path
-) -> None:
+def test_a_worker_that_is_killed(place: Place, table: Table, log: Log, maker: Maker, tmp_path: Path) -> None:
     """After SIGKILL at any moment the next worker continues where the database stands."""
     chance = random.Random(20261124)
     for attempt in range(2):

@@ -67,9 +67,7 @@ def test_records_applied_during_a_check_do_not_make_the_log_seem_shorter(
     assert table.progress()[PARTITION] == 5
 
 
-def test_another_log_that_was_read_on_in_step_is_noticed(
-    table: Table, log: Log, inspector: LogInspector, positions: Positions
-) -> None:
+def test_another_log_of_the_same_length(table: Table, log: Log, inspector: LogInspector, positions: Positions) -> None:
     """A new topic that grew past the known offset before the next check is still another log."""
     write(log, "old", 5)
     positions.of([PARTITION])
@@ -82,7 +80,7 @@ def test_another_log_that_was_read_on_in_step_is_noticed(
     assert table.gaps() == [(pod, EVENTS, 0, "log-replaced", 9, None) for pod in PODS]
 
 
-def test_records_that_retention_removed_after_they_were_applied_are_no_gap(
+def test_applied_records_that_are_removed(
     table: Table, log: Log, inspector: LogInspector, positions: Positions
 ) -> None:
     """Neither the last applied record nor that of the last check has to be kept."""

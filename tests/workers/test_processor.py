@@ -72,7 +72,7 @@ def chunk(records: Sequence[Any], start: int, end: int) -> Chunk:
         [(number, min(number + 3, 12)) for number in range(12)],
     ],
 )
-def test_what_was_applied_is_cut_off_and_the_rest_is_applied(
+def test_overlapping_chunks(
     place: Place, table: Table, maker: Maker, records: Sequence[Any], pieces: list[tuple[int, int]]
 ) -> None:
     """Chunks that overlap what is applied lose exactly that part, and nothing is read again."""
@@ -81,9 +81,7 @@ def test_what_was_applied_is_cut_off_and_the_rest_is_applied(
     assert table.progress()[PARTITION] == 12
 
 
-def test_what_does_not_follow_is_read_again_from_where_the_partition_stands(
-    place: Place, table: Table, maker: Maker, records: Sequence[Any]
-) -> None:
+def test_chunks_behind_a_hole(place: Place, table: Table, maker: Maker, records: Sequence[Any]) -> None:
     """A chunk behind a hole is dropped, and the partition is sought back to the first missing record."""
     sought = process(place, [chunk(records, 0, 3), chunk(records, 6, 9), chunk(records, 9, 12)])
     assert set(sought) == {(PARTITION, 3)}

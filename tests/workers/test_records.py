@@ -74,9 +74,7 @@ def test_what_no_registry_reported_is_read_from_storage(place: Place, table: Tab
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_anothers_word_does_not_end_the_reading(
-    place: Place, table: Table, log: Log, maker: Maker, together: bool
-) -> None:
+def test_reports_of_another_pod(place: Place, table: Table, log: Log, maker: Maker, together: bool) -> None:
     """A pod's report of a manifest neither adds nor removes references: the manifest's bytes decide."""
     layer = digest_of("layer")
     digests = [stored_manifest(place, [layer, digest_of(f"own {number}")]) for number in range(2)]
@@ -99,9 +97,7 @@ def test_anothers_word_does_not_end_the_reading(
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_report_does_not_end_the_reading_of_an_unread_manifest(
-    place: Place, table: Table, log: Log, there: bool
-) -> None:
+def test_reports_of_an_unread_manifest(place: Place, table: Table, log: Log, there: bool) -> None:
     """An unread manifest is read or kept by links, whatever another pod reports of it."""
     layer = digest_of("layer")
     digest = stored_manifest(place, [layer]) if there else digest_of("nowhere")
@@ -130,9 +126,7 @@ def test_a_name_beyond_all_limits_holds_nothing_up(place: Place, table: Table, l
 
 
 @pytest.mark.parametrize("per_second", [10**6, 10**9], ids=["microseconds", "nanoseconds"])
-def test_a_record_whose_time_is_in_another_unit_holds_nothing_up(
-    place: Place, table: Table, log: Log, maker: Maker, per_second: int
-) -> None:
+def test_a_record_with_an_impossible_time(place: Place, table: Table, log: Log, maker: Maker, per_second: int) -> None:
     """A malformed record with an impossible time becomes a dead letter that can be read."""
     good = maker.manifest("pod-a/x", digest_of("m"), [digest_of("layer")])
     with worker(place):
@@ -163,9 +157,7 @@ def of_layers(*, change: tuple[str, str] = ("", ""), more: str = "", layer: str 
     ],
     ids=["other letters", "twice", "escaped", "deep", "long number", "two kinds"],
 )
-def test_an_odd_manifest_needs_what_its_bytes_name(
-    place: Place, table: Table, log: Log, maker: Maker, body: bytes
-) -> None:
+def test_an_ambiguous_manifest(place: Place, table: Table, log: Log, maker: Maker, body: bytes) -> None:
     """Attempt 14: a manifest that can be read in different ways needs every digest in it, and delays nothing."""
     digest = stored(place, body)
     apply_events(place, table, log, [maker.manifest("pod-a/app", digest, None)])
@@ -202,7 +194,7 @@ def layer_of(digest: str) -> str:
         ),
     ],
 )
-def test_a_manifest_that_does_not_report_what_it_needs_is_kept_by_links(
+def test_an_unreadable_manifest_is_kept_by_links(
     place: Place, table: Table, log: Log, maker: Maker, wrong: str
 ) -> None:
     """Attempt 14: an unreadable manifest keeps all that its repository links, and then no longer blocks GC."""
@@ -264,9 +256,7 @@ def test_strangers_and_intruders_are_dead_letters(place: Place, table: Table, lo
 
 
 @pytest.mark.parametrize("kind", ["name", "namespace"])
-def test_what_is_below_a_repository_that_is_renamed_moves_with_it(
-    place: Place, table: Table, log: Log, maker: Maker, kind: str
-) -> None:
+def test_repositories_below_a_renamed_one(place: Place, table: Table, log: Log, maker: Maker, kind: str) -> None:
     """Repositories below a renamed one move with it, so that a delete at the old name removes nothing of them."""
     manifest, layer = digest_of("manifest"), digest_of("layer")
     rename = {"type": kind, "source": "pod-a/app", "destination": "pod-a/new"}
@@ -332,9 +322,7 @@ def garbage(maker: Maker) -> list[bytes]:
     ]
 
 
-def test_garbage_is_kept_as_dead_letters_and_holds_nothing_up(
-    place: Place, table: Table, log: Log, maker: Maker
-) -> None:
+def test_malformed_records(place: Place, table: Table, log: Log, maker: Maker) -> None:
     """Each malformed record in either topic is a dead letter, and the records around it are applied."""
     bad = garbage(maker)
     good = [maker.blob("pod-a/good", digest_of(f"good {number}")) for number in range(len(bad) + 1)]
@@ -369,9 +357,7 @@ def refuse(table: Table, digest: str, message: str) -> None:
         "RETURN NULL",  # a row that silently is not there: the apply finds that the state is another, for ever
     ],
 )
-def test_a_record_that_the_database_refuses_is_a_dead_letter(
-    place: Place, table: Table, log: Log, maker: Maker, message: str
-) -> None:
+def test_a_record_that_the_database_refuses(place: Place, table: Table, log: Log, maker: Maker, message: str) -> None:
     """A record that the database refuses is a dead letter; its batch and its partition go on."""
     refuse(table, digest_of("poison"), message)
     before = [maker.blob("pod-a/app", digest_of(f"before {number}")) for number in range(5)]

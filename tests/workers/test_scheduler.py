@@ -27,8 +27,6 @@ UNKNOWN_BROKER = "127.0.0.1:9"
 
 
 class Scheduler(Child):
-    """One scheduler as a process."""
-
     module = "workers.scheduler"
 
     def __init__(self, place: Place, log_file: Path) -> None:
@@ -36,7 +34,6 @@ class Scheduler(Child):
         super().__init__(place.but(scheduler_metrics_port=str(self._port)), log_file)
 
     def leases(self) -> set[str]:
-        """The leases that it took."""
         written, _, _ = self.log().rpartition("\n")  # of the last line there may be half
         lines = [json.loads(line) for line in written.splitlines() if line.startswith("{")]
         return {line["lease"] for line in lines if line["event"] == "lease taken"}
