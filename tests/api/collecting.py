@@ -52,6 +52,11 @@ class World:
         self.garbage.pushed(f"m-{names[0]}", *names)
         self.garbage.forget(f"m-{names[0]}")
 
+    def hidden(self, *names: str) -> None:
+        """The same, and a run has hidden all of them."""
+        self.unreferenced(*names)
+        self.garbage.collect()
+
     def explained(self, name: str) -> Json:
         answer = self.api.get(f"/v1/blobs/{self.text(name)}/explain")
         assert answer.status_code == 200, answer.text

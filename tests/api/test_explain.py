@@ -80,8 +80,7 @@ def test_what_nothing_keeps(world: World) -> None:
 
 def test_what_is_hidden(world: World) -> None:
     """A hidden blob is explained with since when and until when, and how to undelete it."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    world.hidden("l")
     world.known(lambda facts: facts._replace(times=facts.times._replace(quarantine=DAY)))
     shown = world.explained("l")
     assert (shown["outcome"], whys(shown)) == ("hidden", ["quarantine"])
@@ -110,8 +109,7 @@ def test_how_it_went(world: World) -> None:
 
 def test_what_comes_back(world: World) -> None:
     """A hidden blob that is needed again is shown as being restored, and then as needed."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    world.hidden("l")
     world.garbage.report("again", "l")
     shown = world.explained("l")
     assert (shown["outcome"], whys(shown)) == ("being-restored", ["needed"])
@@ -134,8 +132,7 @@ def test_what_comes_back(world: World) -> None:
 )
 def test_what_is_between(world: World, state: BlobState, needed: bool, outcome: str, text: str) -> None:
     """States that last for moments, and the alarm, have sentences, too."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    world.hidden("l")
     if needed:
         world.garbage.report("again", "l")
     digest = world.garbage.digest("l")
@@ -158,8 +155,7 @@ def test_what_was_kept_by_a_check(world: World) -> None:
 def test_a_long_history_is_cut(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a long history the newest sentences are shown, and that earlier ones are left out."""
     monkeypatch.setattr(explain, "ENTRIES_LIMIT", 3)
-    world.unreferenced("l")
-    world.garbage.collect()
+    world.hidden("l")
     assert not world.explained("l")["earlier"]
     world.garbage.collect()
     shown = world.explained("l")
@@ -176,8 +172,7 @@ def test_what_no_registry_has_reported(world: World) -> None:
 
 def test_undelete(world: World) -> None:
     """An undeleted blob is served again after a worker's next round, and pinned, so that no run hides it."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    world.hidden("l")
     answer = world.api.ask("POST", f"/v1/blobs/{world.text('l')}/undelete", json={"why": "a wrong cleanup"})
     assert answer.status_code == 202
     assert (answer.json()["state"], answer.json()["pinned"]) == ("hidden", True)
@@ -201,8 +196,7 @@ def test_undelete(world: World) -> None:
 
 def test_undelete_for_the_grace(world: World) -> None:
     """A blob that is undeleted without a pin gets a new grace period, and is hidden after it."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    world.hidden("l")
     before = world.explained("l")["unreferenced_since"]
     asked_back(world, "l", pin=False)
     world.garbage.restore()
@@ -217,8 +211,7 @@ def test_undelete_for_the_grace(world: World) -> None:
 
 def test_undelete_is_asked_before_the_purge(world: World) -> None:
     """Once an undelete is accepted no run deletes the blob's bytes, even if it comes before a worker."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    world.hidden("l")
     asked_back(world, "l")
     run = world.garbage.collect()
     assert run.purged == 1
@@ -230,8 +223,7 @@ def test_undelete_is_asked_before_the_purge(world: World) -> None:
 
 def test_a_pin_keeps_its_own_reason(world: World) -> None:
     """A blob that was pinned before it is undeleted keeps the reason of that pin."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    world.hidden("l")
     world.api.ask("PUT", f"/v1/pins/{world.text('l')}", json={"why": "an audit"})
     answer = world.api.ask("POST", f"/v1/blobs/{world.text('l')}/undelete", json={"pin": False})
     assert answer.json()["pinned"]
@@ -241,8 +233,7 @@ def test_a_pin_keeps_its_own_reason(world: World) -> None:
 
 def test_undelete_of_what_is_needed(world: World) -> None:
     """An undelete of a hidden blob that is needed again only pins it."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    world.hidden("l")
     world.garbage.report("again", "l")
     asked_back(world, "l")
     shown = world.explained("l")

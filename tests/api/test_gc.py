@@ -93,8 +93,7 @@ def test_a_plan_while_blobs_come(world: World, monkeypatch: pytest.MonkeyPatch, 
     """Every blob of the plan's first page is listed once while others are added, also in short pages."""
     monkeypatch.setattr(queries, "WALK", 2)
     for number in range(4):
-        world.unreferenced(f"hidden{number}")
-    world.garbage.collect()
+        world.hidden(f"hidden{number}")
     for number in range(4):
         world.unreferenced(f"l{number}")
     hour = timedelta(hours=1)
@@ -393,8 +392,7 @@ def test_who_reads_changes_nothing(world: World) -> None:
 
 def test_the_status(world: World) -> None:
     """The status counts unreferenced and hidden blobs, and shows what waits and the runs before and after."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    world.hidden("l")
     world.unreferenced("k")
     shown = world.api.get("/v1/gc/status").json()
     assert (shown["enabled"], shown["blocked_by"], shown["open_run"]) == (True, [], None)
@@ -414,8 +412,7 @@ def test_the_status(world: World) -> None:
 
 def test_hides_without_an_end_are_counted(world: World) -> None:
     """Hides that a dead job left unfinished are in the plan and the status until the next run undoes them."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    world.hidden("l")
     world.api.db.execute("UPDATE hides SET purging_at = now(), run_id = 0")
     world.api.db.execute("UPDATE blobs SET state = %s WHERE state = %s", (BlobState.PURGING, BlobState.HIDDEN))
     assert world.plan()["totals"]["unfinished"] == 2
@@ -426,8 +423,7 @@ def test_hides_without_an_end_are_counted(world: World) -> None:
 
 def test_metrics(world: World) -> None:
     """Metrics show the switch, what is hidden and unreferenced, and what waits to be restored."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    world.hidden("l")
     world.garbage.report("again", "l")
     world.unreferenced("k")
     assert world.api.metric("baleen_gc_enabled") == 1
@@ -442,8 +438,7 @@ def test_metrics(world: World) -> None:
 
 def test_what_others_show_is_an_alarm(world: World) -> None:
     """Status and metrics count the purges that were called off, and name the last blob; its history says why."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    world.hidden("l")
     hide = world.garbage.hide_of("l")
     assert hide is not None
     assert hide.marker is not None

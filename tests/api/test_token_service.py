@@ -56,12 +56,6 @@ class Tokens(NamedTuple):
         return {grant.name: sorted(grant.actions) for grant in verifier.verify(answer.json()["token"]).access.grants}
 
 
-def described(issuer: Issuer, /, **others: str) -> dict[str, str]:
-    """How the API describes an issuer."""
-    known = issuer.registered()
-    return {"url": known.url, "issuer": known.issuer, "service": known.service, "keys": known.keys} | others
-
-
 @pytest.fixture(scope="module")
 def running(embedded_stack: StackEndpoints, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tokens]:
     file = tmp_path_factory.mktemp("keys") / "signing.pem"
@@ -76,7 +70,7 @@ def running(embedded_stack: StackEndpoints, tmp_path_factory: pytest.TempPathFac
         served(settings) as api,
     ):
         for name, issuer in (("a", one), ("b", two)):
-            body = {"name": f"pod-{name}", "prefixes": [f"team-{name}"], "token_issuer": described(issuer)}
+            body = {"name": f"pod-{name}", "prefixes": [f"team-{name}"], "token_issuer": issuer.described()}
             assert api.ask("POST", "/v1/pods", json=body).status_code == 201
         yield Tokens(api, one, two, file)
 
@@ -210,24 +204,24 @@ def test_pods_show_their_issuers(tokens: Tokens) -> None:
     path = "/v1/pods/pod-x/token-issuer"
     assert tokens.api.get("/v1/pods/pod-x").json()["token_issuer"] is None
     for wrong in (
-        described(tokens.one, keys=forge.private_pem(ec_key(1)).decode()),
-        described(tokens.one, keys="none"),
-        described(tokens.one, keys=forge.public_pem(rsa_key(0)).decode() + "\0"),
-        described(tokens.one, url="http://user:secret@host/x"),
-        described(tokens.one, url="ftp://host/x"),
-        described(tokens.one, issuer=""),
-        described(tokens.one, service="a\nb"),
-        {name: value for name, value in described(tokens.one).items() if name != "keys"},
+        tokens.one.described(keys=forge.private_pem(ec_key(1)).decode()),
+        tokens.one.described(keys="none"),
+        tokens.one.described(keys=forge.public_pem(rsa_key(0)).decode() + "\0"),
+        tokens.one.described(url="http://user:secret@host/x"),
+        tokens.one.described(url="ftp://host/x"),
+        tokens.one.described(issuer=""),
+        tokens.one.described(service="a\nb"),
+        {name: value for name, value in tokens.one.described().items() if name != "keys"},
     ):
         answer = tokens.api.ask("PUT", path, json=wrong)
         assert answer.status_code == 400, answer.text
         assert "secret" not in answer.text
         assert "PRIVATE" not in answer.text
-    put = tokens.api.ask("PUT", path, json=described(tokens.one, keys=forge.public_pem(ec_key(1), rsa_key(0)).decode()))
+    put = tokens.api.ask("PUT", path, json=tokens.one.described(keys=forge.public_pem(ec_key(1), rsa_key(0)).decode()))
     assert put.json()["token_issuer"]["key_ids"] == [kid(ec_key(1)), kid(rsa_key(0))]
     assert tokens.api.ask("DELETE", path).status_code == 204
     assert tokens.api.get("/v1/pods/pod-x").json()["token_issuer"] is None
-    assert tokens.api.ask("PUT", "/v1/pods/nobody/token-issuer", json=described(tokens.one)).status_code == 404
+    assert tokens.api.ask("PUT", "/v1/pods/nobody/token-issuer", json=tokens.one.described()).status_code == 404
     assert tokens.api.ask("DELETE", "/v1/pods/nobody/token-issuer").status_code == 404
     assert tokens.api.ask("DELETE", "/v1/pods/pod-x").status_code == 204
 
@@ -240,7 +234,7 @@ def test_an_issuer_that_is_taken_away(tokens: Tokens) -> None:
         lambda: tokens.granted(tokens.get(scope=[APP, BASE])) == {"team-a/app": ["pull", "push"]},
         "the pod's part is gone",
     )
-    assert tokens.api.ask("PUT", "/v1/pods/pod-b/token-issuer", json=described(tokens.two)).status_code == 200
+    assert tokens.api.ask("PUT", "/v1/pods/pod-b/token-issuer", json=tokens.two.described()).status_code == 200
     eventually(lambda: "team-b/base" in tokens.granted(tokens.get(scope=[APP, BASE])), "the pod's part is back")
 
 

@@ -33,10 +33,14 @@ class Done(NamedTuple):
     out: str
     err: str
 
+    def ok(self) -> "Done":
+        """Check that it succeeded."""
+        assert self.code == 0, self.err
+        return self
+
     @property
     def json(self) -> Any:
-        assert self.code == 0, self.err
-        return json.loads(self.out)
+        return json.loads(self.ok().out)
 
 
 #: They end with the process that runs them.

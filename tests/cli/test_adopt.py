@@ -38,7 +38,7 @@ class Adopting(NamedTuple):
 @pytest.fixture
 def adopting(baleen: Command, embedded_stack: StackEndpoints, tmp_path: Path) -> Adopting:
     mark = f"adopt-{secrets.token_hex(4)}"
-    baleen("pods", "add", mark, "--prefix", mark, "--json").json  # noqa: B018 - checks that it went well
+    baleen("pods", "add", mark, "--prefix", mark, "--json").ok()
     settings = s3_settings(embedded_stack)
     (tmp_path / "own").mkdir()
     source = WritableFiles(tmp_path / "own")

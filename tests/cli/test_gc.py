@@ -112,8 +112,7 @@ def test_a_run(world: World, baleen: Command) -> None:
     """`gc run --yes` ends with the run and prints what it did; `history` and `show` have it, with its decisions."""
     world.unreferenced("l")
     with doing(world.garbage.run_waiting):
-        done = baleen("gc", "run", "--yes", "--why", "a full disk")
-    assert done.code == 0, done.err
+        done = baleen("gc", "run", "--yes", "--why", "a full disk").ok()
     assert "2 blobs" in done.out
     (run,) = baleen("gc", "history", "--json").json["items"]
     assert (run["why"], run["hidden"]["blobs"]) == ("a full disk", 2)
@@ -243,8 +242,7 @@ def test_what_was_left_behind_is_reported(world: World, baleen: Command) -> None
 
 def test_status(world: World, baleen: Command) -> None:
     """`gc status` prints the switch and what blocks GC; so does `status`."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    world.hidden("l")
     document = baleen("gc", "status")
     assert "on: a test" in document.out
     assert "Nothing blocks GC." in document.out
@@ -346,8 +344,7 @@ def test_pins_and_holds(world: World, baleen: Command) -> None:
 
 def test_a_pin_on_what_is_hidden(world: World, baleen: Command) -> None:
     """A pin of a hidden blob keeps its bytes, and says how to restore it."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    world.hidden("l")
     assert f"baleen blob undelete {world.text('l')}" in baleen("pin", world.text("l")).err
     world.garbage.collect()
     assert "push it again" in baleen("pin", world.text("m-l")).err
@@ -355,8 +352,7 @@ def test_a_pin_on_what_is_hidden(world: World, baleen: Command) -> None:
 
 def test_explain(world: World, baleen: Command) -> None:
     """`blob explain` prints a summary, then what keeps the blob, who needs it, and its history."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    world.hidden("l")
     day = timedelta(days=1)
     world.known(lambda facts: facts._replace(times=facts.times._replace(quarantine=day)))
     document = baleen("blob", "explain", world.text("l"), "--json").json
@@ -372,8 +368,7 @@ def test_explain(world: World, baleen: Command) -> None:
 
 def test_undelete(world: World, baleen: Command) -> None:
     """`blob undelete` ends when the blob is served again, and says that it is pinned; --no-wait only requests it."""
-    world.unreferenced("l", "k")
-    world.garbage.collect()
+    world.hidden("l", "k")
     asked = baleen("blob", "undelete", world.text("l"), "--no-wait", "--why", "a mistake")
     assert "Workers restore it" in asked.out
     with doing(world.garbage.restore):
@@ -386,8 +381,7 @@ def test_undelete(world: World, baleen: Command) -> None:
 
 def test_an_undelete_that_comes_too_late(world: World, baleen: Command) -> None:
     """If the blob's bytes are already being deleted, `undelete` says so and exits 1."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    world.hidden("l")
 
     def purged() -> None:
         world.api.db.execute(

@@ -72,8 +72,7 @@ def test_a_reconcile(api: Served, baleen: Command, facts: Facts) -> None:
         store.delete(revision_link_key(RepositoryName(f"{pod}/app"), digest))
         assert "Not resolved" not in baleen("pods", "reconcile", pod, "--no-wait").err
         add_gap(api.db, id_of(pod), reason="retired", resolves_from="2126-11-25")
-        document = baleen("pods", "reconcile", pod)
-    assert document.code == 0, document.err
+        document = baleen("pods", "reconcile", pod).ok()
     assert "holdings removed" in document.out
     # Between them stands the scheduler's log.
     wanted = ["job", "pod", "began at", "parts", "parts done", "keys", "links", "holdings added", "links added"]

@@ -20,8 +20,7 @@ PORTS = itertools.count(20_001)
 
 def add(baleen: Command, name: str, *registries: str) -> None:
     options = [option for url in registries for option in ("--registry", url)]
-    done = baleen("pods", "add", name, "--prefix", f"{name}-of-router", "--no-check", *options)
-    assert done.code == 0, done.err
+    baleen("pods", "add", name, "--prefix", f"{name}-of-router", "--no-check", *options).ok()
 
 
 def add_another(baleen: Command) -> None:
@@ -33,8 +32,7 @@ def test_registered_pods_are_routed(api: Served, baleen: Command) -> None:
     """The configuration has the pods and the address of Baleen; a pod without a registry is reported."""
     add(baleen, "router-a", "http://10.77.7.7:5001", "http://10.77.7.7:5002")
     add(baleen, "router-none")
-    done = baleen("router-config")
-    assert done.code == 0, done.err
+    done = baleen("router-config").ok()
     assert '"~^router-a-of-router(?:/|\\z)" "http://pod_router-a";' in done.out
     assert "    server 10.77.7.7:5001 max_fails=0;\n    server 10.77.7.7:5002 max_fails=0;\n" in done.out
     assert f"server {api.url.removeprefix('http://')} max_fails=1" in done.out
@@ -51,8 +49,7 @@ def test_baleen_is_waited_for_where_bytes_are_relayed(baleen: Command) -> None:
     """The router waits longer for a mount if there is a pod of linker relay, or as an option says."""
     add(baleen, "router-link", "http://10.77.7.7:5006")
     short = baleen("router-config").out
-    done = baleen("pods", "add", "router-relay", "--prefix", "router-relay", "--linker", "relay", "--no-check")
-    assert done.code == 0, done.err
+    baleen("pods", "add", "router-relay", "--prefix", "router-relay", "--linker", "relay", "--no-check").ok()
     long = baleen("router-config", mount_timeout="20s").out
     document = baleen("router-config", "--baleen-timeout", "7").out
     waits = [_wait(text) for text in (short, long, document)]
@@ -91,8 +88,7 @@ def test_a_file_is_replaced_only_when_it_changes(baleen: Command) -> None:
 def test_envoy_gets_the_same(api: Served, baleen: Command) -> None:
     """For Envoy the configuration is one JSON document, and the command says how to validate it."""
     add(baleen, "router-e", "http://10.77.7.7:5007")
-    done = baleen("router-config", "--for", "envoy")
-    assert done.code == 0, done.err
+    done = baleen("router-config", "--for", "envoy").ok()
     known = {each["name"]: each for each in json.loads(done.out)["static_resources"]["clusters"]}
     assert '"address": "10.77.7.7"' in json.dumps(known["pod_router-e"])
     assert f'"port_value": {api.url.rpartition(":")[2]}' in json.dumps(known["router_coordinator"])
@@ -153,8 +149,7 @@ def test_nginx_takes_it(baleen: Command, tmp_path: Path, options: tuple[str, ...
     file = tmp_path / "router.conf"
     places = ("--state-dir", str(tmp_path), "--log-file", str(tmp_path / "access.log"))
     kind = "--whole" if whole else "--server-only"
-    done = baleen("router-config", "--out", str(file), kind, *places, *options)
-    assert done.code == 0, done.err
+    baleen("router-config", "--out", str(file), kind, *places, *options).ok()
     if not whole:
         around = tmp_path / "nginx.conf"
         around.write_text(f'pid "{tmp_path}/nginx.pid"; events {{}} http {{ include "{file}"; }}')
@@ -168,6 +163,5 @@ def test_envoy_takes_it(baleen: Command, tmp_path: Path, options: tuple[str, ...
     """`envoy --mode validate` accepts the file."""
     add_another(baleen)
     file = tmp_path / "router.json"
-    done = baleen("router-config", "--for", "envoy", "--out", str(file), "--log-file", str(tmp_path / "log"), *options)
-    assert done.code == 0, done.err
+    baleen("router-config", "--for", "envoy", "--out", str(file), "--log-file", str(tmp_path / "log"), *options).ok()
     accepts(envoy.program(), "--mode", "validate", "-c", str(file), "--log-level", "warning")

@@ -133,8 +133,7 @@ class Clinic:
         return self.baleen.notifications(pod)
 
     def listed(self, pod: Pod, *urls: str) -> list[str]:
-        answer = self.baleen.api.put(f"/v1/pods/{pod.name}/registries", json={"registries": urls})
-        assert answer.is_success, answer.text
+        self.baleen.ask("PUT", f"/v1/pods/{pod.name}/registries", {"registries": urls})
         return list(urls)
 
     def report(self, pod: Pod, instance: str) -> None:

@@ -215,8 +215,7 @@ def test_a_prefix_that_the_policy_does_not_have(clinic: Clinic) -> None:
     """A prefix that the key's policy lacks is named with the fix; with the new policy everything is proved."""
     pod = clinic.admit("widened")
     clinic.listed(pod, unused())
-    answer = clinic.baleen.api.post(f"/v1/pods/{pod.name}/prefixes", json={"prefixes": ["widened-too"]})
-    assert answer.is_success, answer.text
+    clinic.baleen.ask("POST", f"/v1/pods/{pod.name}/prefixes", {"prefixes": ["widened-too"]})
     found = of(clinic.examine(pod), "others-closed")
     assert found.result is UNPROVED
     assert "below widened-too/, with the pod's key, beginning an upload: AccessDenied" in found.proof

@@ -183,18 +183,23 @@ class Baleen:
             with baleen.api:
                 yield baleen
 
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """Call the API, which must succeed; return its answer."""
+        answer = self.api.request(method, path, json=body)
+        assert answer.is_success, answer.text
+        return answer.json()
+
     # Pods and registries
 
     def add_pod(self, name: str, *, reconciled: bool = True, **others: str) -> Pod:
-        """Register a pod; `reconciled` as if its first reconcile were done, so that none mends what a test breaks."""
-        answer = self.api.post("/v1/pods", json={"name": name, "prefixes": [name]} | others)
-        assert answer.is_success, answer.text
+        """Register a pod; `reconciled` as if its first reconcile were done, so that none repairs what a test breaks."""
+        added = self.ask("POST", "/v1/pods", {"name": name, "prefixes": [name]} | others)
         if reconciled:
             with self._connection() as connection:
                 add_done_job(connection, id_of(name))
             # One may have been asked for in between.
             eventually(lambda: not self._reconciling(name), why=lambda: self._reconciling(name))
-        return Pod(name, answer.json()["event_token"])
+        return Pod(name, added["event_token"])
 
     def _reconciling(self, name: str) -> list[tuple[Any, ...]]:
         return self.rows(
@@ -204,10 +209,8 @@ class Baleen:
         )
 
     def reconcile(self, pod: Pod) -> dict[str, Any]:
-        """Ask for a reconcile and wait until the scheduler has done it; return the job."""
-        answer = self.api.post(f"/v1/pods/{pod.name}/reconcile", json={"why": "a test"})
-        assert answer.is_success, answer.text
-        return self.reconciled(answer.json()["id"])
+        """Request a reconcile and wait until the scheduler has done it; return the job."""
+        return self.reconciled(self.ask("POST", f"/v1/pods/{pod.name}/reconcile", {"why": "a test"})["id"])
 
     def reconciled(self, number: int) -> dict[str, Any]:
         job: dict[str, Any] = {}
@@ -222,15 +225,12 @@ class Baleen:
         return job
 
     def list_registries(self, pod: Pod, *registries: Registry) -> None:
-        """Say where the pod's registries are: they are probed from now on."""
+        """List the pod's registries, which are probed from now on."""
         urls = [registry.url for registry in registries]
-        answer = self.api.put(f"/v1/pods/{pod.name}/registries", json={"registries": urls})
-        assert answer.is_success, answer.text
+        self.ask("PUT", f"/v1/pods/{pod.name}/registries", {"registries": urls})
 
     def pod(self, pod: Pod) -> dict[str, Any]:
-        answer = self.api.get(f"/v1/pods/{pod.name}")
-        assert answer.is_success, answer.text
-        shown: dict[str, Any] = answer.json()
+        shown: dict[str, Any] = self.ask("GET", f"/v1/pods/{pod.name}")
         return shown
 
     def webhook(self, pod: Pod) -> str:
@@ -395,9 +395,7 @@ class Baleen:
         return (repository, digest) in self.holdings()
 
     def blob(self, digest: str) -> dict[str, Any]:
-        answer = self.api.get(f"/v1/blobs/{digest}")
-        assert answer.is_success, answer.text
-        shown: dict[str, Any] = answer.json()
+        shown: dict[str, Any] = self.ask("GET", f"/v1/blobs/{digest}")
         return shown
 
     def status(self) -> dict[str, Any]:

@@ -67,8 +67,7 @@ def test_a_process_that_stops_and_dies(baleen: Baleen, kind: Any, witness: Pod, 
     eventually(lambda: states(baleen, pod) == ["dead", "live"], why=lambda: baleen.pod(pod))
     stands_still(baleen, pod, witness, at)
     why = {"why": "it was killed by a test"}
-    answer = baleen.api.post(f"/v1/pods/{pod.name}/processes/{first['instance_id']}/retire", json=why)
-    assert answer.is_success, answer.text
+    baleen.ask("POST", f"/v1/pods/{pod.name}/processes/{first['instance_id']}/retire", why)
     moves_on(baleen, pod)
     eventually(lambda: states(baleen, pod) == ["live", "retired"], why=lambda: baleen.pod(pod))
     # What it had not told is a gap, until a reconcile that begins late enough.

@@ -119,10 +119,7 @@ def behind() -> Iterator[Behind]:
             closing.enter_context(Issuer("issuer-b", ec_key(0), users, rights(pods[1]))),
         )
         for pod, issuer in zip(pods, issuers, strict=True):
-            known = issuer.registered()
-            text = {"url": known.url, "issuer": known.issuer, "service": known.service, "keys": known.keys}
-            answer = baleen.api.put(f"/v1/pods/{pod.name}/token-issuer", json=text)
-            assert answer.is_success, answer.text
+            baleen.ask("PUT", f"/v1/pods/{pod.name}/token-issuer", issuer.described())
         address = router_address(directory)
 
         @dataclass(frozen=True, kw_only=True)

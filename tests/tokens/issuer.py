@@ -54,6 +54,11 @@ class Issuer(HTTPServer):
     def registered(self, keys: bytes | None = None) -> TokenIssuer:
         return TokenIssuer(self.url, self.name, self.service, (keys or forge.public_pem(self.key)).decode())
 
+    def described(self, **others: str) -> dict[str, str]:
+        """The issuer as the API takes it."""
+        known = self.registered()
+        return {"url": known.url, "issuer": known.issuer, "service": known.service, "keys": known.keys} | others
+
     def granted(self, scopes: list[str]) -> list[dict[str, Any]]:
         found = []
         for scope in scopes:

@@ -48,9 +48,7 @@ def pods(embedded_stack: StackEndpoints, tmp_path: Path) -> Iterator[Pods]:
         NotificationSink() as sink,
     ):
         for name, issuer in (("a", one), ("b", two)):
-            known = issuer.registered()
-            issuing = {"url": known.url, "issuer": known.issuer, "service": known.service, "keys": known.keys}
-            body = {"name": f"pod-{name}", "prefixes": [f"team-{name}"], "token_issuer": issuing}
+            body = {"name": f"pod-{name}", "prefixes": [f"team-{name}"], "token_issuer": issuer.described()}
             assert api.ask("POST", "/v1/pods", json=body).status_code == 201
         section = (
             f"auth:\n  token: {{realm: '{api.url}/jwt/auth', service: {AUDIENCE}, issuer: {OURS},"
