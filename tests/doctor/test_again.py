@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -54,13 +54,10 @@ def visits(world: World, error: Callable[[], BaleenError]) -> list[PodName]:
         raise error()
         yield
 
-    connections = Connections(world.table.url, name="baleen-test", prepare=statements.prepare)
-    try:
+    with closing(Connections(world.table.url, name="baleen-test", prepare=statements.prepare)) as connections:
         again = Reexamination(connections, opened, (), threading.Event())
         again.round()
         again.round()
-    finally:
-        connections.close()
     return visited
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 from collections.abc import Callable, Coroutine
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +176,5 @@ def test_partitions_that_were_added(tmp_path: Path, topic: str) -> None:
 
 
 def add_partition(bootstrap: str, topic: str) -> None:
-    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
-    try:
+    with closing(KafkaAdminClient(bootstrap_servers=bootstrap)) as admin:
         admin.create_partitions({topic: 3})
-    finally:
-        admin.close()

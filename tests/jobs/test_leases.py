@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -13,10 +14,8 @@ from tests.table.harness import Table
 
 @pytest.fixture
 def two(table: Table) -> Iterator[tuple[Leases, Leases]]:
-    one, other = Leases(table.url), Leases(table.url)
-    yield one, other
-    one.close()
-    other.close()
+    with closing(Leases(table.url)) as one, closing(Leases(table.url)) as other:
+        yield one, other
 
 
 def test_one_has_it(two: tuple[Leases, Leases]) -> None:
@@ -49,22 +48,18 @@ def test_it_is_lost_with_the_connection(table: Table, two: tuple[Leases, Leases]
 
 def test_who_says_nothing_loses_it(table: Table) -> None:
     """A stopped process keeps its connection open; the server ends it, and another takes over."""
-    stopped, other = Leases(table.url, silence=0.3), Leases(table.url)
+    with closing(Leases(table.url, silence=0.3)) as stopped, closing(Leases(table.url)) as other:
 
-    def held() -> bool:
-        """Whether the stopped process has the lease; between two statements it may lose its connection."""
-        try:
-            return stopped.hold("a")
-        except UnavailableError:
-            return False
+        def held() -> bool:
+            """Whether the stopped process has the lease; between two statements it may lose its connection."""
+            try:
+                return stopped.hold("a")
+            except UnavailableError:
+                return False
 
-    try:
         eventually(held)
         eventually(lambda: other.hold("a"))
         assert not held()
-    finally:
-        stopped.close()
-        other.close()
 
 
 def test_who_beats_keeps_it(table: Table) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -23,6 +24,7 @@ from coordinator.table.batch import Item, NotServedError
 from tests.gc.harness import LANDED, POD, Garbage
 from tests.services.databases import Databases
 from tests.storage.memory import MemoryObjectStore
+from tests.support.tables import value
 from tests.support.wait import eventually
 
 MARGIN = timedelta(seconds=1)
@@ -37,21 +39,12 @@ def garbage(databases: Databases) -> Iterator[Garbage]:
 
 
 def reserve(garbage: Garbage, name: str, repository: str = "mounted", ago: timedelta = timedelta(0)) -> Reserved:
+    target, source = (RepositoryName(f"{garbage.space}/{each}") for each in (repository, "r"))
     connections = Connections(garbage.url, name="test-mounts", prepare=table.prepare)
-    try:
-        with connections.use() as connection:
-            (pod,) = connection.execute("SELECT min(id) FROM pods").fetchone() or (None,)
-            return table.reserve(
-                connection,
-                pod,
-                RepositoryName(f"{garbage.space}/{repository}"),
-                garbage.digest(name),
-                RepositoryName(f"{garbage.space}/r"),
-                datetime.now(UTC) - ago,
-                MARGIN,
-            )
-    finally:
-        connections.close()
+    with closing(connections), connections.use() as connection:
+        pod = value(connection, "SELECT min(id) FROM pods")
+        moment = datetime.now(UTC) - ago
+        return table.reserve(connection, pod, target, garbage.digest(name), source, moment, MARGIN)
 
 
 def counted(garbage: Garbage, name: str) -> tuple[int, int, bool]:
@@ -122,11 +115,8 @@ def test_a_hide_that_comes_later(garbage: Garbage) -> None:
     job = jobs.take(garbage.connection, ["gc"])
     assert job is not None
     connections = Connections(garbage.url, name="test-gc", prepare=statements.prepare)
-    try:
-        with connections.use() as connection:
-            intents = gc.intend(connection, job, planned, {})
-    finally:
-        connections.close()
+    with closing(connections), connections.use() as connection:
+        intents = gc.intend(connection, job, planned, {})
     assert {each.digest for each in intents} == {garbage.digest(name) for name in ("m", "n", "k")}
     with pytest.raises(NotServedError):
         reserve(garbage, "k")

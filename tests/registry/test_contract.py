@@ -80,7 +80,7 @@ def summary(events: list[dict[str, Any]]) -> list[tuple[str, str, dict[str, Any]
 
 
 class Watch:
-    """Tells what was announced since it was last asked."""
+    """The events since the last call of `news`."""
 
     def __init__(self, registry: RunningRegistry) -> None:
         self._registry = registry

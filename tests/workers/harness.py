@@ -18,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -107,7 +107,7 @@ class Child:
             self._popen.wait(DEADLINE)
 
     def has_given_up(self) -> bool:
-        """Whether it ended, or was about to, because it could not go on."""
+        """Whether it ended, or was about to, by itself."""
         return "worker ends" in self.log()
 
     def log(self) -> str:
@@ -200,7 +200,7 @@ class Log:
         self.forget()
 
     def forget(self) -> None:
-        """Connect anew at the next call: the broker was away."""
+        """Connect again at the next call, since the broker was away."""
         if self._consumer is not None:
             self._consumer.close()
             self._consumer = None
@@ -250,13 +250,8 @@ class Log:
         finally:
             producer.close(timeout=DEADLINE)
 
-    @contextmanager
-    def admin(self) -> Iterator[KafkaAdminClient]:
-        admin = KafkaAdminClient(bootstrap_servers=self._bootstrap)
-        try:
-            yield admin
-        finally:
-            admin.close()
+    def admin(self) -> closing[KafkaAdminClient]:
+        return closing(KafkaAdminClient(bootstrap_servers=self._bootstrap))
 
     def delete_topics(self) -> None:
         with self.admin() as admin:
@@ -284,8 +279,7 @@ class Log:
     def read(self, topic: str, partition: int, count: int) -> list[Any]:
         """The first records of a partition, as a client gets them."""
         at = TopicPartition(topic, partition)
-        consumer = KafkaConsumer(bootstrap_servers=self._bootstrap, enable_auto_commit=False)
-        try:
+        with closing(KafkaConsumer(bootstrap_servers=self._bootstrap, enable_auto_commit=False)) as consumer:
             consumer.assign([at])
             consumer.seek(at, 0)
             found: list[Any] = []
@@ -294,8 +288,6 @@ class Log:
                 assert time.monotonic() < deadline
                 found += consumer.poll(timeout_ms=200).get(at, [])
             return found
-        finally:
-            consumer.close()
 
     def remove_before(self, topic: str, partition: int, offset: int) -> None:
         with self.admin() as admin:
@@ -309,13 +301,11 @@ class Log:
 def shares(place: Place) -> Counter[str]:
     """How many partitions each member of the group has."""
     name = place.settings().worker_group
-    admin = KafkaAdminClient(bootstrap_servers=place.values["kafka_bootstrap"])
-    try:
-        group = admin.describe_groups([name])[name]
-    except KafkaError:  # nobody has joined yet
-        return Counter()
-    finally:
-        admin.close()
+    with closing(KafkaAdminClient(bootstrap_servers=place.values["kafka_bootstrap"])) as admin:
+        try:
+            group = admin.describe_groups([name])[name]
+        except KafkaError:  # no worker has joined yet
+            return Counter()
     return Counter({member["member_id"]: _assigned(member["member_assignment"]) for member in group["members"]})
 
 
@@ -371,7 +361,7 @@ class Table:
             time.sleep(0.03)
 
     def counts(self) -> dict[str, Counts]:
-        """What the table says of every digest, in the oracle's words."""
+        """The counts of every digest, in the oracle's form."""
         found = self.rows(
             """
             WITH needs AS (
@@ -408,7 +398,7 @@ def encoded(event: RegistryEvent) -> bytes:
 
 
 def captured() -> list[Outcome]:
-    """What ingest makes of every captured notification, in order."""
+    """The outcomes of every captured notification, in order."""
     outcomes: list[Outcome] = []
     for line in FIXTURES.read_text().splitlines():
         entry = json.loads(line)
@@ -478,5 +468,5 @@ def apply_events(place: Place, table: Table, log: Log, events: Sequence[Registry
 
 
 def assert_all_applied(table: Table, maker: Maker) -> None:
-    """The table says of every digest what plain sets say of all that was made."""
+    """Check that the table has the counts of plain sets."""
     assert table.counts() == Oracle().take(maker.made).counts()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import psycopg
 import pytest
@@ -24,11 +25,8 @@ def inspector(place: Place) -> Iterator[LogInspector]:
 
 @pytest.fixture
 def positions(place: Place, inspector: LogInspector) -> Iterator[Positions]:
-    connections = Connections(place.values["database_url"], name="test")
-    try:
+    with closing(Connections(place.values["database_url"], name="test")) as connections:
         yield Positions(connections, inspector)
-    finally:
-        connections.close()
 
 
 def write(log: Log, name: str, count: int) -> None:
