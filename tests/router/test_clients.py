@@ -130,16 +130,16 @@ def guarded(world: World, tmp_path: Path) -> Iterator[tuple[Router, TokenIssuer]
 def test_a_token_is_got_and_used_through_the_router(guarded: tuple[Router, TokenIssuer]) -> None:
     """The registry names the router's address for tokens, and the token opens the repository."""
     made, issuer = guarded
-    asked = made.ask("GET", "/v2/guarded/app/tags/list")
+    asked = made.ask("GET", "/v2/guarded/empty/tags/list")
     assert asked.status_code == 401
     assert asked.headers["WWW-Authenticate"].startswith(f'Bearer realm="{made.url}/jwt/auth",service="{SERVICE}"')
     assert made.ask("GET", "/v2/").status_code == 401
-    wanted = {"service": SERVICE, "scope": "repository:guarded/app:pull"}
+    wanted = {"service": SERVICE, "scope": "repository:guarded/empty:pull"}
     got = made.ask("GET", "/jwt/auth", params=wanted, headers={"Authorization": basic(CREDENTIALS)})
     token = got.json()["token"]
-    assert issuer.asked[-1].scopes == ("repository:guarded/app:pull",)
+    assert issuer.asked[-1].scopes == ("repository:guarded/empty:pull",)
     headers = {"Authorization": f"Bearer {token}"}
-    assert made.ask("GET", "/v2/guarded/app/tags/list", headers=headers).status_code == 404
+    assert made.ask("GET", "/v2/guarded/empty/tags/list", headers=headers).status_code == 404
     assert made.ask("GET", "/v2/guarded/other/tags/list", headers=headers).status_code == 401
 
 
