@@ -240,8 +240,8 @@ def baleen(running_baleen: Baleen) -> Iterator[Baleen]:
 def running_open_baleen() -> Baleen:
     from tests.registries.harness import Baleen
 
-    # A mount is waited for here: how long one takes says nothing but how busy the machine is.
-    settings = {"BALEEN_MOUNTS": "open", "BALEEN_MOUNT_TIMEOUT": "2m"}
+    # Tests wait for mounts, however busy the machine is, and for no watermark.
+    settings = {"BALEEN_MOUNTS": "open", "BALEEN_MOUNT_TIMEOUT": "2m", "BALEEN_PROBE_EVERY": "10s"}
     return _shared.get("running_open_baleen", lambda directory: Baleen.started(directory, settings))
 
 

@@ -1,7 +1,7 @@
-"""An API and a collector on one database: what a run does to blobs is what the API tells of them.
+"""An API and a collector on one database.
 
-Times have no length, and one pod is known, which has reported and whose links nobody has to look at, unless a test says
-otherwise (`World.known`). Not here: what must hold.
+Times have no length, and one pod is known, which has reported and needs no reconcile, unless a test changes that
+(`World.known`). Not here: what must hold.
 """
 
 from __future__ import annotations
@@ -64,6 +64,11 @@ class World:
         self.garbage.pushed(f"m-{names[0]}", *names)
         self.garbage.forget(f"m-{names[0]}")
 
+    def hidden(self, *names: str) -> None:
+        """The same, and a run has hidden all of them."""
+        self.unreferenced(*names)
+        self.garbage.collect()
+
     def explained(self, name: str) -> Json:
         answer = self.api.get(f"/v1/blobs/{self.text(name)}/explain")
         assert answer.status_code == 200, answer.text
@@ -106,7 +111,6 @@ def serving(settings: Settings, known: Known, sizes: Sizes = FRESH) -> AbstractC
 
 @contextmanager
 def known_api(embedded_stack: StackEndpoints) -> Iterator[tuple[Served, Known]]:
-    """An API with a database of its own."""
     known = Known()
     with serving(settings_for(embedded_stack), known) as api:
         yield api, known

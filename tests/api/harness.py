@@ -1,5 +1,6 @@
 """The API behind a real HTTP server, a table filled by SQL, and what the sets say. Not here: what must hold."""
 
+import json
 import secrets
 import socket
 import threading
@@ -28,6 +29,7 @@ from coordinator.settings import Settings, build
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.tokens.table import hash_of
 from tests.services.s3 import s3_settings
+from tests.support.tables import NOW, add_dead_letter, add_pod, id_of, insert
 from tests.support.wait import eventually
 
 READ, OPERATE = "token-that-may-read", "token-that-may-operate"
@@ -44,14 +46,8 @@ def settings_for(endpoints: StackEndpoints, **others: Any) -> Settings:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     url = make_url(endpoints.database_url).set(database=name).render_as_string(hide_password=False)
     migrate.upgrade(url)
-    return build(
-        {
-            "database_url": url,
-            "kafka_bootstrap": endpoints.kafka_bootstrap,
-        }
-        | s3_settings(endpoints)
-        | others
-    )
+    ours = {"database_url": url, "kafka_bootstrap": endpoints.kafka_bootstrap}
+    return build(ours | s3_settings(endpoints) | others)
 
 
 class Served(NamedTuple):
@@ -84,6 +80,10 @@ class Served(NamedTuple):
                 return items
             between()
 
+    def metric(self, name: str) -> float:
+        lines = self.get("/metrics", None).text.splitlines()
+        return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
+
 
 @contextmanager
 def served(
@@ -92,11 +92,10 @@ def served(
     """Serve the API on a free port until the end of the block; `change` replaces parts of it."""
     ensure_topics(settings)
     with psycopg.connect(compose_database.database_url(settings), autocommit=True) as db:
-        for role, token in (("read", READ), ("operate", OPERATE)):
-            db.execute(
-                "INSERT INTO api_tokens (name, role, token_sha256) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
-                (role, role, hash_of(token)),
-            )
+        db.cursor().executemany(
+            "INSERT INTO api_tokens (name, role, token_sha256) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
+            [("read", "read", hash_of(READ)), ("operate", "operate", hash_of(OPERATE))],
+        )
         with socket.socket() as listening:
             listening.bind(("127.0.0.1", 0))
             url = f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -136,18 +135,14 @@ class Facts:
         self._ids: dict[int, int] = {}
         self._repositories: dict[str, int] = {}
         for pod in self.pods:
-            self._insert_pod(pod)
+            add_pod(db, pod, event_token_sha256=secrets.token_bytes(32))
 
     def repository(self, pod: int, name: str) -> str:
         """The full name of a repository; made when it is first named."""
         full = f"{self.pods[pod]}/{name}"
         if full not in self._repositories:
-            row = self._db.execute(
-                "INSERT INTO repositories (pod_id, name) SELECT id, %s FROM pods WHERE name = %s RETURNING id",
-                (full, self.pods[pod]),
-            ).fetchone()
-            assert row is not None
-            self._repositories[full] = row[0]
+            pod_id = id_of(self.pods[pod])
+            self._repositories[full] = insert(self._db, "repositories", "id", pod_id=pod_id, name=full)
         return full
 
     def digest(self, blob: int) -> str:
@@ -155,13 +150,8 @@ class Facts:
             raw = secrets.token_bytes(32)
             self._digests[blob] = f"sha256:{raw.hex()}"
             self.sizes[blob] = 100 + blob
-            row = self._db.execute(
-                "INSERT INTO blobs (size, reference_count, link_count, state, digest, unreferenced_since)"
-                " VALUES (%s, 0, 0, 1, %s, now()) RETURNING id",
-                (self.sizes[blob], raw),
-            ).fetchone()
-            assert row is not None
-            self._ids[blob] = row[0]
+            unused = {"reference_count": 0, "link_count": 0, "state": 1, "unreferenced_since": NOW}
+            self._ids[blob] = insert(self._db, "blobs", "id", size=self.sizes[blob], digest=raw, **unused)
         return self._digests[blob]
 
     def manifest(self, blob: int, kind: ManifestKind, refs: list[int] | None) -> None:
@@ -169,10 +159,7 @@ class Facts:
         for ref in refs or ():
             self.digest(ref)
         ids = None if refs is None else [self._ids[ref] for ref in refs]
-        self._db.execute(
-            "INSERT INTO manifests (id, kind, refs) VALUES (%s, %s, %s)",
-            (self._ids[blob], None if refs is None else int(kind), ids),
-        )
+        insert(self._db, "manifests", id=self._ids[blob], kind=None if refs is None else int(kind), refs=ids)
         self.kinds[blob] = kind
         self.refs[blob] = refs or []
 
@@ -180,10 +167,8 @@ class Facts:
         if (repository, manifest) in self.holdings:
             return
         self.holdings.add((repository, manifest))
-        self._db.execute(
-            "INSERT INTO repository_manifests (manifest_id, repository_id, pushed_at) VALUES (%s, %s, now())",
-            (self._ids[manifest], self._repositories[repository]),
-        )
+        held = {"manifest_id": self._ids[manifest], "repository_id": self._repositories[repository]}
+        insert(self._db, "repository_manifests", pushed_at=NOW, **held)
         self._count([manifest, *self.refs[manifest]], "reference_count")
 
     def link(self, repository: str, blob: int) -> None:
@@ -191,17 +176,13 @@ class Facts:
         if (repository, blob) in self.links:
             return
         self.links.add((repository, blob))
-        self._db.execute(
-            "INSERT INTO repository_blobs (blob_id, repository_id, event_at) VALUES (%s, %s, now())",
-            (self._ids[blob], self._repositories[repository]),
-        )
+        linked = {"blob_id": self._ids[blob], "repository_id": self._repositories[repository]}
+        insert(self._db, "repository_blobs", event_at=NOW, **linked)
         self._count([blob], "link_count")
 
     def removal(self, repository: str, *, doubtful: bool) -> None:
-        self._db.execute(
-            "INSERT INTO removals (repository_id, removed_at, doubtful_since, digest) VALUES (%s, now(), %s, %s)",
-            (self._repositories[repository], "now" if doubtful else None, secrets.token_bytes(32)),
-        )
+        values = {"doubtful_since": NOW if doubtful else None, "digest": secrets.token_bytes(32)}
+        insert(self._db, "removals", repository_id=self._repositories[repository], removed_at=NOW, **values)
 
     # What follows
 
@@ -234,41 +215,27 @@ class Facts:
         return found
 
     def _count(self, blobs: list[int], column: str) -> None:
-        self._db.execute(
-            sql.SQL("UPDATE blobs SET {0} = {0} + 1, state = 0, unreferenced_since = NULL WHERE id = ANY(%s)").format(
-                sql.Identifier(column)
-            ),
-            ([self._ids[blob] for blob in set(blobs)],),
-        )
+        statement = sql.SQL("UPDATE blobs SET {0} = {0} + 1, state = 0, unreferenced_since = NULL WHERE id = ANY(%s)")
+        ids = [self._ids[blob] for blob in set(blobs)]
+        self._db.execute(statement.format(sql.Identifier(column)), (ids,))
 
-    def _insert_pod(self, pod: str) -> None:
-        self._db.execute(
-            "WITH p AS (INSERT INTO pods (name, event_token_sha256) VALUES (%s, %s) RETURNING id)"
-            " INSERT INTO pod_prefixes (prefix, pod_id) SELECT %s, id FROM p",
-            (pod, secrets.token_bytes(32), pod),
-        )
+
+def envelope(repository: str) -> str:
+    """A registry's report of one push."""
+    target = {"repository": repository, "digest": f"sha256:{'a' * 64}", "mediaType": "application/octet-stream"}
+    event = {"id": "e1", "timestamp": "2026-01-01T00:00:00Z", "action": "push", "target": target}
+    return json.dumps({"events": [event]})
 
 
 def dead_letter(db: psycopg.Connection[Any], pod: str, payload: str, content_type: str, **others: Any) -> int:
-    """Insert an open dead letter; return its id."""
-    values: dict[str, Any] = {
-        "pod": pod,
+    """Insert an open dead letter that names its repositories; return its id."""
+    values = {
         "reason": "not-owned",
-        "detail": "It was not understood.",
         "payload": payload,
         "payload_bytes": len(payload.encode()),
         "content_type": content_type,
-        "offset": secrets.randbits(40),
+        "origin_topic": "registry.dead-letters",
+        "origin_offset": secrets.randbits(40),
         "repositories": repositories_in(payload.encode()),
-    } | others
-    row = db.execute(
-        """
-        INSERT INTO dead_letters (pod, reason, detail, received_at, payload, payload_bytes, content_type,
-                                  origin_topic, origin_partition, origin_offset, origin_log, repositories)
-        VALUES (%(pod)s, %(reason)s, %(detail)s, now(), %(payload)s, %(payload_bytes)s, %(content_type)s,
-                'registry.dead-letters', 0, %(offset)s, 0, %(repositories)s) RETURNING id
-        """,
-        values,
-    ).fetchone()
-    assert row is not None
-    return int(row[0])
+    }
+    return add_dead_letter(db, pod, **values | others)

@@ -1,4 +1,4 @@
-"""What the API says of blobs is what the sets of facts say, whichever way it finds it."""
+"""The API's figures of blobs equal those of plain sets, whichever way it counts them."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -50,7 +50,7 @@ def test_counts_are_those_of_the_sets(api: Served, steps: list[tuple[str, int, i
 def test_hot_blobs_are_counted_as_exactly(
     api_of: Callable[[Sizes], Served], steps: list[tuple[str, int, int, object]]
 ) -> None:
-    """A blob that too many need to be counted at once gets the same figures, in groups of any size."""
+    """A blob with too many references to be counted at once gets the same figures, in groups of any size."""
     api = api_of(HOT)
     facts = Facts(api.db)
     build(facts, steps)
@@ -58,7 +58,7 @@ def test_hot_blobs_are_counted_as_exactly(
 
 
 def test_a_question_counts_the_rarest_at_once(api_of: Callable[[Sizes], Served], facts: Facts) -> None:
-    """What one question may cost is shared by its blobs, and those beyond it are counted as hot ones."""
+    """The blobs of one look-up share a cost limit, and those beyond it are counted as hot ones."""
     facts.manifest(0, ManifestKind.IMAGE, [10, 11])
     facts.manifest(1, ManifestKind.IMAGE, [10, 12])
     for manifest in (0, 1):
@@ -68,7 +68,7 @@ def test_a_question_counts_the_rarest_at_once(api_of: Callable[[Sizes], Served],
 
 
 def test_a_pods_hot_blobs_are_not_counted(api_of: Callable[[Sizes], Served], facts: Facts) -> None:
-    """What everybody needs is among what a pod's repositories hold first: its page counts nothing."""
+    """The page of a pod's blobs counts none of its hot blobs."""
     api = api_of(HOT)
     facts.manifest(0, ManifestKind.IMAGE, [10, 11])
     for pod in (0, 1):
@@ -85,7 +85,7 @@ def test_a_pods_hot_blobs_are_not_counted(api_of: Callable[[Sizes], Served], fac
 
 
 def test_unknown_digests_are_null_in_their_place(api: Served, facts: Facts) -> None:
-    """A look-up keeps the order of the question, answers null for what nobody spoke of, and twice if asked twice."""
+    """A look-up answers in the order of its digests, null for an unknown one, and twice for a repeated one."""
     known, unknown = facts.digest(1), f"sha256:{'0' * 64}"
     answer = api.ask("POST", "/v1/blobs/lookup", json={"digests": [unknown, known, unknown, known]})
     assert [item and item["digest"] for item in answer.json()["items"]] == [None, known, None, known]
@@ -93,7 +93,7 @@ def test_unknown_digests_are_null_in_their_place(api: Served, facts: Facts) -> N
 
 
 def test_a_lookup_has_a_limit(api: Served) -> None:
-    """A thousand digests are looked up at once, and not one more; none are none."""
+    """A look-up takes up to a thousand digests."""
     digests = [f"sha256:{n:064x}" for n in range(1001)]
     assert len(api.ask("POST", "/v1/blobs/lookup", json={"digests": digests[:1000]}).json()["items"]) == 1000
     assert api.ask("POST", "/v1/blobs/lookup", json={"digests": digests}).status_code == 400
@@ -103,7 +103,7 @@ def test_a_lookup_has_a_limit(api: Served) -> None:
 
 
 def test_an_unknown_size_is_null(api: Served, facts: Facts) -> None:
-    """A size that no registry has said is null, not a number."""
+    """A size that no registry has reported is null."""
     digest = facts.digest(1)
     api.db.execute("UPDATE blobs SET size = -1 WHERE digest = %s", (bytes.fromhex(digest[7:]),))
     assert api.get(f"/v1/blobs/{digest}").json()["size"] is None

@@ -1,7 +1,6 @@
-"""A dead letter holds garbage collection for its pod until what it came to is applied, or it was given up."""
+"""An open dead letter blocks garbage collection for its pod until its events are applied, or it is discarded."""
 
 import datetime as dt
-import json
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -15,8 +14,9 @@ from coordinator.pods.view import DEAD_LETTERS_END
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.layout import repository_prefix
 from schemas.records import RECORD_CONTENT_TYPE
-from tests.api.harness import Served, dead_letter, served, settings_for
+from tests.api.harness import Served, dead_letter, envelope, served, settings_for
 from tests.api.test_watermarks import Pods
+from tests.support.tables import add_gap, id_of, insert, value
 from tests.support.wait import eventually
 
 ENVELOPE = "application/vnd.docker.distribution.events.v1+json"
@@ -26,9 +26,7 @@ ENVELOPE = "application/vnd.docker.distribution.events.v1+json"
 def alone(embedded_stack: StackEndpoints) -> Iterator[Served]:
     """An API with a database of its own, and one partition that nobody writes to."""
     with served(settings_for(embedded_stack)) as api:
-        api.db.execute(
-            "INSERT INTO partition_progress (topic, partition, next_offset) VALUES ('registry.events', 0, 0)"
-        )
+        insert(api.db, "partition_progress", topic="registry.events", partition=0, next_offset=0)
         yield api
 
 
@@ -54,24 +52,12 @@ def report(pods: Pods, instance: str) -> None:
     pods.api.db.execute("UPDATE endpoints SET echoed_at = clock_timestamp(), resolved_at = clock_timestamp()")
 
 
-def body(repository: str) -> str:
-    target = {"repository": repository, "digest": f"sha256:{'a' * 64}", "mediaType": "application/octet-stream"}
-    event = {"id": "e1", "timestamp": "2026-01-01T00:00:00Z", "action": "push", "target": target}
-    return json.dumps({"events": [event]})
-
-
 def resolve(pods: Pods, number: int, how: str, **values: Any) -> int:
     return pods.api.ask("POST", f"/v1/dead-letters/{number}/{how}", **values).status_code
 
 
-def lock_waits(pods: Pods) -> int:
-    row = pods.api.db.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()
-    assert row is not None
-    return int(row[0])
-
-
 def test_it_holds_its_own_pod_only(pods: Pods) -> None:
-    """An open letter holds the pod that sent it, is told by the status, and holds no other pod."""
+    """An open dead letter blocks GC for the pod that sent it, is shown by the status, and blocks no other pod."""
     for name in ("one", "other"):
         pods.pod(name)
         pods.process(name, f"p-{name}", 0)
@@ -83,10 +69,10 @@ def test_it_holds_its_own_pod_only(pods: Pods) -> None:
 
 
 def test_a_retry_that_is_refused_resolves_nothing(pods: Pods) -> None:
-    """While it still cannot be understood, a retry leaves the letter open, and it holds as before."""
+    """A retry that is still not understood leaves the dead letter open, and it blocks GC as before."""
     pods.pod("one")
     pods.process("one", "p1", 0)
-    for payload, content_type in ((body("elsewhere/app"), ENVELOPE), ("no json", ENVELOPE), ("{}", "text/plain")):
+    for payload, content_type in ((envelope("elsewhere/app"), ENVELOPE), ("no json", ENVELOPE), ("{}", "text/plain")):
         number = dead_letter(pods.api.db, "one", payload, content_type)
         assert resolve(pods, number, "retry") == 409
     report(pods, "p1")
@@ -100,7 +86,7 @@ def test_a_retry_holds_until_it_is_applied(pods: Pods) -> None:
     """
     pods.pod("one")
     pods.process("one", "p1", 0)
-    number = dead_letter(pods.api.db, "one", body("one/app"), ENVELOPE)
+    number = dead_letter(pods.api.db, "one", envelope("one/app"), ENVELOPE)
     report(pods, "p1")
     began = dt.datetime.now(dt.UTC)
     assert resolve(pods, number, "retry") == 200
@@ -114,25 +100,25 @@ def test_a_retry_holds_until_it_is_applied(pods: Pods) -> None:
 
 
 def test_the_time_of_a_retry_is_after_its_acknowledgement(pods: Pods) -> None:
-    """A probe that was sent while a retry waited for Kafka proves nothing of it: its time is taken after the wait."""
+    """A retry is resolved after Kafka's acknowledgement, since a probe from before that proves nothing of it."""
     pods.pod("one")
     pods.process("one", "p1", 0)
-    number = dead_letter(pods.api.db, "one", body("one/app"), ENVELOPE)
+    number = dead_letter(pods.api.db, "one", envelope("one/app"), ENVELOPE)
     with pods.api.db.transaction():
         # A lock stands for a slow broker: the retry has begun its transaction, and has not published yet.
         pods.api.db.execute("LOCK TABLE pod_prefixes IN ACCESS EXCLUSIVE MODE")
         waiting = threading.Thread(target=resolve, args=(pods, number, "retry"))
         waiting.start()
-        eventually(lambda: lock_waits(pods), "the retry waits")
-        row = pods.api.db.execute("SELECT clock_timestamp()").fetchone()
+        waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+        eventually(lambda: value(pods.api.db, waits), "the retry waits")
+        before = pods.now()
     waiting.join(20)
-    assert row is not None
     resolved_at = pods.api.get(f"/v1/dead-letters/{number}").json()["resolved_at"]
-    assert dt.datetime.fromisoformat(resolved_at) > row[0]
+    assert dt.datetime.fromisoformat(resolved_at) > before
 
 
 def test_a_discard_demands_a_reason(pods: Pods) -> None:
-    """Without a reason nothing is discarded, and it holds; with one it is resolved at once, and the reason is kept."""
+    """A discard needs a reason, which is kept; with one it resolves the dead letter at once, and only once."""
     pods.pod("one")
     pods.process("one", "p1", 0)
     number = dead_letter(pods.api.db, "one", "{}", "text/plain")
@@ -144,6 +130,7 @@ def test_a_discard_demands_a_reason(pods: Pods) -> None:
     assert dead_letters_block(pods, "one") == []
     shown = pods.api.get(f"/v1/dead-letters/{number}").json()
     assert (shown["resolution"], shown["resolved_why"]) == ("discarded", "it is of a test")
+    assert resolve(pods, number, "discard", json={"why": "again"}) == 409
 
 
 ALL = {"one", "other", "relaying"}
@@ -175,10 +162,10 @@ def gaps_of(pods: Pods) -> set[str]:
 @pytest.mark.parametrize(
     ("pod", "payload", "content_type", "gaps"),
     [
-        ("one", body("one/app"), ENVELOPE, {"one"}),
-        ("one", body("other/app"), ENVELOPE, {"other"}),
-        ("gone", body("other/app"), ENVELOPE, {"other"}),
-        ("relaying", body("relaying/app"), ENVELOPE, {"relaying"}),
+        ("one", envelope("one/app"), ENVELOPE, {"one"}),
+        ("one", envelope("other/app"), ENVELOPE, {"other"}),
+        ("gone", envelope("other/app"), ENVELOPE, {"other"}),
+        ("relaying", envelope("relaying/app"), ENVELOPE, {"relaying"}),
         # What it was about is not known: a registry may have written to any pod whose links are in the bucket.
         ("one", "no record", RECORD_CONTENT_TYPE, {"one", "other"}),
         ("gone", "no record", RECORD_CONTENT_TYPE, {"one", "other"}),
@@ -187,7 +174,7 @@ def gaps_of(pods: Pods) -> set[str]:
     ],
 )
 def test_what_is_discarded_is_a_gap(pods: Pods, pod: str, payload: str, content_type: str, gaps: set[str]) -> None:
-    """A letter that is discarded is a gap of the pod that owns what it was about, and of each if that is not known."""
+    """A discarded dead letter is a gap of the pod that owns its repository, and of every pod if that is not known."""
     three(pods)
     put(pods, "one/app")
     number = dead_letter(pods.api.db, pod, payload, content_type, repositories=None)
@@ -200,13 +187,13 @@ def test_what_is_discarded_is_a_gap(pods: Pods, pod: str, payload: str, content_
 
 @pytest.mark.parametrize("sender", ["one", "gone", ""])
 def test_what_storage_has_is_not_discarded(pods: Pods, sender: str) -> None:
-    """Attempts 2 and 6: while storage has a repository that no pod owns, no letter about it is discarded, whoever sent
-    it and for whatever reason; once storage has nothing of it, or a pod owns it, it is.
+    """Attempts 2 and 6: a dead letter about a repository that storage has and no pod owns is not discarded, whatever
+    its sender and reason.
     """
     three(pods)
     put(pods, "elsewhere/app")
     for reason in ("not-owned", "malformed", "unappliable"):
-        number = dead_letter(pods.api.db, sender, body("elsewhere/app"), ENVELOPE, reason=reason)
+        number = dead_letter(pods.api.db, sender, envelope("elsewhere/app"), ENVELOPE, reason=reason)
         answer = pods.api.ask("POST", f"/v1/dead-letters/{number}/discard", json={"why": "a test"})
         assert answer.status_code == 409
         for words in ("elsewhere/app", "baleen pods add", "retry", "remove"):
@@ -216,26 +203,26 @@ def test_what_storage_has_is_not_discarded(pods: Pods, sender: str) -> None:
     assert resolve(pods, number, "discard", json={"why": "a test"}) == 200
     assert gaps_of(pods) == set()
     put(pods, "elsewhere/app")
-    pods.api.db.execute("INSERT INTO pod_prefixes SELECT 'elsewhere', id FROM pods WHERE name = 'other'")
+    insert(pods.api.db, "pod_prefixes", prefix="elsewhere", pod_id=id_of("other"))
     assert resolve(pods, number - 1, "discard", json={"why": "a test"}) == 200
     assert gaps_of(pods) == {"other"}
     remove(pods, "elsewhere/app")
 
 
 def test_below_another_repository(pods: Pods) -> None:
-    """What is stored below a repository's name, of other repositories, does not keep letters about it."""
+    """Repositories that are stored below a repository's name do not prevent the discard of its dead letters."""
     three(pods)
     put(pods, "elsewhere/app/deep")
-    number = dead_letter(pods.api.db, "one", body("elsewhere/app"), ENVELOPE)
+    number = dead_letter(pods.api.db, "one", envelope("elsewhere/app"), ENVELOPE)
     assert resolve(pods, number, "discard", json={"why": "a test"}) == 200
     remove(pods, "elsewhere/app/deep")
 
 
 def test_links_below_a_pod_that_keeps_its_own_elsewhere(pods: Pods) -> None:
-    """Nobody lists what another registry has written below the prefix of a pod of kind `relay`."""
+    """A dead letter about a repository of a pod of kind `relay` is not discarded while storage has links of it."""
     three(pods)
     put(pods, "relaying/app")
-    number = dead_letter(pods.api.db, "one", body("relaying/app"), ENVELOPE)
+    number = dead_letter(pods.api.db, "one", envelope("relaying/app"), ENVELOPE)
     assert resolve(pods, number, "discard", json={"why": "a test"}) == 409
     remove(pods, "relaying/app")
     assert resolve(pods, number, "discard", json={"why": "a test"}) == 200
@@ -243,19 +230,19 @@ def test_links_below_a_pod_that_keeps_its_own_elsewhere(pods: Pods) -> None:
 
 
 def test_a_root_without_any_registry(pods: Pods, alone: Served) -> None:
-    """Where storage has nothing at all, what is absent proves nothing."""
+    """If storage has nothing at all, nothing is discarded: the root may be the wrong one."""
     three(pods)
-    number = dead_letter(alone.db, "one", body("elsewhere/app"), ENVELOPE)
+    number = dead_letter(alone.db, "one", envelope("elsewhere/app"), ENVELOPE)
     with served(msgspec.structs.replace(alone.settings, s3_root="wrong-root")) as lost:
         answer = lost.ask("POST", f"/v1/dead-letters/{number}/discard", json={"why": "a test"})
     assert (answer.status_code, "BALEEN_S3_BUCKET" in answer.json()["detail"]) == (409, True)
 
 
 def test_a_store_that_does_not_answer(pods: Pods, alone: Served) -> None:
-    """While storage does not answer nothing is discarded that it would have to be asked about; all else is."""
+    """While storage does not answer, only dead letters that need no look at storage are discarded."""
     three(pods)
-    unowned = dead_letter(alone.db, "one", body("elsewhere/app"), ENVELOPE)
-    owned = dead_letter(alone.db, "one", body("one/app"), ENVELOPE)
+    unowned = dead_letter(alone.db, "one", envelope("elsewhere/app"), ENVELOPE)
+    owned = dead_letter(alone.db, "one", envelope("one/app"), ENVELOPE)
     settings = msgspec.structs.replace(alone.settings, s3_endpoint_url="http://127.0.0.1:9")
     with served(settings) as away:
         for number, status in ((unowned, 503), (owned, 200)):
@@ -265,9 +252,9 @@ def test_a_store_that_does_not_answer(pods: Pods, alone: Served) -> None:
 
 
 def test_orphans_ask_to_register_the_pod(pods: Pods) -> None:
-    """Attempt 6: no message about letters of a pod that is not registered tells an operator to discard them."""
+    """Attempt 6: messages about dead letters of an unregistered pod ask to register it, never to discard them."""
     pods.pod("one")
-    number = dead_letter(pods.api.db, "gone", body("gone/app"), ENVELOPE)
+    number = dead_letter(pods.api.db, "gone", envelope("gone/app"), ENVELOPE)
     (held,) = [reason for reason in pods.status()["gc"]["blocked_by"] if "dead letter" in reason]
     refused = pods.api.ask("POST", f"/v1/dead-letters/{number}/retry").json()["detail"]
     for message in (held, refused):
@@ -277,12 +264,9 @@ def test_orphans_ask_to_register_the_pod(pods: Pods) -> None:
 
 
 def test_dead_letters_beyond_the_limit_are_an_alarm(pods: Pods) -> None:
-    """Attempt 20: what is not kept is counted in the status, the metrics and the pod, with what to do."""
+    """Attempt 20: dead letters beyond the limit are counted in the status, the metrics and the pod, with what to do."""
     pods.pod("one")
-    pods.api.db.execute(
-        "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, dead_letters)"
-        " SELECT id, '', -1, 'dead-letters-over-limit', 0, 1234 FROM pods WHERE name = 'one'"
-    )
+    add_gap(pods.api.db, id_of("one"), reason="dead-letters-over-limit", dead_letters=1234)
     assert pods.status()["dead_letters_not_kept"] == 1234
     assert pods.show("one")["dead_letters_not_kept"] == 1234
     assert dead_letters_block(pods, "one")[0].startswith("1234 dead letters beyond the limit of the pod: ")

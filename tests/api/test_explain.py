@@ -1,4 +1,4 @@
-"""Every blob's fate is told: why it is kept, or how it went; and what is hidden can be had back."""
+"""`explain` says of every blob why it is kept or how it was deleted; a hidden blob can be undeleted."""
 
 from datetime import timedelta
 from typing import Any
@@ -22,7 +22,7 @@ def decisions(shown: Any) -> list[str]:
 
 
 def test_what_is_needed(world: World) -> None:
-    """Of a blob that is needed it is told by how many, where, and some of them by name, links with their end."""
+    """A needed blob is explained by its counts, some of its references, and its links with their end."""
     world.garbage.pushed("m", "l")
     world.garbage.apply(world.garbage.link("elsewhere", "l"))
     shown = world.explained("l")
@@ -39,7 +39,7 @@ def test_what_is_needed(world: World) -> None:
 
 
 def test_everything_that_keeps_it(world: World) -> None:
-    """Of a blob that is kept all reasons are told, each with its end where that is known: what is of it alone first."""
+    """A kept blob is explained by all reasons, its own first, each with its end if that is known."""
     world.unreferenced("l")
     world.known(
         lambda facts: facts._replace(
@@ -65,7 +65,7 @@ def test_everything_that_keeps_it(world: World) -> None:
 
 
 def test_what_nothing_keeps(world: World) -> None:
-    """Of what the next run takes it is said that it does: first the hide, then the delete."""
+    """A blob that the next run takes is explained as to be hidden, and then as to be purged."""
     world.unreferenced("l")
     shown = world.explained("l")
     assert (shown["outcome"], shown["reasons"]) == ("to-be-hidden", [])
@@ -78,9 +78,8 @@ def test_what_nothing_keeps(world: World) -> None:
 
 
 def test_what_is_hidden(world: World) -> None:
-    """Of a hidden blob it is told since when and until when, and how it can be had back."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    """A hidden blob is explained with since when and until when, and how to undelete it."""
+    world.hidden("l")
     world.known(lambda facts: facts._replace(times=facts.times._replace(quarantine=DAY)))
     shown = world.explained("l")
     assert (shown["outcome"], whys(shown)) == ("hidden", ["quarantine"])
@@ -91,7 +90,7 @@ def test_what_is_hidden(world: World) -> None:
 
 
 def test_how_it_went(world: World) -> None:
-    """Of a blob that was deleted the whole way is told, in order, with runs, bytes, and what it was decided on."""
+    """A deleted blob is explained by its whole history, in order, with runs, bytes and evidence."""
     world.unreferenced("l")
     first, second = world.garbage.collect(), world.garbage.collect()
     shown = world.explained("l")
@@ -108,9 +107,8 @@ def test_how_it_went(world: World) -> None:
 
 
 def test_what_comes_back(world: World) -> None:
-    """A hidden blob that is needed again is shown as being restored, and then as needed, and its sentences say so."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    """A hidden blob that is needed again is shown as being restored, and then as needed."""
+    world.hidden("l")
     world.garbage.report("again", "l")
     shown = world.explained("l")
     assert (shown["outcome"], whys(shown)) == ("being-restored", ["needed"])
@@ -132,9 +130,8 @@ def test_what_comes_back(world: World) -> None:
     ],
 )
 def test_what_is_between(world: World, state: BlobState, needed: bool, outcome: str, text: str) -> None:
-    """States that last for moments, and the alarm, have their words, too."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    """States that last for moments, and the alarm, have sentences, too."""
+    world.hidden("l")
     if needed:
         world.garbage.report("again", "l")
     digest = world.garbage.digest("l")
@@ -145,7 +142,7 @@ def test_what_is_between(world: World, state: BlobState, needed: bool, outcome: 
 
 
 def test_what_was_kept_by_a_check(world: World) -> None:
-    """What a run kept against the plan, by a look at storage, says which repository links it."""
+    """A blob that a run kept after it verified storage names the repository that links it."""
     world.unreferenced("l")
     world.api.db.execute(
         "INSERT INTO gc_ledger (digest, decision, why, run_id) VALUES (%s, 'kept', %s, 7)",
@@ -155,7 +152,7 @@ def test_what_was_kept_by_a_check(world: World) -> None:
 
 
 def test_a_long_history_is_cut(world: World) -> None:
-    """Of a long history the newest sentences are shown, and that there are more."""
+    """Of a long history the newest sentences are shown, and that earlier ones are left out."""
     world.unreferenced("l")
     world.garbage.collect()
     with world.sizes(entries=3):
@@ -167,16 +164,15 @@ def test_a_long_history_is_cut(world: World) -> None:
 
 
 def test_what_no_registry_has_reported(world: World) -> None:
-    """An unknown digest is 404, what is no digest 400, for both calls."""
+    """An unknown digest is 404 and a malformed one 400, for both calls."""
     for path, status in ((f"sha256:{'0' * 64}", 404), ("latest", 400)):
         assert world.api.get(f"/v1/blobs/{path}/explain").status_code == status
         assert world.api.ask("POST", f"/v1/blobs/{path}/undelete").status_code == status
 
 
 def test_undelete(world: World) -> None:
-    """A hidden blob is served again by a worker's next round, and no run hides it again: it is pinned."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    """An undeleted blob is served again after a worker's next round, and pinned, so that no run hides it."""
+    world.hidden("l")
     answer = world.api.ask("POST", f"/v1/blobs/{world.text('l')}/undelete", json={"why": "a wrong cleanup"})
     assert answer.status_code == 202
     assert (answer.json()["state"], answer.json()["pinned"]) == ("hidden", True)
@@ -199,9 +195,8 @@ def test_undelete(world: World) -> None:
 
 
 def test_undelete_for_the_grace(world: World) -> None:
-    """Without a pin a blob that was undeleted has its grace anew, and is hidden after it."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    """A blob that is undeleted without a pin gets a new grace period, and is hidden after it."""
+    world.hidden("l")
     before = world.explained("l")["unreferenced_since"]
     asked_back(world, "l", pin=False)
     world.garbage.restore()
@@ -215,9 +210,8 @@ def test_undelete_for_the_grace(world: World) -> None:
 
 
 def test_undelete_is_asked_before_the_purge(world: World) -> None:
-    """From the moment in which a blob is asked back no run deletes its bytes, whichever comes first, worker or run."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    """Once an undelete is accepted no run deletes the blob's bytes, even if it comes before a worker."""
+    world.hidden("l")
     asked_back(world, "l")
     run = world.garbage.collect()
     assert run.purged == 1
@@ -228,9 +222,8 @@ def test_undelete_is_asked_before_the_purge(world: World) -> None:
 
 
 def test_a_pin_keeps_its_own_reason(world: World) -> None:
-    """A blob that was pinned before it is undeleted stays pinned for that."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    """A blob that was pinned before it is undeleted keeps the reason of that pin."""
+    world.hidden("l")
     world.api.ask("PUT", f"/v1/pins/{world.text('l')}", json={"why": "an audit"})
     answer = world.api.ask("POST", f"/v1/blobs/{world.text('l')}/undelete", json={"pin": False})
     assert answer.json()["pinned"]
@@ -239,9 +232,8 @@ def test_a_pin_keeps_its_own_reason(world: World) -> None:
 
 
 def test_undelete_of_what_is_needed(world: World) -> None:
-    """A hidden blob that is needed again is on its way back already: asking for it only pins it."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    """An undelete of a hidden blob that is needed again only pins it."""
+    world.hidden("l")
     world.garbage.report("again", "l")
     asked_back(world, "l")
     shown = world.explained("l")
@@ -251,7 +243,7 @@ def test_undelete_of_what_is_needed(world: World) -> None:
 
 
 def test_what_is_not_hidden_is_not_undeleted(world: World) -> None:
-    """What is served, and what is deleted, cannot be undeleted: 409, and nothing is pinned."""
+    """An undelete of a blob that is served or deleted is refused with 409 and pins nothing."""
     world.unreferenced("l")
     world.garbage.pushed("live", "n")
     for name, text in (("n", "it is live"), ("l", "it is unreferenced")):

@@ -1,4 +1,4 @@
-"""The plan is what a run does, runs are asked for and told, and controls stop them at once."""
+"""The plan is what a run does, runs are requested and shown, and controls stop them at once."""
 
 from datetime import timedelta
 from typing import Any
@@ -63,7 +63,9 @@ def test_what_the_plan_keeps(world: World) -> None:
 
 
 def test_a_plan_that_is_held(world: World) -> None:
-    """While anything holds collection everything is kept for that, and what would go otherwise is told when asked."""
+    """While anything blocks GC the plan keeps everything for that, and shows what would go if asked with
+    `despite_holds`.
+    """
     world.unreferenced("l")
     turned(world, on=False)
     held = world.plan()
@@ -76,7 +78,7 @@ def test_a_plan_that_is_held(world: World) -> None:
 
 
 def test_what_a_status_waits_for(world: World) -> None:
-    """A status says what keeps its bounds where they are: none while anything holds collection."""
+    """A status says what its bounds wait for, and nothing while GC is blocked."""
     turned(world, on=False)
     status = world.api.get("/v1/gc/status").json()
     assert (status["hide_waits_for"], status["purge_waits_for"]) == (None, None)
@@ -86,10 +88,9 @@ def test_what_a_status_waits_for(world: World) -> None:
 
 @pytest.mark.parametrize("step", [None, "hide", "keep"])
 def test_a_plan_while_blobs_come(world: World, step: str | None) -> None:
-    """What was in the plan at its first page is in it once, whatever comes meanwhile, also in short pages."""
+    """Every blob of the plan's first page is listed once while others are added, also in short pages."""
     for number in range(4):
-        world.unreferenced(f"hidden{number}")
-    world.garbage.collect()
+        world.hidden(f"hidden{number}")
     for number in range(4):
         world.unreferenced(f"l{number}")
     hour = timedelta(hours=1)
@@ -114,7 +115,7 @@ def test_a_plan_while_blobs_come(world: World, step: str | None) -> None:
 
 
 def test_totals_come_with_the_first_page(world: World) -> None:
-    """To count all takes long, so that a page that goes on has no totals."""
+    """Only the first page of a plan has totals."""
     world.unreferenced("l", "k")
     first = world.plan(limit=2)
     rest = world.plan(limit=2, cursor=first["next"])
@@ -124,7 +125,7 @@ def test_totals_come_with_the_first_page(world: World) -> None:
 
 
 def test_a_run(world: World) -> None:
-    """A run is asked for once, shown while it waits, and at its end with what it did and decided."""
+    """A run is requested once, shown while it waits, and shown at its end with what it did and decided."""
     world.unreferenced("l")
     run = asked(world, {"why": "a full disk"})
     assert (run["state"], run["why"], run["dry_run"], run["planned"]) == ("waiting", "a full disk", False, None)
@@ -145,7 +146,7 @@ def test_a_run(world: World) -> None:
 
 
 def test_decisions_outlive_their_run(world: World) -> None:
-    """What a run decided is told also when the run is forgotten; of one that never was nothing is found."""
+    """A run's decisions are shown after the run is removed; an unknown run is 404."""
     world.unreferenced("l")
     run = world.garbage.collect()
     world.api.db.execute("DELETE FROM jobs")
@@ -165,7 +166,7 @@ def test_a_reconcile_is_no_run(world: World) -> None:
 
 
 def test_a_run_is_refused_while_a_control_is_on(world: World) -> None:
-    """With the switch off, or a hold, no run is asked for but a dry one, and the sentence says what lets go."""
+    """With the switch off, or a hold, only a dry run is accepted, and the refusal says how to release it."""
     turned(world, on=False)
     refused = world.api.ask("POST", "/v1/gc/runs")
     assert refused.status_code == 409
@@ -183,7 +184,7 @@ def test_a_run_is_refused_while_a_control_is_on(world: World) -> None:
 
 
 def test_without_a_switch_nothing_is_asked_for(world: World) -> None:
-    """A switch that nobody has turned is off: it fails closed."""
+    """A switch that was never turned is off."""
     world.api.db.execute("DELETE FROM gc_switch")
     assert world.api.ask("POST", "/v1/gc/runs").status_code == 409
     assert world.api.get("/v1/gc/switch").json() == {
@@ -196,7 +197,7 @@ def test_without_a_switch_nothing_is_asked_for(world: World) -> None:
 
 
 def test_what_cannot_be_read_is_no_answer(world: World) -> None:
-    """While the controls cannot be read no run is asked for, and nothing is said of what would go: 503."""
+    """While the controls cannot be read, runs, plan and status are refused with 503."""
     world.api.db.execute("ALTER TABLE holds RENAME TO elsewhere")
     try:
         for method, path in (
@@ -213,7 +214,7 @@ def test_what_cannot_be_read_is_no_answer(world: World) -> None:
 
 
 def test_beyond_limits(world: World) -> None:
-    """A run that would take too much is refused, and one that was told why it may is not."""
+    """A run that would take too much is refused unless its request has a reason for it."""
     world.garbage.limits = Limits(1, 1, Amount(0, 0))
     world.unreferenced("l")
     refused = asked(world)
@@ -228,7 +229,7 @@ def test_beyond_limits(world: World) -> None:
 
 
 def test_leftovers_at_once(world: World) -> None:
-    """A run looks for leftovers at once where that is asked for, and says so; else when their time has come."""
+    """A run looks for leftovers at once only if its request says so."""
     plain = asked(world)
     assert not plain["leftovers"]
     world.garbage.run_waiting()
@@ -238,7 +239,7 @@ def test_leftovers_at_once(world: World) -> None:
 
 
 def test_the_switch(world: World) -> None:
-    """It is turned with a reason, shows at once wherever it is told, and is in the way of a run that waits."""
+    """The switch is turned with a reason, is shown at once everywhere, and stops a waiting run."""
     world.unreferenced("l")
     run = asked(world)
     off = turned(world, on=False)
@@ -260,7 +261,7 @@ def test_the_switch(world: World) -> None:
 
 
 def test_holds(world: World) -> None:
-    """A hold is set, changed, listed, told, and let go of; its scope is a pod's or repositories' name."""
+    """A hold is set, changed, listed, shown and released; its scope is a pod's or repositories' name."""
     for scope, why in (("team", "a move"), ("pod-a", "x"), ("team/app", "y"), ("team", "another")):
         answer = world.api.ask("PUT", f"/v1/holds/{scope}", json={"why": why})
         assert (answer.status_code, answer.json()["scope"], answer.json()["why"]) == (200, scope, why)
@@ -281,7 +282,7 @@ def test_holds(world: World) -> None:
 
 
 def test_many_holds_are_reported_in_short(world: World) -> None:
-    """A status names some holds, and how many more there are."""
+    """A status names some holds and counts the others."""
     for number in range(25):
         world.api.db.execute("INSERT INTO holds VALUES (%s, 'x')", (f"team{number:02}",))
     shown = [
@@ -292,7 +293,7 @@ def test_many_holds_are_reported_in_short(world: World) -> None:
 
 
 def test_pins(world: World) -> None:
-    """A pinned blob says so wherever it is shown, is not collected, and is when it is let go."""
+    """A pinned blob is shown as pinned everywhere and not collected until it is unpinned."""
     world.unreferenced("l")
     digest = world.text("l")
     pinned = world.api.ask("PUT", f"/v1/pins/{digest}", json={"why": "an audit"}).json()
@@ -311,7 +312,7 @@ def test_pins(world: World) -> None:
 
 
 def flags(world: World) -> dict[str, bool]:
-    """Whether each blob is pinned, which all ways of asking have to agree on."""
+    """Whether each blob is pinned, on which all calls must agree."""
     digests = [world.text(name) for name in ("l", "m-l")]
     shown = {digest: world.api.get(f"/v1/blobs/{digest}").json()["pinned"] for digest in digests}
     checked = world.api.ask("POST", "/v1/blobs/lookup", json={"digests": digests}).json()["items"]
@@ -322,7 +323,7 @@ def flags(world: World) -> dict[str, bool]:
 
 
 def test_pins_are_listed(world: World) -> None:
-    """Pins come by digest, page by page, also of blobs that nobody has spoken of."""
+    """Pins are listed by digest, page by page, also of blobs that no registry has reported."""
     digests = sorted(f"sha256:{character * 64}" for character in "0369cf")
     for digest in digests:
         assert world.api.ask("PUT", f"/v1/pins/{digest}", json={}).json()["state"] is None
@@ -348,7 +349,7 @@ def test_pins_are_listed(world: World) -> None:
     ],
 )
 def test_what_does_not_fit(world: World, method: str, path: str, body: Json) -> None:
-    """What cannot be meant is refused with a sentence, and changes nothing."""
+    """A malformed request is refused with a sentence and changes nothing."""
     answer = world.api.ask(method, path, json=body)
     assert answer.status_code == 400, answer.text
     assert answer.json()["detail"]
@@ -356,7 +357,7 @@ def test_what_does_not_fit(world: World, method: str, path: str, body: Json) -> 
 
 
 def test_who_reads_changes_nothing(world: World) -> None:
-    """A token of role read sees everything, and turns, pins, holds, starts and undeletes nothing."""
+    """A token of role read sees everything and changes nothing."""
     world.unreferenced("l")
     digest = world.text("l")
     run = asked(world)
@@ -386,9 +387,8 @@ def test_who_reads_changes_nothing(world: World) -> None:
 
 
 def test_the_status(world: World) -> None:
-    """It counts what is unreferenced and hidden, names what waits, and the runs before and after."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    """The status counts unreferenced and hidden blobs, and shows what waits and the runs before and after."""
+    world.hidden("l")
     world.unreferenced("k")
     shown = world.api.get("/v1/gc/status").json()
     assert (shown["enabled"], shown["blocked_by"], shown["open_run"]) == (True, [], None)
@@ -407,9 +407,8 @@ def test_the_status(world: World) -> None:
 
 
 def test_hides_without_an_end_are_counted(world: World) -> None:
-    """What a job that died left behind is in the plan and in the status, until the next run has undone it."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    """Hides that a dead job left unfinished are in the plan and the status until the next run undoes them."""
+    world.hidden("l")
     world.api.db.execute("UPDATE hides SET purging_at = now(), run_id = 0")
     world.api.db.execute("UPDATE blobs SET state = %s WHERE state = %s", (BlobState.PURGING, BlobState.HIDDEN))
     assert world.plan()["totals"]["unfinished"] == 2
@@ -419,27 +418,23 @@ def test_hides_without_an_end_are_counted(world: World) -> None:
 
 
 def test_metrics(world: World) -> None:
-    """Prometheus sees the switch, what holds, what is hidden and unreferenced, and what waits to be restored."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    """Metrics show the switch, what is hidden and unreferenced, and what waits to be restored."""
+    world.hidden("l")
     world.garbage.report("again", "l")
     world.unreferenced("k")
-    text = world.api.get("/metrics", None).text
-    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("baleen_gc_"))
-    assert float(values["baleen_gc_enabled"]) == 1
-    assert float(values["baleen_gc_hidden_blobs"]) == 2
-    assert float(values["baleen_gc_unreferenced_blobs"]) == 2
-    assert float(values["baleen_gc_oldest_candidate_seconds"]) >= 0
-    assert float(values["baleen_gc_shown_by_others_total"]) == 0
-    assert float(values['baleen_gc_restores_waiting_blobs{state="hidden"}']) == 1
+    assert world.api.metric("baleen_gc_enabled") == 1
+    assert world.api.metric("baleen_gc_hidden_blobs") == 2
+    assert world.api.metric("baleen_gc_unreferenced_blobs") == 2
+    assert world.api.metric("baleen_gc_oldest_candidate_seconds") >= 0
+    assert world.api.metric("baleen_gc_shown_by_others_total") == 0
+    assert world.api.metric('baleen_gc_restores_waiting_blobs{state="hidden"}') == 1
     turned(world, on=False)
-    assert "baleen_gc_enabled 0.0" in world.api.get("/metrics", None).text
+    assert world.api.metric("baleen_gc_enabled") == 0
 
 
 def test_what_others_show_is_an_alarm(world: World) -> None:
     """Status and metrics count the purges that were called off, and name the last blob; its history says why."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    world.hidden("l")
     hide = world.garbage.hide_of("l")
     assert hide is not None
     assert hide.marker is not None
@@ -453,19 +448,15 @@ def test_what_others_show_is_an_alarm(world: World) -> None:
 
 
 def test_what_is_pinned_is_no_oldest_candidate(world: World) -> None:
-    """It stays for as long as it is pinned, and that is no alarm."""
+    """A pinned blob is not the oldest candidate, however long it stays."""
     world.unreferenced("l")
     world.api.db.execute("UPDATE blobs SET unreferenced_since = unreferenced_since - interval '1 day'")
-    assert oldest(world) > 86_000
+    oldest = "baleen_gc_oldest_candidate_seconds"
+    assert world.api.metric(oldest) > 86_000
     for name in ("l", "m-l"):
         world.api.ask("PUT", f"/v1/pins/{world.text(name)}")
-    assert oldest(world) == 0
+    assert world.api.metric(oldest) == 0
     assert world.api.get("/v1/gc/status").json()["unreferenced_since"] is None
-
-
-def oldest(world: World) -> float:
-    lines = world.api.get("/metrics", None).text.splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith("baleen_gc_oldest_candidate_seconds "))
 
 
 def asked(world: World, body: Json = None) -> Json:

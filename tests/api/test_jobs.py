@@ -1,8 +1,9 @@
-"""Jobs are asked for, listed and shown; at most one of a kind is open for a pod."""
+"""Jobs are requested, listed and shown; at most one of a kind is open for a pod."""
 
 from typing import Any
 
 from tests.api.harness import READ, Facts, Json, Served
+from tests.support.tables import NOW, add_job, add_pod, id_of
 
 
 def ask(api: Served, pod: str, **options: Any) -> Json:
@@ -13,12 +14,12 @@ def ask(api: Served, pod: str, **options: Any) -> Json:
 
 def pod_of(api: Served, facts: Facts, name: str, kind: str = "link") -> str:
     pod = f"{facts.mark}-{name}"
-    api.db.execute("INSERT INTO pods (name, kind, event_token_sha256) VALUES (%s, %s, %s)", (pod, kind, b"x" * 32))
+    add_pod(api.db, pod, kind=kind)
     return pod
 
 
 def test_asking(api: Served, facts: Facts) -> None:
-    """A reconcile is asked for, with a reason or without; while one is open it is the answer, and then another."""
+    """A reconcile is requested with a reason or without; while one is open, the answer is that one."""
     pod = pod_of(api, facts, "asked")
     job = ask(api, pod, json={"why": "a restore"})
     assert {**job, "id": 0, "asked_at": ""} == {
@@ -48,7 +49,7 @@ def test_asking(api: Served, facts: Facts) -> None:
 
 
 def test_refusals(api: Served, facts: Facts) -> None:
-    """Who may only read asks for nothing; a pod that is not there, or whose links are elsewhere, is refused."""
+    """A reconcile is refused for a token of role read, an unknown pod and a pod whose links are elsewhere."""
     pod, relay = pod_of(api, facts, "plain"), pod_of(api, facts, "relay", "relay")
     assert api.ask("POST", f"/v1/pods/{pod}/reconcile", token=READ).status_code == 403
     assert api.ask("POST", "/v1/pods/nobody/reconcile").status_code == 404
@@ -65,16 +66,12 @@ def test_refusals(api: Served, facts: Facts) -> None:
 
 
 def test_lists(api: Served, facts: Facts) -> None:
-    """The newest come first, page by page, all of them or those of a pod or a kind."""
+    """The newest job comes first, page by page, filtered by pod and kind."""
     pods = [pod_of(api, facts, f"listed{n}") for n in range(3)]
     for pod in pods:
         for kind in ("reconcile", "doctor"):
             for _ in range(2):
-                api.db.execute(
-                    "INSERT INTO jobs (kind, pod_id, why, state, finished_at)"
-                    " SELECT %s, id, 'x', 'done', now() FROM pods WHERE name = %s",
-                    (kind, pod),
-                )
+                add_job(api.db, id_of(pod), kind, state="done", finished_at=NOW)
     ours = [job["id"] for job in api.pages("/v1/jobs", limit=2) if job["pod"] in pods]
     assert len(ours) == 12
     assert ours == sorted(ours, reverse=True)

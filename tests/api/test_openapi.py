@@ -1,4 +1,4 @@
-"""The OpenAPI document is what the API does: schemathesis asks everything in it, and finds no 5xx."""
+"""The API does what its OpenAPI document says: schemathesis calls every operation, and finds no 5xx."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ EXAMPLES = 12
 
 @pytest.mark.lengthy
 def test_the_document_is_kept(api: Served) -> None:
-    """Whatever is asked that the document allows or forbids, the answer is one that it describes."""
+    """Every call that the document allows or forbids gets an answer that it describes."""
     facts = Facts(api.db)
     facts.manifest(0, ManifestKind.IMAGE, [10])
     facts.hold(facts.repository(0, "app"), 0)

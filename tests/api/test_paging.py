@@ -1,4 +1,4 @@
-"""Pages put together are the whole list: nothing lost, nothing twice, also while rows are added between pages."""
+"""Pages put together are the whole list: each row once, also while rows are added between pages."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +26,7 @@ BLOBS = [FRESH, replace(FRESH, walk=300, pod_walk=300), replace(FRESH, walk=150,
 def test_references(
     api_of: Callable[[Sizes], Served], steps: list[tuple[str, int, int, object]], limit: int, sizes: Sizes
 ) -> None:
-    """All holdings of every blob are listed once with their kind, by the index and by the walk, short pages or not."""
+    """All holdings of every blob are listed once with their kind, by the index and by the walk, in any pages."""
     api = api_of(sizes)
     facts = Facts(api.db)
     build(facts, steps)
@@ -40,7 +40,7 @@ def test_references(
 
 @pytest.mark.parametrize("sizes", [PRODUCTION, WALKS[0]])
 def test_references_while_holdings_are_added(api_of: Callable[[Sizes], Served], facts: Facts, sizes: Sizes) -> None:
-    """Holdings that were there at the first page are all listed once, whatever is added meanwhile."""
+    """Holdings that exist at the first page are each listed once while others are added."""
     api = api_of(sizes)
     for manifest in range(6):
         facts.manifest(manifest, ManifestKind.IMAGE, [20, 21])
@@ -74,7 +74,7 @@ def test_blobs(
     sizes: Sizes,
     min_references: int,
 ) -> None:
-    """Every order and filter gives exactly the blobs that match, also where a page looks at few rows."""
+    """Every order and filter lists exactly the blobs that match, also where a page reads few rows."""
     api = api_of(sizes)
     facts = Facts(api.db)
     build(facts, steps)
@@ -111,7 +111,7 @@ def test_the_ranking_has_an_end(api_of: Callable[[Sizes], Served], facts: Facts)
 
 
 def test_ranking_is_kept(api: Served, facts: Facts) -> None:
-    """Every page of a ranking is of one reading, whose time it tells, also after counts have changed."""
+    """All pages of a ranking are of one reading and show its time, also after counts have changed."""
     facts.manifest(1, ManifestKind.IMAGE, [2, 3])
     first = api.get("/v1/blobs", sort="references", limit=1).json()
     facts.hold(facts.repository(0, "a"), 1)
@@ -121,7 +121,7 @@ def test_ranking_is_kept(api: Served, facts: Facts) -> None:
 
 
 def test_blobs_while_blobs_are_added(api_of: Callable[[Sizes], Served], facts: Facts) -> None:
-    """A walk over blobs with a filter loses and doubles none while others come."""
+    """A filtered list of blobs loses and repeats none while blobs are added."""
     api = api_of(Sizes(walk=10))
     for blob in range(40):
         facts.digest(blob)
@@ -142,7 +142,7 @@ def test_blobs_while_blobs_are_added(api_of: Callable[[Sizes], Served], facts: F
 @settings(max_examples=10, database=None)
 @given(st.sets(st.from_regex(r"[ab](/[ab]|-[ab]|[ab]){0,3}", fullmatch=True), max_size=12), LIMITS)
 def test_repositories(api: Served, names: set[str], limit: int) -> None:
-    """Repositories come in the order of their names' bytes; a prefix is a path's, and a pod has those of its own."""
+    """Repositories are listed in the order of their names' bytes, by path prefix and by pod."""
     facts = Facts(api.db)
     mine = sorted(facts.repository(n % 2, name) for n, name in enumerate(sorted(names)))
     listed = [item["name"] for item in api.pages("/v1/repositories", limit=limit * 20)]
@@ -163,7 +163,7 @@ def test_repositories(api: Served, names: set[str], limit: int) -> None:
 @settings(max_examples=4, database=None)
 @given(LIMITS)
 def test_pods_and_dead_letters(api: Served, limit: int) -> None:
-    """Pods come by name, dead letters by age; a pod's filter and `resolved` choose exactly."""
+    """Pods are listed by name and dead letters by age, filtered by pod and `resolved`."""
     facts = Facts(api.db, pods=3)
     names = [item["name"] for item in api.pages("/v1/pods", limit=limit)]
     assert names == sorted(names)
@@ -201,7 +201,7 @@ def page(api: Served, path: str) -> Json:
 
 
 def test_cursors_that_are_not_ours(api: Served, facts: Facts) -> None:
-    """A cursor that is malformed or of another list is refused with 400, never misread."""
+    """A cursor that is malformed or of another list is refused with 400."""
     facts.digest(1), facts.digest(2)
     for path, cursor in malformed(api):
         answer = api.get(path, cursor=cursor)

@@ -1,18 +1,15 @@
-"""Gaps of pods that no reconcile can resolve are resolved by an operator, with a reason."""
+"""An operator resolves the gaps of pods that no reconcile can resolve, with a reason."""
 
 from tests.api.harness import Facts, Served
+from tests.support.tables import add_gap, id_of, set_kind
 
 
 def test_gaps_are_resolved_with_a_reason(api: Served, facts: Facts) -> None:
-    """The answer is the pod without its gaps; a reason is needed, and a pod that can be reconciled is refused."""
+    """The answer is the pod without its gaps; a missing reason and a pod that can be reconciled are refused."""
     elsewhere, here = facts.pods[0], facts.pods[1]
-    api.db.execute("UPDATE pods SET kind = 'relay' WHERE name = %s", (elsewhere,))
+    set_kind(api.db, "relay", elsewhere)
     for pod in (elsewhere, here):
-        api.db.execute(
-            "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset)"
-            " SELECT id, 'registry.events', -1, 'log-cut', 0 FROM pods WHERE name = %s",
-            (pod,),
-        )
+        add_gap(api.db, id_of(pod))
     path = f"/v1/pods/{elsewhere}/gaps/resolve"
     for body in ({}, {"why": ""}, {"why": " "}, {"why": "x", "who": "me"}):
         assert api.ask("POST", path, json=body).status_code == 400

@@ -1,4 +1,4 @@
-"""A question that many ask takes one thread, also where nothing answers."""
+"""Concurrent callers share one call in one thread, also when the service does not answer."""
 
 import asyncio
 import threading
@@ -12,7 +12,9 @@ ASKING = 20
 
 
 def test_who_gives_up_leaves_no_thread_of_its_own_behind() -> None:
-    """However many ask what does not answer, and give up, one thread waits for it; who asks then has its answer."""
+    """One thread waits for a service that does not answer, however many callers give up; the next caller gets its
+    answer.
+    """
     go, calls = threading.Event(), []
 
     def ask() -> int:
@@ -38,7 +40,7 @@ def test_who_gives_up_leaves_no_thread_of_its_own_behind() -> None:
 
 
 def test_it_is_asked_again_after_it_has_answered() -> None:
-    """An answer, and an error, are those of one asking: the next is a new one."""
+    """After an answer or an error the next caller starts a new call."""
     answers = iter((1, UnavailableError("away"), 2))
 
     def ask() -> int:
@@ -58,7 +60,7 @@ def test_it_is_asked_again_after_it_has_answered() -> None:
 
 
 def test_an_answer_since_now_is_of_a_call_that_began_afterwards() -> None:
-    """A call that is under way is waited for, and not believed; all who wait meanwhile share the next one."""
+    """A caller that wants an answer since now waits for a call that begins later, and shares it with others."""
     go, begun = [threading.Event() for _ in range(3)], [threading.Event() for _ in range(3)]
     at_once: list[int] = []
     calls = iter(range(3))
@@ -90,7 +92,7 @@ def test_an_answer_since_now_is_of_a_call_that_began_afterwards() -> None:
 
 
 def test_an_error_is_shared_by_those_who_wait_for_the_next_call() -> None:
-    """Where nothing answers, a caller that waited for it does not wait for a second timeout."""
+    """Callers that wait for the next call share the error of the current one, and wait for no second timeout."""
     go, calls = threading.Event(), []
 
     def ask() -> int:

@@ -1,4 +1,4 @@
-"""Which API tokens are good while the database does not say so."""
+"""Which API tokens are valid while the database does not answer."""
 
 import asyncio
 
@@ -39,7 +39,7 @@ def world() -> World:
 
 
 def test_a_known_token_goes_on_for_a_while(world: World) -> None:
-    """While the database is away a token that was known is good for STALE_SECONDS, and at no moment after that."""
+    """While the database is away a known token is valid for STALE_SECONDS, and no longer."""
     assert world.is_good()
     world.is_away = True
     world.now += STALE_SECONDS
@@ -52,13 +52,13 @@ def test_a_known_token_goes_on_for_a_while(world: World) -> None:
 
 
 def test_nothing_is_answered_before_the_database_has(world: World) -> None:
-    """A process that begins while the database is away calls no token unknown, however often it is asked."""
+    """A process that begins while the database is away calls no token unknown."""
     world.is_away = True
     assert [world.is_good() for _ in range(3)] == [None, None, None]
 
 
 def test_a_revoked_token(world: World) -> None:
-    """It is refused once REFRESH_SECONDS have passed."""
+    """A revoked token is refused once REFRESH_SECONDS have passed."""
     assert world.is_good()
     world.known.clear()
     world.now += REFRESH_SECONDS + 1

@@ -56,12 +56,6 @@ class Tokens(NamedTuple):
         return {grant.name: sorted(grant.actions) for grant in verifier.verify(answer.json()["token"]).access.grants}
 
 
-def described(issuer: Issuer, /, **others: str) -> dict[str, str]:
-    """What is registered of an issuer."""
-    known = issuer.registered()
-    return {"url": known.url, "issuer": known.issuer, "service": known.service, "keys": known.keys} | others
-
-
 @pytest.fixture(scope="module")
 def running(embedded_stack: StackEndpoints, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tokens]:
     file = tmp_path_factory.mktemp("keys") / "signing.pem"
@@ -76,7 +70,7 @@ def running(embedded_stack: StackEndpoints, tmp_path_factory: pytest.TempPathFac
         served(settings) as api,
     ):
         for name, issuer in (("a", one), ("b", two)):
-            body = {"name": f"pod-{name}", "prefixes": [f"team-{name}"], "token_issuer": described(issuer)}
+            body = {"name": f"pod-{name}", "prefixes": [f"team-{name}"], "token_issuer": issuer.described()}
             assert api.ask("POST", "/v1/pods", json=body).status_code == 201
         yield Tokens(api, one, two, file)
 
@@ -91,7 +85,7 @@ def tokens(running: Tokens) -> Iterator[Tokens]:
 
 
 def test_get(tokens: Tokens) -> None:
-    """Scopes in several parameters, or in one, are granted by the issuers of their pods in one token."""
+    """Scopes in several parameters or in one are granted by the issuers of their pods in one token."""
     for scopes in ([APP, BASE], [f"{APP} {BASE}"]):
         answer = tokens.get(service=AUDIENCE, scope=scopes, account="alice", client_id="docker", offline_token="true")
         assert tokens.granted(answer) == {"team-a/app": ["pull", "push"], "team-b/base": ["pull"]}
@@ -116,7 +110,7 @@ def test_post(tokens: Tokens) -> None:
 
 
 def test_log_in(tokens: Tokens) -> None:
-    """Nothing asked: 200 with a token that grants nothing; wrong credentials: 401 with a challenge."""
+    """A login without scopes gets a token that grants nothing; wrong credentials get 401 with a challenge."""
     assert tokens.granted(tokens.get(service=AUDIENCE)) == {}
     for answer in (
         tokens.get(basic("alice", "wrong"), service=AUDIENCE),
@@ -143,7 +137,7 @@ def test_log_in(tokens: Tokens) -> None:
     ],
 )
 def test_what_cannot_be_meant(tokens: Tokens, query: dict[str, Any]) -> None:
-    """400 in a sentence that says what to do, and nobody is asked."""
+    """A malformed query is refused with 400 and a sentence, and no issuer is called."""
     answer = tokens.get(**query)
     assert answer.status_code == 400
     assert answer.json()["detail"]
@@ -161,7 +155,7 @@ def test_what_cannot_be_meant(tokens: Tokens, query: dict[str, Any]) -> None:
     ],
 )
 def test_forms_that_cannot_be_meant(tokens: Tokens, form: dict[str, str]) -> None:
-    """The same of a form."""
+    """A malformed form is refused, and no issuer is called."""
     assert tokens.post(**form).status_code == 400
     assert tokens.api.client.post("/jwt/auth", content=b"\xff" * 100).status_code == 400
     assert tokens.api.client.post("/jwt/auth", content=b"x" * 300_000).status_code == 413
@@ -169,7 +163,7 @@ def test_forms_that_cannot_be_meant(tokens: Tokens, form: dict[str, str]) -> Non
 
 
 def test_a_password_in_other_case() -> None:
-    """Which bytes a password is of is for its issuer to know; a user's name is shown to issuers as text."""
+    """A password's bytes reach the issuer unchanged; a user's name must be valid text."""
     sent = "Basic " + base64.b64encode("alice:gr\u00fc\u00dfe".encode("latin-1")).decode()
     known = token_service._basic(sent)
     assert (known.username, known.authorization) == ("alice", sent)
@@ -178,7 +172,7 @@ def test_a_password_in_other_case() -> None:
 
 
 def test_nothing_of_credentials_is_reported(tokens: Tokens, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever comes of a request, neither the answer nor a log line has a credential in it."""
+    """No answer and no log line contains a credential."""
     caplog.set_level(logging.DEBUG)
     wrong = "another-secret-in-plain-sight"
     answers = [
@@ -195,7 +189,7 @@ def test_nothing_of_credentials_is_reported(tokens: Tokens, caplog: pytest.LogCa
 
 
 def test_pods_show_their_issuers(tokens: Tokens) -> None:
-    """All but the keys themselves is shown; they are changed and taken away, and what is wrong is refused."""
+    """A pod shows its issuer without the keys; an issuer is changed and removed, and a malformed one is refused."""
     shown = tokens.api.get("/v1/pods/pod-a").json()["token_issuer"]
     known = tokens.one.registered()
     assert shown == {
@@ -210,37 +204,37 @@ def test_pods_show_their_issuers(tokens: Tokens) -> None:
     path = "/v1/pods/pod-x/token-issuer"
     assert tokens.api.get("/v1/pods/pod-x").json()["token_issuer"] is None
     for wrong in (
-        described(tokens.one, keys=forge.private_pem(ec_key(1)).decode()),
-        described(tokens.one, keys="none"),
-        described(tokens.one, keys=forge.public_pem(rsa_key(0)).decode() + "\0"),
-        described(tokens.one, url="http://user:secret@host/x"),
-        described(tokens.one, url="ftp://host/x"),
-        described(tokens.one, issuer=""),
-        described(tokens.one, service="a\nb"),
-        {name: value for name, value in described(tokens.one).items() if name != "keys"},
+        tokens.one.described(keys=forge.private_pem(ec_key(1)).decode()),
+        tokens.one.described(keys="none"),
+        tokens.one.described(keys=forge.public_pem(rsa_key(0)).decode() + "\0"),
+        tokens.one.described(url="http://user:secret@host/x"),
+        tokens.one.described(url="ftp://host/x"),
+        tokens.one.described(issuer=""),
+        tokens.one.described(service="a\nb"),
+        {name: value for name, value in tokens.one.described().items() if name != "keys"},
     ):
         answer = tokens.api.ask("PUT", path, json=wrong)
         assert answer.status_code == 400, answer.text
         assert "secret" not in answer.text
         assert "PRIVATE" not in answer.text
-    put = tokens.api.ask("PUT", path, json=described(tokens.one, keys=forge.public_pem(ec_key(1), rsa_key(0)).decode()))
+    put = tokens.api.ask("PUT", path, json=tokens.one.described(keys=forge.public_pem(ec_key(1), rsa_key(0)).decode()))
     assert put.json()["token_issuer"]["key_ids"] == [kid(ec_key(1)), kid(rsa_key(0))]
     assert tokens.api.ask("DELETE", path).status_code == 204
     assert tokens.api.get("/v1/pods/pod-x").json()["token_issuer"] is None
-    assert tokens.api.ask("PUT", "/v1/pods/nobody/token-issuer", json=described(tokens.one)).status_code == 404
+    assert tokens.api.ask("PUT", "/v1/pods/nobody/token-issuer", json=tokens.one.described()).status_code == 404
     assert tokens.api.ask("DELETE", "/v1/pods/nobody/token-issuer").status_code == 404
     assert tokens.api.ask("DELETE", "/v1/pods/pod-x").status_code == 204
 
 
 @pytest.mark.lengthy
 def test_an_issuer_that_is_taken_away(tokens: Tokens) -> None:
-    """Within seconds nothing is granted on its pod's repositories, and with it again everything is."""
+    """Without its issuer a pod's repositories are granted to no one within seconds, and with it again they are."""
     assert tokens.api.ask("DELETE", "/v1/pods/pod-b/token-issuer").status_code == 204
     eventually(
         lambda: tokens.granted(tokens.get(scope=[APP, BASE])) == {"team-a/app": ["pull", "push"]},
         "the pod's part is gone",
     )
-    assert tokens.api.ask("PUT", "/v1/pods/pod-b/token-issuer", json=described(tokens.two)).status_code == 200
+    assert tokens.api.ask("PUT", "/v1/pods/pod-b/token-issuer", json=tokens.two.described()).status_code == 200
     eventually(lambda: "team-b/base" in tokens.granted(tokens.get(scope=[APP, BASE])), "the pod's part is back")
 
 
@@ -290,7 +284,7 @@ def test_metrics(tokens: Tokens) -> None:
 
 
 def test_off(api: Served) -> None:
-    """Without a key to sign with there is no such place."""
+    """Without a key to sign with, the token service answers 404."""
     for path in ("/jwt/auth?scope=x", "/.well-known/jwks.json"):
         assert api.client.get(path).status_code == 404
     answer = api.client.post("/jwt/auth", data={"grant_type": "password"})
@@ -298,7 +292,7 @@ def test_off(api: Served) -> None:
 
 
 def test_keys_need_names(tmp_path: Path) -> None:
-    """Keys without the names that tokens carry are refused with the settings that are missing."""
+    """Signing keys without an issuer or audience are refused with the missing settings."""
     file = tmp_path / "keys.pem"
     file.write_bytes(forge.private_pem(ec_key(50)))
     settings = build({"jwt_signing_keys": str(file)})
@@ -319,7 +313,7 @@ def test_keys_need_names(tmp_path: Path) -> None:
 
 
 def test_rights_of_a_mount() -> None:
-    """Who wants a mount has the rights of the bearer token, if it is believed, and else none at all."""
+    """A mount has the rights of a trusted bearer token, and none without one."""
     trusted = parse_trusted(forge.public_pem(rsa_key(0)))
     verifier = TokenVerifier(lambda: trusted, issuer=forge.ISSUER, audience=forge.AUDIENCE)
     may = compose_api.rights(build({}), verifier)

@@ -12,7 +12,7 @@ def add(api: Served, name: str, **others: Any) -> Any:
 
 
 def test_one_is_declared(api: Served) -> None:
-    """It gets no token; it is shown with who declared it and why; it waits for a reconcile and no watermark."""
+    """An unmanaged pod gets no token, is shown with its declaration, and waits for a reconcile and no watermark."""
     answer = add(api, "unmanaged-a", registries=["http://unmanaged-a.test:5000"])
     assert answer.status_code == 201, answer.text
     assert answer.json()["event_token"] is None
@@ -26,7 +26,7 @@ def test_one_is_declared(api: Served) -> None:
 
 
 def test_one_must_have_its_links_in_storage(api: Served) -> None:
-    """A pod of kind relay is known by its events alone, so that it cannot send none."""
+    """A pod of kind relay is known by its events alone, and cannot be unmanaged."""
     assert add(api, "unmanaged-r", kind="relay").status_code == 400
     assert api.ask(
         "POST", "/v1/pods", json={"name": "managed-r", "prefixes": ["managed-r"], "kind": "relay"}
@@ -36,7 +36,7 @@ def test_one_must_have_its_links_in_storage(api: Served) -> None:
 
 
 def test_one_becomes_managed_and_back(api: Served) -> None:
-    """A token is made only while it is managed, and the one of before is no longer its; findings are made anew."""
+    """A pod has a valid token only while it is managed."""
     assert add(api, "unmanaged-b").is_success
     pod = api.ask("PUT", "/v1/pods/unmanaged-b/managed", json={"unmanaged": None})
     assert pod.is_success, pod.text

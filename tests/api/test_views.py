@@ -1,4 +1,4 @@
-"""Repositories, pods, dead letters, status, readiness and metrics tell what is there."""
+"""Repositories, pods, dead letters, status, readiness and metrics show what is there."""
 
 import json
 import math
@@ -16,7 +16,8 @@ from coordinator.kafka.topics import EVENTS
 from coordinator.lookup.sizes import Sizes
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.layout import link_key
-from tests.api.harness import Facts, Served, dead_letter, served, settings_for
+from tests.api.harness import Facts, Served, dead_letter, envelope, served, settings_for
+from tests.support.tables import add_gap, id_of, insert
 from tests.support.wait import eventually
 from tests.workers.harness import Log
 
@@ -41,7 +42,7 @@ def shared_layers(facts: Facts) -> tuple[str, str]:
 
 
 def test_a_repository(api: Served, facts: Facts) -> None:
-    """Logical bytes sum distinct blobs, unique ones those that nobody else needs or links."""
+    """Logical bytes sum a repository's distinct blobs, unique bytes those that no other repository needs or links."""
     first, second = shared_layers(facts)
     sizes = facts.sizes
     assert api.get(f"/v1/repositories/{first}").json() == {
@@ -62,16 +63,14 @@ def test_a_repository(api: Served, facts: Facts) -> None:
 
 
 def test_what_baleen_has_made_is_not_listed(api: Served, facts: Facts) -> None:
-    """Scratch repositories of doctors and that of probes are left out of lists, where they are a pod's own prefix's;
-    what merely has such a name elsewhere is listed, and pages go on.
-    """
+    """Repositories of the doctor and of probes directly below a pod's prefix are left out of lists, and no others."""
     pod, mark = facts.pods[0], facts.mark
     (prefix,) = api.get(f"/v1/pods/{pod}").json()["prefixes"]
     scratch = f"baleen-doctor-{'0a' * 8}"
     own = [f"{prefix}/{name}" for name in ("baleen-probe", scratch, f"{scratch}-other")]
     theirs = [f"{prefix}/baleen-doctor-notes", f"{prefix}/deeper/{scratch}", f"{prefix}/zebra"]
     for name in (*own, *theirs):
-        api.db.execute("INSERT INTO repositories (pod_id, name) SELECT id, %s FROM pods WHERE name = %s", (name, pod))
+        insert(api.db, "repositories", pod_id=id_of(pod), name=name)
     for limit in (1, 100):
         assert [item["name"] for item in api.pages("/v1/repositories", pod=pod, limit=limit)] == theirs
     assert {item["name"] for item in api.pages("/v1/repositories", prefix=mark)} & set(own) == set()
@@ -81,7 +80,7 @@ def test_what_baleen_has_made_is_not_listed(api: Served, facts: Facts) -> None:
 def test_a_list_gives_figures_as_far_as_they_are_cheap(
     api: Served, api_of: Callable[[Sizes], Served], facts: Facts
 ) -> None:
-    """A list says the same as single questions, or null where a repository holds too much to follow it all."""
+    """A list has the figures of single calls, or null for a repository that holds too much."""
     first, second = shared_layers(facts)
     wanted = [api.get(f"/v1/repositories/{name}").json() for name in (first, second)]
     listed = [item for pod in facts.pods for item in api.pages("/v1/repositories", pod=pod)]
@@ -92,7 +91,7 @@ def test_a_list_gives_figures_as_far_as_they_are_cheap(
 
 
 def test_what_holds_a_pod(api: Served, facts: Facts) -> None:
-    """A pod counts what is open for it, and says each as a reason; the others are not concerned."""
+    """A pod counts what is open for it, and gives each as a reason that blocks GC for this pod alone."""
     pod, other = facts.pods
     repository = facts.repository(0, "app")
     facts.removal(repository, doubtful=True)
@@ -100,11 +99,7 @@ def test_what_holds_a_pod(api: Served, facts: Facts) -> None:
     facts.manifest(0, ManifestKind.IMAGE, None)
     facts.hold(repository, 0)
     number = dead_letter(api.db, pod, "{}", "text/plain")
-    api.db.execute(
-        "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, to_offset)"
-        " SELECT id, 'registry.events', 0, 'records-removed', 0, 5 FROM pods WHERE name = %s",
-        (pod,),
-    )
+    add_gap(api.db, id_of(pod), topic="registry.events", partition=0, reason="records-removed", to_offset=5)
     shown = api.get(f"/v1/pods/{pod}").json()
     counts = ("repositories", "dead_letters", "doubtful_removals", "unread_manifests")
     assert [shown[name] for name in counts] == [1, 1, 1, 1]
@@ -121,23 +116,18 @@ def test_what_holds_a_pod(api: Served, facts: Facts) -> None:
 
 
 def test_false_reports_of_a_pod(api: Served, facts: Facts) -> None:
-    """A pod and the metrics show how many of its reports bytes contradicted; that blocks nothing."""
+    """A pod and the metrics count its reports that stored bytes contradict; that blocks nothing."""
     pod, other = facts.pods
     before = api.get(f"/v1/pods/{pod}").json()
     assert before["false_reports"] == 0
-    api.db.execute(
-        "INSERT INTO false_reports (pod_id, count, manifest) SELECT id, 1234, %s FROM pods WHERE name = %s",
-        (b"m" * 32, pod),
-    )
+    insert(api.db, "false_reports", pod_id=id_of(pod), count=1234, manifest=b"m" * 32)
     shown = api.get(f"/v1/pods/{pod}").json()
     assert (shown["false_reports"], shown["blocked_by"]) == (1234, before["blocked_by"])
-    metrics = api.get("/metrics", None).text
-    assert f'baleen_false_reports{{pod="{pod}"}} 1234.0' in metrics
-    assert f'baleen_false_reports{{pod="{other}"}} 0.0' in metrics
+    assert [api.metric(f'baleen_false_reports{{pod="{name}"}}') for name in (pod, other)] == [1234, 0]
 
 
 def test_a_pods_life(api: Served, facts: Facts) -> None:
-    """A pod is added with a token that posts events, is refused where it overlaps, rotated, and removed when empty."""
+    """A pod is added with a token that posts events, refused where it overlaps, rotated, and removed when empty."""
     name = f"{facts.mark}-new"
     body = {"name": name, "prefixes": [f"{facts.mark}/new"], "registries": ["http://127.0.0.1:5001"]}
     added = api.ask("POST", "/v1/pods", json=body)
@@ -163,8 +153,7 @@ def test_a_pods_life(api: Served, facts: Facts) -> None:
 
 
 def post_events(api: Served, pod: str, token: str) -> int:
-    headers = {"Content-Type": ENVELOPE}
-    return api.ask("POST", f"/v1/events/{pod}", token, content=b'{"events": []}', headers=headers).status_code
+    return api.ask("POST", f"/v1/events/{pod}", token, content=b'{"events": []}', headers=HEADERS).status_code
 
 
 def test_a_pod_that_holds_something_stays(api: Served, facts: Facts) -> None:
@@ -182,15 +171,10 @@ def test_a_pod_that_holds_something_stays(api: Served, facts: Facts) -> None:
     assert api.ask("DELETE", f"/v1/pods/{empty.pods[0]}").status_code == 204
 
 
-def event(repository: str) -> dict[str, Any]:
-    target = {"repository": repository, "digest": f"sha256:{'a' * 64}", "mediaType": "application/octet-stream"}
-    return {"id": "e1", "timestamp": "2026-01-01T00:00:00Z", "action": "push", "target": target}
-
-
 def test_retry_publishes_what_is_understood_now(api: Served, facts: Facts) -> None:
-    """A letter is refused with its reason while nothing has changed, and published once its prefix is owned."""
+    """A retry is refused with its reason until a pod owns the repository, and then publishes the events."""
     pod, repository = facts.pods[0], f"{facts.mark}/later"
-    number = dead_letter(api.db, pod, json.dumps({"events": [event(repository)]}), ENVELOPE)
+    number = dead_letter(api.db, pod, envelope(repository), ENVELOPE)
     refused = api.ask("POST", f"/v1/dead-letters/{number}/retry")
     assert refused.status_code == 409
     assert "not-owned" in refused.json()["detail"]
@@ -205,7 +189,7 @@ def test_retry_publishes_what_is_understood_now(api: Served, facts: Facts) -> No
 
 
 def test_a_pod_is_given_prefixes(api_of: Callable[[Sizes], Served], facts: Facts) -> None:
-    """It owns them at once, also at ingest; what overlaps is refused, and GC is held until it has been compared."""
+    """A pod owns added prefixes at once, also at ingest; overlaps are refused, and GC waits for a reconcile."""
     # That it is known by and by, as all that is read again every few seconds, would prove nothing.
     api = api_of(Sizes(pods_s=math.inf))
     made = [
@@ -218,7 +202,7 @@ def test_a_pod_is_given_prefixes(api_of: Callable[[Sizes], Served], facts: Facts
         return api.ask("POST", path, json={"prefixes": prefixes}).status_code
 
     def posted() -> Any:
-        body = json.dumps({"events": [event(f"{facts.mark}/new/app")]})
+        body = envelope(f"{facts.mark}/new/app")
         return api.ask("POST", f"/v1/events/{pod}", made[0]["event_token"], content=body, headers=HEADERS).json()
 
     eventually(lambda: posted().get("dead_lettered") == 1, "ingest knows the pod")
@@ -239,7 +223,7 @@ def test_a_pod_is_given_prefixes(api_of: Callable[[Sizes], Served], facts: Facts
 
 
 def test_whose_links_are_elsewhere_is_given_prefixes_with_a_gap(api: Served, facts: Facts) -> None:
-    """What such a pod had there before is not known either: an operator settles the gap, as no reconcile can."""
+    """A prefix that is added to a pod of kind relay makes a gap, which an operator resolves."""
     name = f"{facts.mark}-relay"
     api.ask("POST", "/v1/pods", json={"name": name, "prefixes": [name], "kind": "relay"})
     answer = api.ask("POST", f"/v1/pods/{name}/prefixes", json={"prefixes": [f"{name}-more"]})
@@ -258,18 +242,14 @@ def test_whose_links_are_elsewhere_is_given_prefixes_with_a_gap(api: Served, fac
         ("manifest", "relay", LinkKind.REVISION, 204),
     ],
 )
-def test_a_pod_with_gaps_goes_if_storage_has_nothing_of_it(
+def test_removal_of_a_pod_with_gaps(
     api: Served, facts: Facts, mode: str, kind: str, stored: LinkKind | None, status: int
 ) -> None:
-    """What was lost in a gap may be in storage, and would be forgotten with the pod: so it is looked for there."""
+    """A pod with gaps is removed only if storage has nothing of it, since a gap may hide links."""
     name = f"{facts.mark}-gaps"
     body = {"name": name, "prefixes": [name], "mode": mode, "kind": kind}
     assert api.ask("POST", "/v1/pods", json=body).is_success
-    api.db.execute(
-        "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset)"
-        " SELECT id, 'registry.events', -1, 'log-cut', 0 FROM pods WHERE name = %s",
-        (name,),
-    )
+    add_gap(api.db, id_of(name))
     if stored is not None:
         digest = Digest(bytes(32))
         compose_store.object_store(api.settings).put(link_key(RepositoryName(f"{name}/app"), stored, digest), b"a link")
@@ -281,7 +261,7 @@ def test_a_pod_with_gaps_goes_if_storage_has_nothing_of_it(
 
 
 def test_dead_letters_of_a_pod_that_is_not_there(api: Served, facts: Facts) -> None:
-    """A pod that is not registered is not found, unless it has left some, open or resolved; then they are listed."""
+    """Dead letters of an unregistered pod are listed; a pod that never had any is 404."""
     assert api.get("/v1/dead-letters", pod=f"{facts.mark}-none").status_code == 404
     assert api.get("/v1/dead-letters", pod=facts.pods[0]).json() == {"items": [], "next": None}
     number = dead_letter(api.db, f"{facts.mark}-gone", "{}", "text/plain")
@@ -291,7 +271,7 @@ def test_dead_letters_of_a_pod_that_is_not_there(api: Served, facts: Facts) -> N
 
 
 def test_retry_of_a_record_publishes_it_as_it_is(api: Served, facts: Facts) -> None:
-    """A record that could not be applied goes back as it was, unless it is cut or speaks of another pod."""
+    """A record that could not be applied is published again unchanged, unless it is cut or of another pod."""
     pod, repository = facts.pods[0], f"{facts.pods[0]}/record"
     record = {
         "id": "e", "action": "push", "pod": pod, "repository": repository, "timestamp": "2026-01-01T00:00:00Z",
@@ -328,18 +308,8 @@ def published(api: Served) -> set[str]:
         consumer.close()
 
 
-def test_discard_needs_a_reason(api: Served, facts: Facts) -> None:
-    """A letter is given up with a reason that stays with it, and only once."""
-    number = dead_letter(api.db, facts.pods[0], "{}", "text/plain")
-    for body in ({}, {"why": ""}, {"why": "  "}, {"why": "x\0"}, {"why": "x" * 1001}):
-        assert api.ask("POST", f"/v1/dead-letters/{number}/discard", json=body).status_code == 400
-    shown = api.ask("POST", f"/v1/dead-letters/{number}/discard", json={"why": "a test of ours"}).json()
-    assert (shown["resolution"], shown["resolved_why"]) == ("discarded", "a test of ours")
-    assert api.ask("POST", f"/v1/dead-letters/{number}/discard", json={"why": "again"}).status_code == 409
-
-
 def test_a_status_covers_what_was_acknowledged_before_it(embedded_stack: StackEndpoints) -> None:
-    """What Kafka has acknowledged counts in the next status, also right after one that was caught up."""
+    """A status counts everything that Kafka acknowledged before it, also right after one that was caught up."""
     with served(settings_for(embedded_stack)) as api, Log(str(api.settings.kafka_bootstrap)) as log:
         facts = Facts(api.db)
 
@@ -354,9 +324,7 @@ def test_a_status_covers_what_was_acknowledged_before_it(embedded_stack: StackEn
         for _ in range(3):
             apply_all()
             assert api.get("/v1/status").json()["caught_up"]
-            number = dead_letter(
-                api.db, facts.pods[0], json.dumps({"events": [event(f"{facts.pods[0]}/app")]}), ENVELOPE
-            )
+            number = dead_letter(api.db, facts.pods[0], envelope(f"{facts.pods[0]}/app"), ENVELOPE)
             # Answered once Kafka has acknowledged the event.
             assert api.ask("POST", f"/v1/dead-letters/{number}/retry").status_code == 200
             shown = api.get("/v1/status").json()
@@ -365,20 +333,17 @@ def test_a_status_covers_what_was_acknowledged_before_it(embedded_stack: StackEn
 
 
 def test_lag_follows_the_log(embedded_stack: StackEndpoints) -> None:
-    """Lag is what the log has beyond what is applied; caught up means none of it, on any partition."""
+    """Lag is the records that are not applied; caught up means none on any partition."""
     with served(settings_for(embedded_stack)) as api:
         facts = Facts(api.db)
-        number = dead_letter(api.db, facts.pods[0], json.dumps({"events": [event(f"{facts.pods[0]}/app")]}), ENVELOPE)
+        number = dead_letter(api.db, facts.pods[0], envelope(f"{facts.pods[0]}/app"), ENVELOPE)
         assert api.ask("POST", f"/v1/dead-letters/{number}/retry").status_code == 200
         before = api.get("/v1/status").json()
         assert not before["caught_up"]
         with Log(str(api.settings.kafka_bootstrap)) as log:
             ends = log.ends()
         for (topic, partition), end in ends.items():
-            api.db.execute(
-                "INSERT INTO partition_progress (topic, partition, next_offset) VALUES (%s, %s, %s)",
-                (topic, partition, end),
-            )
+            insert(api.db, "partition_progress", topic=topic, partition=partition, next_offset=end)
         eventually(lambda: api.get("/v1/status").json()["caught_up"], "the status has caught up")
         end, partition = max((end, partition) for (topic, partition), end in ends.items() if topic == EVENTS)
 
@@ -404,7 +369,7 @@ def known(status: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def test_readiness_names_what_is_away(api: Served, embedded_stack: StackEndpoints) -> None:
-    """Ready with everything there; else 503 with a result for each service, and alive all the same."""
+    """Readiness is 200 if every service answers, and otherwise 503 with a result for each; health stays 200."""
     names = ("database", "migrations", "kafka", "store")
     # A service that is busy may take longer once than is waited for it.
     ready = eventually(lambda: answer if (answer := api.get("/readyz", token=None)).is_success else None, "all answer")
@@ -426,7 +391,7 @@ def test_readiness_names_what_is_away(api: Served, embedded_stack: StackEndpoint
 
 
 def test_metrics_are_prometheus(api: Served, facts: Facts) -> None:
-    """Metrics need no token, carry our names, count by route, and name no digest."""
+    """Metrics need no token, have our names, count by route, and contain no digest."""
     digest = facts.digest(1)
     api.get(f"/v1/blobs/{digest}")
     lag = 'baleen_lag_records{partition="0"}'

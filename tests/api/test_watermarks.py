@@ -1,4 +1,4 @@
-"""How far pods have reported is shown for each process and each partition, and holds garbage collection."""
+"""How far pods have reported is shown for each process and each partition, and blocks garbage collection."""
 
 import datetime as dt
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ import pytest
 
 from coordinator.stack.supervisor import StackEndpoints
 from tests.api.harness import Served, served, settings_for
+from tests.support.tables import NOW, add_done_job, add_pod, add_process, ago, id_of, insert, value
 
 URL, ADDRESS = "http://registry:5000", "10.0.0.7"
 PARTITIONS = 2
@@ -18,10 +19,7 @@ def alone(embedded_stack: StackEndpoints) -> Iterator[Served]:
     """An API with a database of its own: the status is of all its pods."""
     with served(settings_for(embedded_stack)) as api:
         for number in range(PARTITIONS):
-            api.db.execute(
-                "INSERT INTO partition_progress (topic, partition, next_offset) VALUES ('registry.events', %s, 0)",
-                (number,),
-            )
+            insert(api.db, "partition_progress", topic="registry.events", partition=number, next_offset=0)
         yield api
 
 
@@ -31,30 +29,15 @@ class Pods(NamedTuple):
     api: Served
 
     def pod(self, name: str) -> None:
-        self.api.db.execute(
-            "WITH p AS (INSERT INTO pods (name, registries, event_token_sha256) VALUES (%s, %s, %s) RETURNING id)"
-            " INSERT INTO pod_prefixes (prefix, pod_id) SELECT %s, id FROM p",
-            (name, [f"{URL}{len(name)}"], b"x" * 32, name),
-        )
-        self.api.db.execute(
-            "INSERT INTO jobs (kind, pod_id, why, state, began_at, finished_at)"
-            " SELECT 'reconcile', id, 'a test', 'done', now(), now() FROM pods WHERE name = %s",
-            (name,),
-        )
+        add_done_job(self.api.db, add_pod(self.api.db, name, registries=[f"{URL}{len(name)}"]))
 
     def process(self, pod: str, instance: str, *ages: float | None) -> None:
         """A process whose watermark in each partition is so old; None where none is known."""
-        self.api.db.execute(
-            "INSERT INTO processes (pod_id, instance_id, echoed_at) SELECT id, %s, now() FROM pods WHERE name = %s",
-            (instance, pod),
-        )
+        process = add_process(self.api.db, id_of(pod), instance, echoed_at=NOW)
         for number, age in enumerate(ages):
             if age is not None:
-                self.api.db.execute(
-                    "INSERT INTO watermarks (process_id, topic, partition, at)"
-                    " SELECT id, 'registry.events', %s, now() - %s FROM processes WHERE instance_id = %s",
-                    (number, dt.timedelta(seconds=age), instance),
-                )
+                at = {"topic": "registry.events", "partition": number, "at": ago(dt.timedelta(seconds=age))}
+                insert(self.api.db, "watermarks", process_id=process, **at)
         self.api.db.execute(
             "INSERT INTO endpoints (pod_id, url, address, process_id, answered_at, echoed_at)"
             " SELECT p.id, p.registries[1], %s, s.id, now(), now() FROM pods p JOIN processes s ON s.pod_id = p.id"
@@ -64,28 +47,20 @@ class Pods(NamedTuple):
 
     def noted(self, instance: str, partition: int) -> dt.datetime:
         """The watermark of a process in a partition, as the table has it."""
-        row = self.api.db.execute(
-            "SELECT w.at FROM watermarks w JOIN processes s ON s.id = w.process_id"
-            " WHERE s.instance_id = %s AND w.partition = %s",
-            (instance, partition),
-        ).fetchone()
-        assert row is not None
-        return row[0]
+        of_process = "process_id = (SELECT id FROM processes WHERE instance_id = %s)"
+        statement = f"SELECT at FROM watermarks WHERE {of_process} AND partition = %s"
+        noted: dt.datetime = value(self.api.db, statement, instance, partition)
+        return noted
 
     def now(self) -> dt.datetime:
-        row = self.api.db.execute("SELECT clock_timestamp()").fetchone()
-        assert row is not None
-        return row[0]
+        now: dt.datetime = value(self.api.db, "SELECT clock_timestamp()")
+        return now
 
     def show(self, name: str) -> Any:
         return self.api.get(f"/v1/pods/{name}").json()
 
     def status(self) -> Any:
         return self.api.get("/v1/status").json()
-
-    def metric(self, name: str) -> float:
-        lines = self.api.get("/metrics", None).text.splitlines()
-        return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
 
 
 @pytest.fixture
@@ -96,7 +71,7 @@ def pods(alone: Served) -> Pods:
 
 
 def reasons(shown: list[str]) -> list[str]:
-    """Those that are of watermarks and reconciles."""
+    """The reasons that are about watermarks and reconciles."""
     return [reason for reason in shown if "watermark:" in reason or "never reconciled" in reason]
 
 
@@ -108,13 +83,9 @@ def age(time: str) -> float:
     return (dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(time)).total_seconds()
 
 
-def test_no_pods(pods: Pods) -> None:
-    """Where there is no pod, no watermark is known."""
-    assert pods.status()["watermark"] is None
-
-
 def test_the_least_of_all(pods: Pods) -> None:
     """A pod's watermark is the least of its processes and partitions, the status' the least of all pods."""
+    assert pods.status()["watermark"] is None
     pods.pod("one")
     pods.process("one", "p1", 20, 5)
     pods.process("one", "p2", 1, 10)
@@ -133,14 +104,14 @@ def test_the_least_of_all(pods: Pods) -> None:
     assert at(status["watermark"]) == pods.noted("p3", 0)
     assert reasons(status["gc"]["blocked_by"]) == []
     before = pods.now()
-    lag = dt.timedelta(seconds=pods.metric('baleen_watermark_lag_seconds{pod="one"}'))
+    lag = dt.timedelta(seconds=pods.api.metric('baleen_watermark_lag_seconds{pod="one"}'))
     assert before <= pods.noted("p1", 0) + lag <= pods.now()
-    assert pods.metric('baleen_processes{pod="one",state="live"}') == 2
+    assert pods.api.metric('baleen_processes{pod="one",state="live"}') == 2
     assert [pod["watermark"] is not None for pod in pods.api.pages("/v1/pods", limit=1)] == [True, True]
 
 
 def test_unknown_is_not_known(pods: Pods) -> None:
-    """Where one partition of one process has no watermark, the pod has none, nor has the status; both say why."""
+    """If one partition of one process has no watermark, the pod and the status have none, and both say why."""
     pods.pod("one")
     pods.process("one", "p1", 1, 1)
     pods.pod("other")
@@ -153,11 +124,11 @@ def test_unknown_is_not_known(pods: Pods) -> None:
     status = pods.status()
     assert status["watermark"] is None
     assert reasons(status["gc"]["blocked_by"]) == [f"pod other: watermark: {shown['waits_for'][0]}"]
-    assert pods.metric('baleen_watermark_lag_seconds{pod="other"}') == float("inf")
+    assert pods.api.metric('baleen_watermark_lag_seconds{pod="other"}') == float("inf")
 
 
 def test_never_reconciled(pods: Pods) -> None:
-    """A pod that was never compared with its storage holds garbage collection, whatever else is known of it."""
+    """A pod that was never compared with storage blocks garbage collection, whatever else is known of it."""
     pods.pod("one")
     pods.process("one", "p1", 1, 1)
     assert pods.show("one")["reconciled_at"] is not None
@@ -169,8 +140,8 @@ def test_never_reconciled(pods: Pods) -> None:
 
 
 def test_a_process_is_retired(pods: Pods) -> None:
-    """Who operates may let a process count no more, with a reason; the watermark is then that of the others, and what
-    the process had not told is a gap.
+    """An operator retires a process with a reason: it no longer counts for the watermark, and what it had not reported
+    is a gap.
     """
     pods.pod("one")
     pods.process("one", "live", 1, 1)
@@ -190,7 +161,9 @@ def test_a_process_is_retired(pods: Pods) -> None:
 
 
 def test_registries_are_of_one_pod(pods: Pods) -> None:
-    """A URL that another pod has is refused, however it is written; one that says who asks is refused too."""
+    """A registry's URL that another pod has is refused, however it is written, and so is one with credentials or a
+    path.
+    """
     assert add(pods, "one", "http://Registry:5000/", "http://registry:5000") == 201
     assert pods.show("one")["registries"] == ["http://registry:5000"]
     assert add(pods, "two", "http://registry:5000") == 409

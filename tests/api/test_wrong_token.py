@@ -1,8 +1,9 @@
-"""That a pod's events are refused for their token is shown with the pod, durably, and decides nothing."""
+"""A pod shows, durably, that its events are refused for a wrong token; that changes nothing else."""
 
 from typing import Any
 
 from tests.api.harness import Facts, Served
+from tests.support.tables import ago, id_of, insert, value
 from tests.support.wait import eventually
 
 
@@ -28,7 +29,7 @@ def noted(api: Served, pod: str, after: str = "") -> dict[str, Any]:
 
 
 def test_events_with_a_wrong_token_are_shown(api: Served, facts: Facts) -> None:
-    """The pod says since when and what mends it, in lists too; nothing else of it changes; another token ends it."""
+    """The pod shows since when and how to fix it, in lists too; nothing else of it changes; a new token ends it."""
     pod, other = facts.pods
     before = show(api, pod)
     assert before["wrong_token"] is None
@@ -46,14 +47,10 @@ def test_events_with_a_wrong_token_are_shown(api: Served, facts: Facts) -> None:
 
 
 def test_a_refusal_of_long_ago(api: Served, facts: Facts) -> None:
-    """What was noted more than an hour ago is shown no more, and the next refusal begins anew."""
+    """A refusal of more than an hour ago is not shown, and the next one begins anew."""
     pod, other = facts.pods
-    api.db.execute(
-        "INSERT INTO token_refusals (pod_id, since, last_at)"
-        " SELECT id, now() - interval '5 hours', now() - (CASE name WHEN %s THEN interval '2 hours'"
-        " ELSE interval '1 minute' END) FROM pods WHERE name = ANY(%s)",
-        (pod, [pod, other]),
-    )
+    for name, last in ((pod, "2 hours"), (other, "1 minute")):
+        insert(api.db, "token_refusals", pod_id=id_of(name), since=ago("5 hours"), last_at=ago(last))
     assert show(api, pod)["wrong_token"] is None
     recent = show(api, other)["wrong_token"]
     anew = noted(api, pod)
@@ -63,14 +60,9 @@ def test_a_refusal_of_long_ago(api: Served, facts: Facts) -> None:
 
 def test_nobody_is_noted_who_is_not_there(api: Served, facts: Facts) -> None:
     """Events of pods that are not registered leave no row, and no label."""
-
-    def rows() -> int:
-        found = api.db.execute("SELECT count(*) FROM token_refusals").fetchone()
-        assert found is not None
-        return int(found[0])
-
-    before = rows()
+    count = "SELECT count(*) FROM token_refusals"
+    before = value(api.db, count)
     refused(api, f"{facts.pods[0]}-no")
     noted(api, facts.pods[0])
-    assert rows() == before + 1
+    assert value(api.db, count) == before + 1
     assert f"{facts.pods[0]}-no" not in api.get("/metrics", None).text

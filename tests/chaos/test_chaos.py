@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -52,15 +53,8 @@ def kafka() -> Iterator[ApacheKafka]:
 
 @pytest.fixture
 def database() -> Iterator[Database]:
-    guard = Guard()
-    try:
-        with temporary_directory() as directory:
-            database = Database(guard, directory)
-            database.start()
-            yield database
-            database.kill()
-    finally:
-        guard.close()
+    with closing(Guard()) as guard, temporary_directory() as directory, Database(guard, directory) as database:
+        yield database
 
 
 class Load(threading.Thread):
@@ -104,7 +98,7 @@ class Load(threading.Thread):
 
 
 class Workers:
-    """Workers that whoever started them starts again when they end."""
+    """Workers that are started again when they end."""
 
     def __init__(self, place: Place, directory: Path) -> None:
         self._place = place
@@ -122,7 +116,7 @@ class Workers:
         self.running[self.running.index(child)] = self._start()
 
     def check(self) -> bool:
-        """Start what has ended; True, so that it may stand in conditions."""
+        """Start what has ended; return true, so that conditions can call it."""
         for child in list(self.running):
             if child.status is not None:
                 self.ended_by_themselves += 1
@@ -146,19 +140,13 @@ class Disturber:
         self._table = Table(place.values["database_url"])
 
     def steps(self) -> list[Callable[[], None]]:
-        steps = [
-            *([self._kill_worker] * 4),
-            *([self._pause_worker] * 2),
-            self._stop_worker,
-            self._restart_database,
-            self._kill_database,
-            self._restart_broker,
-        ]
+        steps = [*([self._kill_worker] * 4), *([self._pause_worker] * 2), self._stop_worker]
+        steps += [self._restart_database, self._kill_database, self._kafka.restart]
         self._chance.shuffle(steps)
         return steps
 
     def wait(self) -> None:
-        """Until something was applied since, so that each disturbance meets workers at work; and a little longer."""
+        """Wait until something more is applied, so that each disturbance meets busy workers, and a little longer."""
         stood = self._applied()
         eventually(lambda: self._workers.check() and self._applied() > stood, why="progress")
         time.sleep(self._chance.random() * 2)
@@ -181,7 +169,7 @@ class Disturber:
         self._workers.replace(child)
 
     def _pause_worker(self) -> None:
-        """Until its partitions have moved, while it holds batches of them."""
+        """Pause a worker until its partitions have moved, while it holds batches of them."""
         child = self._any()
         child.send(signal.SIGSTOP)
         eventually(lambda: len(shares(self._place)) < WORKERS, why="the move of the partitions")
@@ -194,9 +182,6 @@ class Disturber:
     def _kill_database(self) -> None:
         self._database.kill()
         self._database.start()
-
-    def _restart_broker(self) -> None:
-        self._kafka.restart()
 
 
 def test_counts_are_exact_whatever_happens(kafka: ApacheKafka, database: Database, tmp_path: Path) -> None:
@@ -212,7 +197,7 @@ def test_counts_are_exact_whatever_happens(kafka: ApacheKafka, database: Databas
             "database_url": database.url,
             "kafka_bootstrap": kafka.bootstrap,
             "kafka_partitions": "8",
-            # Nothing here needs storage, and a worker that asked for it would tell.
+            # Nothing here needs storage, and a worker that needed it would fail.
             "s3_endpoint_url": "http://127.0.0.1:9",
             "s3_bucket": "none",
             "s3_access_key": "none",

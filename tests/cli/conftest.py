@@ -33,10 +33,14 @@ class Done(NamedTuple):
     out: str
     err: str
 
+    def ok(self) -> "Done":
+        """Check that it succeeded."""
+        assert self.code == 0, self.err
+        return self
+
     @property
     def json(self) -> Any:
-        assert self.code == 0, self.err
-        return json.loads(self.out)
+        return json.loads(self.ok().out)
 
 
 #: They end with the process that runs them.
@@ -64,17 +68,16 @@ class Command(NamedTuple):
         return Done(code, out.getvalue(), err.getvalue())
 
     def program(self, *arguments: str, **settings: str) -> Done:
-        """Run it as a program of its own."""
-        done = subprocess.run(
-            [sys.executable, "-m", "coordinator.cli", *arguments],
-            cwd=self.directory,
-            env=program_environment(self.environment | settings),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
+        environment = program_environment(self.environment | settings)
+        return python(self.directory, "-m", "coordinator.cli", *arguments, env=environment)
+
+
+def python(directory: Path, *arguments: str, **options: Any) -> Done:
+    """Run Python in a directory, without the tester's own settings unless `env` has them."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    given = streams | {"cwd": directory, "env": program_environment({}), "text": True, "timeout": 60} | options
+    done = subprocess.run([sys.executable, *arguments], check=False, **given)
+    return Done(done.returncode, done.stdout or "", done.stderr)
 
 
 def program_environment(settings: Mapping[str, str]) -> dict[str, str]:
@@ -84,7 +87,7 @@ def program_environment(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """One that no outgoing connection gets, while nobody listens there between two runs."""
+    """A port that no outgoing connection gets, so that it is free between two runs."""
     return Ports(Path("nothing-is-remembered"), "127.0.0.1").take("up")
 
 
@@ -107,18 +110,10 @@ def baleen(api: Served, tmp_path: Path) -> Command:
     """The command with every setting that the API has."""
     settings = api.settings
     assert settings.kafka_bootstrap is not None
-    return Command(
-        tmp_path,
-        {
-            "url": api.url,
-            "token": OPERATE,
-            "database_url": compose_database.database_url(settings),
-            "kafka_bootstrap": settings.kafka_bootstrap,
-        },
-    )
+    services = {"database_url": compose_database.database_url(settings), "kafka_bootstrap": settings.kafka_bootstrap}
+    return Command(tmp_path, {"url": api.url, "token": OPERATE} | services)
 
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Command:
-    """The command without any setting."""
     return Command(tmp_path, {})

@@ -1,4 +1,4 @@
-"""`baleen adopt`: what a dry run says, the real run does; and what is asked for and told at its end."""
+"""`baleen adopt`: a dry run has the figures of the real run, which ends with a reconcile."""
 
 import secrets
 import signal
@@ -21,7 +21,7 @@ from tests.survey.trees import BASE, content_key, push
 
 
 class Adopting(NamedTuple):
-    """A pod without anything, a store that it had until now, and a root that is the shared layer."""
+    """A pod without repositories, the store that it had until now, and an empty root of the shared layer."""
 
     baleen: Command
     pod: str
@@ -41,7 +41,7 @@ class Adopting(NamedTuple):
 @pytest.fixture
 def adopting(baleen: Command, embedded_stack: StackEndpoints, tmp_path: Path) -> Adopting:
     mark = f"adopt-{secrets.token_hex(4)}"
-    baleen("pods", "add", mark, "--prefix", mark, "--json").json  # noqa: B018 - checks that it went well
+    baleen("pods", "add", mark, "--prefix", mark, "--json").ok()
     settings = s3_settings(embedded_stack)
     (tmp_path / "own").mkdir()
     source = WritableFiles(tmp_path / "own")
@@ -51,24 +51,16 @@ def adopting(baleen: Command, embedded_stack: StackEndpoints, tmp_path: Path) ->
     return Adopting(baleen, mark, image, source, S3ObjectStore(root=mark, **names), settings | {"s3_root": mark})
 
 
-FIGURES = (
-    "repositories",
-    "blobs",
-    "bytes",
-    "copied_blobs",
-    "copied_bytes",
-    "layer_links",
-    "revision_links",
-    "tag_links",
-)
+COUNTED = ("repositories", "blobs", "bytes")
+CHANGED = ("copied_blobs", "copied_bytes", "layer_links", "revision_links", "tag_links")
 
 
 def figures(done: Done) -> list[int]:
-    return [done.json[name] for name in FIGURES]
+    return [done.json[name] for name in (*COUNTED, *CHANGED)]
 
 
 def test_adopt(adopting: Adopting) -> None:
-    """A dry run changes nothing and has the real run's figures; a second run does nothing; a reconcile is asked for."""
+    """A dry run changes nothing and has the real run's figures; a second run does nothing; a reconcile is requested."""
     dry = adopting("--dry-run", "--json")
     assert adopting.links() == set()
     size = sum(len(blob.content) for blob in adopting.image.blobs) + len(adopting.image.content)
@@ -90,7 +82,7 @@ def test_adopt(adopting: Adopting) -> None:
 
 
 def test_something_is_refused(adopting: Adopting) -> None:
-    """What is refused makes it exit 1, is told with its reason, and the rest is adopted."""
+    """A refused blob makes it exit 1 and is reported with its reason; the rest is adopted."""
     layer = adopting.image.layers[0]
     adopting.source.put(content_key(layer.digest), bytes(len(layer.content)))
     for done in (adopting(), adopting("--json")):
@@ -103,7 +95,7 @@ def test_something_is_refused(adopting: Adopting) -> None:
 
 
 def test_a_reconcile_that_cannot_be_asked_for(adopting: Adopting) -> None:
-    """Then it exits 1, and says what was done and what to type."""
+    """If the reconcile is refused, adopt exits 1 and prints what was done and the command to run."""
     done = adopting(token=READ)
     assert done.code == 1
     assert "copied        4 blobs" in done.out
@@ -112,7 +104,7 @@ def test_a_reconcile_that_cannot_be_asked_for(adopting: Adopting) -> None:
 
 
 def test_interrupted(adopting: Adopting) -> None:
-    """Ctrl-C says that the next run goes on where this one was."""
+    """Ctrl-C says that the next run continues where this one stopped."""
     command, pressed = threading.get_ident(), threading.Event()
 
     def press(call: Call) -> None:
@@ -132,19 +124,19 @@ def test_interrupted(adopting: Adopting) -> None:
 
 
 def test_refusals(adopting: Adopting) -> None:
-    """What cannot be meant is refused before anything is written."""
+    """A malformed request is refused before anything is written."""
     push(adopting.source, "elsewhere/app", adopting.image)
     assert "elsewhere/app" in errs(adopting(), 1)
     assert "no pod" in errs(adopting(pod="nobody"), 1)
     shared = f"s3://{adopting.shared.bucket}/{adopting.shared.root}"
-    assert "the shared layer itself" in errs(
-        adopting.baleen("adopt", adopting.pod, "--from", shared, **adopting.settings), 2
-    )
-    nothing = adopting.baleen("adopt", adopting.pod, "--from", f"{shared}empty", **adopting.settings)
-    assert "has no registry" in errs(nothing, 1)
-    nowhere = adopting.baleen("adopt", adopting.pod, "--from", "s3://not-there/x", **adopting.settings)
-    place = adopting.settings["s3_endpoint_url"]
-    assert f"There is no bucket 'not-there' at {place}: check the bucket's name" in errs(nowhere, 1)
+    missing = f"There is no bucket 'not-there' at {adopting.settings['s3_endpoint_url']}: check the bucket's name"
+    for source, code, message in (
+        (shared, 2, "the shared layer itself"),
+        (f"{shared}empty", 1, "has no registry"),
+        ("s3://not-there/x", 1, missing),
+    ):
+        done = adopting.baleen("adopt", adopting.pod, "--from", source, **adopting.settings)
+        assert message in errs(done, code)
     assert adopting.links() == set()
     assert adopting("--only-owned").code == 0
     assert all(f"/{adopting.pod}/" in key for key in adopting.links())

@@ -1,4 +1,4 @@
-"""What the API's refusals become in a command."""
+"""The error of a command for each refusal of the API."""
 
 import httpx
 import pytest
@@ -11,17 +11,14 @@ from coordinator.errors import BaleenError, UnavailableError, UsageError
     ("status", "kind"),
     [
         (400, UsageError),
-        (403, BaleenError),
-        (404, BaleenError),
-        (409, BaleenError),
-        (500, BaleenError),
-        (502, UnavailableError),
-        (503, UnavailableError),
-        (504, UnavailableError),
+        *((status, BaleenError) for status in (403, 404, 409, 500)),
+        *((status, UnavailableError) for status in (502, 503, 504)),
     ],
 )
 def test_what_a_status_means(status: int, kind: type[BaleenError]) -> None:
-    """A wrong question is wrong usage, what is away may be tried again, all else failed; the sentence is the API's."""
+    """A malformed request is wrong usage, an unavailable API can be retried, all else failed; the sentence is the
+    API's.
+    """
     request = httpx.Request("GET", "http://registry.invalid/v1/status")
     error = _refusal(httpx.Response(status, json={"detail": "Say it so."}, request=request))
     assert type(error) is kind

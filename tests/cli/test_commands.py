@@ -1,11 +1,10 @@
-"""Commands print what the API says, exit 0, 1, 2 or 130, and err in one sentence."""
+"""Commands print what the API says, exit 0, 1, 2 or 130, and fail with one sentence."""
 
 import json
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -16,19 +15,21 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.references import ManifestKind
 from coordinator.tokens.table import hash_of
 from schemas.records import RECORD_CONTENT_TYPE
-from tests.api.harness import READ, Facts, Served, dead_letter
-from tests.cli.conftest import Command, Done, free_port, program_environment
+from tests.api.harness import READ, Facts, Served, dead_letter, envelope
+from tests.cli.conftest import Command, Done, free_port, program_environment, python
 from tests.services.http import Handler, HTTPServer
 from tests.support.registries import running_model
 from tests.support.sink import NotificationSink
+from tests.support.tables import NOW, add_gap, add_process, id_of, insert, set_kind
 from tests.support.wait import eventually
 from tests.tokens import forge
 
 UNKNOWN = f"sha256:{'0' * 64}"
+NOTIFICATIONS = "application/vnd.docker.distribution.events.v1+json"
 
 
 def errs(done: Done, code: int) -> str:
-    """Check that a command failed as commands fail; return what it said."""
+    """Check that a command failed as commands fail; return its message."""
     assert done.code == code, done
     assert done.out == ""
     assert len(done.err.strip().splitlines()) == 1, done.err
@@ -57,7 +58,7 @@ def test_blob(api: Served, baleen: Command, facts: Facts) -> None:
 
 
 def test_blobs(api: Served, baleen: Command, facts: Facts) -> None:
-    """`blob list` prints what the API lists, by state, pod, references and order, and goes on where it was cut."""
+    """`blob list` prints what the API lists, by state, pod, references and order, and continues at a cursor."""
     facts.manifest(0, ManifestKind.IMAGE, [10, 11])
     facts.hold(facts.repository(0, "app"), 0)
     known = {facts.digest(number) for number in (0, 10, 11)}
@@ -113,7 +114,9 @@ def test_pods(baleen: Command, facts: Facts) -> None:
 
 
 def test_a_pods_token_issuer(baleen: Command, facts: Facts, tmp_path: Path) -> None:
-    """The four options go together, when a pod is added and later; the keys' names are shown, and a password's risk."""
+    """The four options go together, when a pod is added and later; the keys' names are shown, and a missing TLS is
+    reported.
+    """
     keys = tmp_path / "issuer.pem"
     keys.write_bytes(forge.public_pem(forge.rsa_key(0)))
     url = "http://gitlab.example/jwt/auth"
@@ -141,22 +144,18 @@ def test_a_pods_token_issuer(baleen: Command, facts: Facts, tmp_path: Path) -> N
 
 
 def test_a_pods_gaps(api: Served, baleen: Command, facts: Facts) -> None:
-    """The gaps of a pod whose links are elsewhere are resolved with a reason; of any other a reconcile is named."""
+    """The gaps of a pod of kind relay are resolved with a reason; for any other pod the command names a reconcile."""
     pod, other = facts.pods[0], facts.pods[1]
-    api.db.execute("UPDATE pods SET kind = 'relay' WHERE name = %s", (pod,))
-    gap = (
-        "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset)"
-        " SELECT id, 'registry.events', -1, 'log-cut', 0 FROM pods WHERE name = %s"
-    )
-    api.db.execute(gap, (pod,))
+    set_kind(api.db, "relay", pod)
+    add_gap(api.db, id_of(pod))
     assert "no open gap" in baleen("pods", "resolve-gaps", pod, "--why", "it was compared").out
-    api.db.execute(gap, (pod,))
+    add_gap(api.db, id_of(pod))
     assert baleen("pods", "resolve-gaps", pod, "--why", "again", "--json").json["gaps"]["open"] == 0
     assert f"baleen pods reconcile {other}" in errs(baleen("pods", "resolve-gaps", other, "--why", "I think so"), 1)
 
 
 def test_a_registry_by_another_name(api: Served, baleen: Command, facts: Facts) -> None:
-    """A registry that is another pod's already is refused, whatever it is called; the same host's other port is not."""
+    """A registry that another pod has is refused, by whatever name; another port of its host is accepted."""
     pod, other = facts.pods[0], facts.pods[1]
     with NotificationSink() as sink, running_model(sink) as registry, running_model(sink) as second:
         named = registry.url.replace("127.0.0.1", "localhost")
@@ -172,22 +171,10 @@ def test_a_registry_by_another_name(api: Served, baleen: Command, facts: Facts) 
         assert baleen("pods", "set-registries", other, "--registry", registry.url, "--no-check").code == 0
 
 
-class Forbidding(Handler):
-    """Answers 403 to everybody, as stores do, with these headers."""
-
-    headers_sent: Mapping[str, str] = {}
-
-    def do_GET(self) -> None:
-        self.send_response(403)
-        for name, value in {"Content-Length": "0", **self.headers_sent}.items():
-            self.send_header(name, value)
-        self.end_headers()
-
-
 @pytest.mark.parametrize("header", ["WWW-Authenticate", "Docker-Distribution-Api-Version", "Server"])
 def test_a_server_that_answers_403(baleen: Command, facts: Facts, header: str) -> None:
-    """Only what answers as registries do is taken for one that requires a login."""
-    handler = type("Forbidding", (Forbidding,), {"headers_sent": {header: "x"}})
+    """A 403 is taken for a registry that requires a login only if it has a registry's headers."""
+    handler = type("Forbidding", (Handler,), {"do_GET": lambda self: self.reply(403, headers={header: "x"})})
     with HTTPServer(handler) as server:
         done = baleen("pods", "set-registries", facts.pods[0], "--registry", server.address)
     if header == "Server":
@@ -198,7 +185,7 @@ def test_a_server_that_answers_403(baleen: Command, facts: Facts, header: str) -
 
 
 def test_a_pods_registries(api: Served, baleen: Command, facts: Facts) -> None:
-    """Where a registry listens is checked and changed; its processes are shown, and one is retired with a reason."""
+    """A registry's address is checked and changed; its processes are shown, and one is retired with a reason."""
     pod = facts.pods[0]
     with NotificationSink() as sink, running_model(sink) as registry:
         baleen("pods", "set-registries", pod, "--registry", registry.url, "--json")
@@ -211,16 +198,9 @@ def test_a_pods_registries(api: Served, baleen: Command, facts: Facts) -> None:
             assert "secret" not in message
         shown = baleen("pods", "show", pod, "--json").json
         assert (shown["registries"], shown["processes"], shown["endpoints"]) == ([registry.url], [], [])
-        api.db.execute(
-            "INSERT INTO processes (pod_id, instance_id, echoed_at)"
-            " SELECT id, 'the-process', now() FROM pods WHERE name = %s",
-            (pod,),
-        )
-        api.db.execute(
-            "INSERT INTO endpoints (pod_id, url, address, error, failing_since)"
-            " SELECT id, %s, '127.0.0.1', 'what it said', now() FROM pods WHERE name = %s",
-            (registry.url, pod),
-        )
+        add_process(api.db, id_of(pod), "the-process", echoed_at=NOW)
+        failing = {"url": registry.url, "address": "127.0.0.1", "error": "what it said", "failing_since": NOW}
+        insert(api.db, "endpoints", pod_id=id_of(pod), **failing)
         document = baleen("pods", "show", pod).out
         assert "the-process" in document
         assert "what it said" in document
@@ -233,30 +213,22 @@ def test_a_pods_registries(api: Served, baleen: Command, facts: Facts) -> None:
 
 
 def test_a_pod_of_which_much_is_to_be_shown(api: Served, baleen: Command, facts: Facts) -> None:
-    """`pods show` fits a hundred columns, tells all that the watermark waits for, each finding that is not proved and
-    that events have a wrong token, names what is proved, and never refers to itself.
+    """`pods show` fits a hundred columns and shows all that the watermark waits for, each finding and the refused
+    token, without a reference to itself.
     """
     pod = facts.pods[0]
     for number in range(3):
-        api.db.execute(
-            "INSERT INTO processes (pod_id, instance_id, echoed_at, dead_since, dead_why)"
-            " SELECT id, %s, now(), now(), 'refused' FROM pods WHERE name = %s",
-            (f"9b2f6ad0-5c5e-4b1c-9f5e-0d5a0c8a7c0{number}", pod),
-        )
+        dead = {"echoed_at": NOW, "dead_since": NOW, "dead_why": "refused"}
+        add_process(api.db, id_of(pod), f"9b2f6ad0-5c5e-4b1c-9f5e-0d5a0c8a7c0{number}", **dead)
     long = "a sentence of some length that says what is the matter, and what follows from it; " * 4
     for check, result, fix in (
         ("versioned", "proved", ""),
         ("same-root", "proved", ""),
         ("clocks", "refuted", f"Run a time service, since {long}\nBALEEN_SAFETY_CLOCK_SKEW=142s"),
     ):
-        api.db.execute(
-            'INSERT INTO findings (pod_id, "check", result, meaning, proof, fix)'
-            " SELECT id, %s, %s, %s, %s, %s FROM pods WHERE name = %s",
-            (check, result, long, f"proof of {check}", fix, pod),
-        )
-    api.db.execute(
-        "INSERT INTO token_refusals (pod_id, since, last_at) SELECT id, now(), now() FROM pods WHERE name = %s", (pod,)
-    )
+        found = {"check": check, "result": result, "meaning": long, "proof": f"proof of {check}", "fix": fix}
+        insert(api.db, "findings", pod_id=id_of(pod), **found)
+    insert(api.db, "token_refusals", pod_id=id_of(pod), since=NOW, last_at=NOW)
     document = baleen("pods", "show", pod)
     lines = document.out.splitlines()
     assert max(map(len, lines)) <= 100, max(lines, key=len)
@@ -268,14 +240,13 @@ def test_a_pod_of_which_much_is_to_be_shown(api: Served, baleen: Command, facts:
     waits = document.out.partition("waits for")[2].partition("GC blocked by")[0]
     assert all(f"7c0{number}" in waits for number in range(3))
     assert "more: see `waits_for`" in " ".join(document.out.split())
-    assert "wrong token, or with none, have been refused since" in " ".join(
-        document.out.partition("\nwrong token\n")[2].split()
-    )
+    refusals = " ".join(document.out.partition("\nwrong token\n")[2].split())
+    assert "wrong token, or with none, have been refused since" in refusals
 
 
 def test_dead_letters(api: Served, baleen: Command, facts: Facts) -> None:
-    """Dead letters are listed, shown, retried in vain with the reason, and discarded with one."""
-    number = str(dead_letter(api.db, facts.pods[0], "not json", "application/vnd.docker.distribution.events.v1+json"))
+    """Dead letters are listed, shown, not retried while malformed, and discarded with a reason."""
+    number = str(dead_letter(api.db, facts.pods[0], "not json", NOTIFICATIONS))
     listed = baleen("dead-letters", "list", "--pod", facts.pods[0], "--json").json
     assert [str(item["id"]) for item in listed["items"]] == [number]
     assert baleen("dead-letters", "show", number, "--json").json["payload"] == "not json"
@@ -287,16 +258,15 @@ def test_dead_letters(api: Served, baleen: Command, facts: Facts) -> None:
 
 
 def test_a_retry_that_may_come_back(api: Served, baleen: Command, facts: Facts) -> None:
-    """Of a manifest that could not be read, a retry says that it is a new dead letter if it still cannot be."""
+    """A retry of an unreadable manifest says that a new dead letter follows if it still cannot be read."""
     pod = facts.pods[0]
     (prefix,) = baleen("pods", "show", pod, "--json").json["prefixes"]
     event = {
         "id": "e", "timestamp": "2026-01-01T00:00:00Z", "action": "push", "pod": pod,
         "repository": f"{prefix}/app", "digest": UNKNOWN,
     }  # fmt: skip
-    number = str(dead_letter(api.db, pod, json.dumps(event), RECORD_CONTENT_TYPE))
-    api.db.execute("UPDATE dead_letters SET reason = 'unreadable-manifest' WHERE id = %s", (number,))
-    document = baleen("dead-letters", "retry", number).out
+    number = dead_letter(api.db, pod, json.dumps(event), RECORD_CONTENT_TYPE, reason="unreadable-manifest")
+    document = baleen("dead-letters", "retry", str(number)).out
     assert document == (
         f"Dead letter {number} is resolved: 1 event is published."
         " If its manifest still cannot be read, that is a new dead letter.\n"
@@ -304,21 +274,10 @@ def test_a_retry_that_may_come_back(api: Served, baleen: Command, facts: Facts) 
 
 
 def test_many_dead_letters(api: Served, baleen: Command, facts: Facts) -> None:
-    """Several are resolved by their numbers, or all open ones that match; one that is refused stops no other."""
+    """Dead letters are resolved by their numbers, or all open ones that match; a refused one stops no other."""
     pod, later = facts.pods[0], f"{facts.mark}/later"
-    notifications = "application/vnd.docker.distribution.events.v1+json"
-    bad = [dead_letter(api.db, pod, "not json", notifications) for _ in range(3)]
-    good = [
-        dead_letter(
-            api.db,
-            pod,
-            json.dumps({"events": [{"id": "e", "timestamp": "2026-01-01T00:00:00Z", "action": "push",
-                                    "target": {"repository": later, "digest": UNKNOWN,
-                                               "mediaType": "application/octet-stream"}}]}),
-            notifications,
-        )
-        for _ in range(3)
-    ]  # fmt: skip
+    bad = [dead_letter(api.db, pod, "not json", NOTIFICATIONS) for _ in range(3)]
+    good = [dead_letter(api.db, pod, envelope(later), NOTIFICATIONS) for _ in range(3)]
     baleen("pods", "add-prefix", pod, later)
     for arguments in ((), ("1", "--pod", pod), ("1", "--reason", "x")):
         assert "or select open ones" in errs(baleen("dead-letters", "retry", *arguments), 2)
@@ -337,7 +296,7 @@ def test_many_dead_letters(api: Served, baleen: Command, facts: Facts) -> None:
 
 
 def test_tokens(api: Served, baleen: Command) -> None:
-    """A token is printed once, works with its role, is listed without its secret, and ends when revoked."""
+    """A token is printed once, works with its role, is listed without its secret, and is refused when revoked."""
     made = baleen("tokens", "create", "ci.read", "--json").json
     assert made["role"] == "read"
     # Unknown tokens are looked for twice a second: another test may just have tried one.
@@ -353,7 +312,7 @@ def test_tokens(api: Served, baleen: Command) -> None:
 
 
 def test_setup(baleen: Command) -> None:
-    """Migrating and creating topics is harmless where all is there, and says what there is."""
+    """Migrating and creating topics again changes nothing, and prints what there is."""
     assert baleen("db", "migrate", "--json").json["revision"]
     names = {report["name"] for report in baleen("topics", "create", "--json").json["items"]}
     assert names == {"registry.events", "registry.dead-letters", "blob.lifecycle"}
@@ -375,7 +334,7 @@ def test_check(api: Served, baleen: Command, facts: Facts) -> None:
 
 
 def test_config_never_prints_a_secret(baleen: Command) -> None:
-    """Every setting is shown with its value, and of secrets only that they are set."""
+    """`config show` prints every setting, and of secrets only that they are set."""
     secrets = {"token": "s3cr3t-token", "s3_secret_key": "s3cr3t-key", "kafka_sasl_password": "s3cr3t-password"}
     for form in ([], ["--json"]):
         done = baleen("config", "show", *form, **secrets)
@@ -389,7 +348,7 @@ def test_config_never_prints_a_secret(baleen: Command) -> None:
 
 
 def test_the_version(baleen: Command) -> None:
-    """It is asked without a command, and is that of the installed distribution."""
+    """`--version` prints the version of the installed distribution."""
     done = baleen("--version")
     assert (done.code, done.out) == (0, f"baleen {metadata.version('baleen-registry')}\n")
 
@@ -446,76 +405,59 @@ def test_the_version(baleen: Command) -> None:
         (["api", "--host", "name.invalid"], {}, 1, "that name is not known here"),
     ],
 )
-def test_errors_are_one_sentence(
-    baleen: Command, arguments: list[str], settings: dict[str, str], code: int, message: str
-) -> None:
+def test_errors(baleen: Command, arguments: list[str], settings: dict[str, str], code: int, message: str) -> None:
     """A refusal exits 1 and wrong usage 2, with one sentence on stderr and nothing on stdout."""
     assert message in errs(baleen(*arguments, **settings), code)
 
 
 @pytest.mark.parametrize("message", ["<html>", "", "[]", "[" * 100_000])
 def test_another_server_answers(bare: Command, message: str) -> None:
-    """What answers 200 at BALEEN_URL and is not Baleen, such as a portal that asks who comes, is told to be none."""
-    handler = type("Portal", (Portal,), {"message": message.encode()})
-    with HTTPServer(handler) as server:
+    """A server at BALEEN_URL that answers 200 and is not Baleen is reported as that."""
+
+    class Portal(Handler):
+        def do_GET(self) -> None:
+            self.reply(200, message.encode())
+
+        do_PUT = do_GET
+
+    with HTTPServer(Portal) as server:
         for arguments in (["status"], ["gc", "off", "--why", "an incident"]):
-            assert "but not as Baleen does: check BALEEN_URL" in errs(
-                bare(*arguments, url=server.address, token="x"), 1
-            )
-
-
-class Portal(Handler):
-    message = b""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.message)))
-        self.end_headers()
-        self.wfile.write(self.message)
-
-    do_PUT = do_GET
+            done = bare(*arguments, url=server.address, token="x")
+            assert "but not as Baleen does: check BALEEN_URL" in errs(done, 1)
 
 
 @pytest.mark.parametrize(
     "proxy", ["socks5://who:hidden@127.0.0.1:9", "no-proxy://who:hidden@127.0.0.1:9", "http://hidden:port"]
 )
 def test_a_proxy_that_cannot_be_used(baleen: Command, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
-    """It is told by the names of its variables, not with the password in it; the kill switch is turned without it."""
+    """An unusable proxy is reported by its variables' names, without its password, and the kill switch works without
+    it.
+    """
     monkeypatch.setenv("ALL_PROXY", proxy)
     elsewhere = "http://baleen.invalid:1"
     message = errs(baleen("status", url=elsewhere), 1)
     assert "ALL_PROXY" in message
     assert "hidden" not in message
-    done = baleen("gc", "off", "--why", "an incident", url=elsewhere)
-    assert done.code == 0, done.err
+    done = baleen("gc", "off", "--why", "an incident", url=elsewhere).ok()
     assert "in the database" in done.err
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_no_proxy_leads_to_this_machine(baleen: Command, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    """An API on loopback is asked itself, whatever proxy the environment names, which would else have the token."""
+    """An API on loopback is called directly, whatever proxy the environment names."""
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
-    done = baleen("status", url=baleen.environment["url"].replace("127.0.0.1", host))
-    assert done.code == 0, done.err
+    baleen("status", url=baleen.environment["url"].replace("127.0.0.1", host)).ok()
 
 
 def test_a_terminal_without_the_characters(bare: Command) -> None:
-    """What cannot be shown in the encoding of a terminal is told, and exits 1."""
+    """Output that the terminal's encoding cannot show ends the command with 1 and one sentence."""
     environment = program_environment({"s3_root": "größe"}) | {"PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(
-        [sys.executable, "-m", "coordinator.cli", "config", "show"],
-        cwd=bare.directory,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert done.stderr == "The output cannot be written in ascii: set PYTHONIOENCODING=utf-8.\n"
+    done = python(bare.directory, "-m", "coordinator.cli", "config", "show", env=environment)
+    assert done.code == 1
+    assert done.err == "The output cannot be written in ascii: set PYTHONIOENCODING=utf-8.\n"
 
 
 @pytest.mark.parametrize(
@@ -532,7 +474,7 @@ def test_a_terminal_without_the_characters(bare: Command) -> None:
     ],
 )
 def test_a_missing_setting_is_named(bare: Command, arguments: list[str], setting: str) -> None:
-    """Where nothing says where a service is, a command exits 1: it names the setting, and what else would do."""
+    """A command without a needed address exits 1 and names the setting and `baleen up`."""
     port = ["--port", str(free_port())] if arguments == ["api"] else []
     message = errs(bare(*arguments, *port), 1)
     assert f"set {setting}" in message
@@ -540,25 +482,17 @@ def test_a_missing_setting_is_named(bare: Command, arguments: list[str], setting
 
 
 def test_ctrl_c_while_it_begins(bare: Command) -> None:
-    """Ctrl-C during the imports, which take their time, ends it as at any other time: one sentence and no trace."""
+    """Ctrl-C during the imports ends the command with one sentence and no trace."""
     (bare.directory / "typer.py").write_text("raise KeyboardInterrupt")
-    done = subprocess.run(
-        [sys.executable, "-c", "from coordinator.cli import main; main(['pods', 'list'])"],
-        cwd=bare.directory,
-        env=program_environment({}),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
+    done = python(bare.directory, "-c", "from coordinator.cli import main; main(['pods', 'list'])")
+    assert done == (130, "", "Interrupted.\n")
 
 
 @pytest.mark.parametrize(
     "command", ["pods list", "tokens list", "check", "audit", "survey s3://bucket/root", "db migrate", "topics create"]
 )
 def test_ctrl_c_while_it_waits(bare: Command, command: str) -> None:
-    """Ctrl-C ends every command in the same way: 130, one word, and no trace of it or of its progress."""
+    """Ctrl-C ends every waiting command with 130, one word, and no trace."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         here = f"127.0.0.1:{silent.getsockname()[1]}"
         settings = {
@@ -583,20 +517,11 @@ def test_ctrl_c_while_it_waits(bare: Command, command: str) -> None:
 
 @pytest.mark.parametrize("arguments", [["config", "show"], ["config", "show", "--json"], ["--version"], ["--help"]])
 def test_a_full_disk(bare: Command, arguments: list[str]) -> None:
-    """What cannot be written is told in one sentence, and exits 1."""
+    """Output that cannot be written ends the command with 1 and one sentence."""
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "coordinator.cli", *arguments],
-            cwd=bare.directory,
-            env=program_environment({}),
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    assert done.returncode == 1
-    assert done.stderr == "The output cannot be written (No space left on device): make room, or write it elsewhere.\n"
+        done = python(bare.directory, "-m", "coordinator.cli", *arguments, stdout=full)
+    assert done.code == 1
+    assert done.err == "The output cannot be written (No space left on device): make room, or write it elsewhere.\n"
 
 
 @pytest.mark.parametrize("command", [[], ["blob"], ["blob", "list"], ["up"]])
@@ -623,7 +548,7 @@ def test_status(api: Served, baleen: Command, facts: Facts) -> None:
 
 
 def test_lists_go_on(api: Served, baleen: Command, facts: Facts) -> None:
-    """A list that was cut says where to go on, and goes on there."""
+    """A list that was cut prints a cursor, and continues there."""
     dead_letters = [dead_letter(api.db, facts.pods[0], "{}", "text/plain") for _ in range(3)]
     cut = baleen("dead-letters", "list", "--pod", facts.pods[0], "--limit", "2")
     cursor = cut.err.split()[-1]
@@ -636,7 +561,7 @@ def test_lists_go_on(api: Served, baleen: Command, facts: Facts) -> None:
 
 
 def test_a_pod_is_given_a_prefix(baleen: Command, facts: Facts) -> None:
-    """`pods add-prefix` says what the pod owns then."""
+    """`pods add-prefix` prints the prefixes that the pod owns now."""
     pod = facts.pods[0]
     assert f"{facts.mark}/more" in baleen("pods", "add-prefix", pod, f"{facts.mark}/more").out
     shown = baleen("pods", "add-prefix", pod, f"{facts.mark}/a", f"{facts.mark}/b", "--json").json
@@ -645,7 +570,7 @@ def test_a_pod_is_given_a_prefix(baleen: Command, facts: Facts) -> None:
 
 
 def test_a_token_file_that_holds_none(baleen: Command, facts: Facts) -> None:
-    """A file of bytes, and one without end, are told to hold no token."""
+    """A token file of bytes, or one without end, is reported as malformed."""
     file = baleen.directory / "bytes"
     file.write_bytes(b"\xff\xfe")
     for name in (str(file), "/dev/zero"):
@@ -654,7 +579,7 @@ def test_a_token_file_that_holds_none(baleen: Command, facts: Facts) -> None:
 
 
 def test_the_whole_configuration(api: Served, baleen: Command, facts: Facts) -> None:
-    """`pods config` prints a file for the pod's registry: its secrets only where they are asked for and known."""
+    """`pods config` prints a file for the pod's registry, with secrets only if they are requested and known."""
     store = {
         "s3_bucket": "shared", "s3_root": "root", "s3_endpoint_url": "http://127.0.0.1:8333", "s3_region": "eu-1",
         "s3_access_key": "the-key", "s3_secret_key": "s3cr3t-key",
@@ -701,7 +626,7 @@ def test_the_whole_configuration(api: Served, baleen: Command, facts: Facts) -> 
 
 @pytest.mark.usefixtures("api")
 def test_the_policy_of_a_key(baleen: Command, facts: Facts) -> None:
-    """`pods policy` prints what a pod's key may do, with all of its prefixes; adding one says to print it again."""
+    """`pods policy` prints what a pod's key may do, with all of its prefixes; `add-prefix` says to print it again."""
     store = {"s3_bucket": "shared", "s3_root": "root"}
     first, second = list(facts.pods)[:2]
 

@@ -1,7 +1,4 @@
-"""The demo's round of garbage collection: what it accepts of a doctor, and what it says it waits for.
-
-Not here: the demo itself, which is a stage of the gate.
-"""
+"""The demo's round of garbage collection: which findings it accepts, and what it waits for."""
 
 import contextlib
 from pathlib import Path
@@ -33,7 +30,7 @@ def planned(step: str, why: Why | None = None) -> Plan:
 
 
 def test_what_the_doctor_may_print() -> None:
-    """What the embedded services cannot prove is told and let pass; anything else that is not proved fails the demo."""
+    """Findings that the embedded services cannot prove are accepted; any other unproved one fails the demo."""
     proved = [finding(check, Result.PROVED) for check in Check if check not in UNSAFE_FINDINGS]
     expected = [finding(check, Result.REFUTED) for check in UNSAFE_FINDINGS]
     assert check_findings("pod-a", [*proved, *expected]) == expected
@@ -42,13 +39,13 @@ def test_what_the_doctor_may_print() -> None:
 
 
 def test_the_demos_settings_are_settings(tmp_path: Path) -> None:
-    """The demo's file is read as any other, and lets pass what it says it does."""
+    """The demo's file is read as any other, and accepts the findings that it names."""
     (tmp_path / "baleen.toml").write_text(demo.SETTINGS)
     assert load({}, tmp_path).unsafe_findings == ",".join(UNSAFE_FINDINGS)
 
 
 def test_the_users_services_are_not_the_demos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever has the settings of a cluster in the environment has nothing of it touched, let alone collected."""
+    """The demo ignores the settings of the environment, so that it touches no service of the user."""
 
     class Starts(Exception):  # noqa: N818 - what the test looks at
         pass
@@ -69,7 +66,7 @@ def test_the_users_services_are_not_the_demos(tmp_path: Path, monkeypatch: pytes
 
 
 def test_what_it_waits_for() -> None:
-    """It waits with the plan's own reason, and asks for a reconcile only where that is one."""
+    """The demo waits with the plan's own reason, and requests a reconcile only where that is the reason."""
     assert waits_for(planned("hide"), DIGEST, "hide") is None
     assert "still counts" in (waits_for(Plan([], {}), DIGEST, "hide") or Waits("")).what
     assert waits_for(planned("keep", Why.GRACE), DIGEST, "hide") == Waits("the detail")
@@ -79,7 +76,7 @@ def test_what_it_waits_for() -> None:
 
 
 def test_an_images_own_blobs() -> None:
-    """What an image shares with others, its base layer, is not among those that are collected with it."""
+    """An image's shared base layer is not among the blobs that are collected with it."""
     base, layer = make_layer("base"), make_layer("own")
     image = make_image("image", [base, layer])
     assert demo_gc.own(image) == [image.digest, image.config.digest, layer.digest]

@@ -1,4 +1,4 @@
-"""How findings are told to people."""
+"""Findings as a command prints them."""
 
 import pytest
 
@@ -19,8 +19,8 @@ FOUND = [
 
 @pytest.mark.parametrize("with_proofs", [True, False])
 def test_what_is_not_proved_comes_first(capsys: pytest.CaptureFixture[str], with_proofs: bool) -> None:
-    """What is to be repaired is told first and in whole, with lines to paste as they are; then all that follows from
-    it in one line; what is proved at the end, by name or with how it was found out; and words fit a hundred columns.
+    """Findings to repair come first and in whole, then those that follow from them in one line, then the proved ones;
+    prose fits a hundred columns.
     """
     print_findings(FOUND, with_proofs=with_proofs)
     out = capsys.readouterr().out
@@ -37,7 +37,7 @@ def test_what_is_not_proved_comes_first(capsys: pytest.CaptureFixture[str], with
 
 
 def test_no_command_is_broken_in_two() -> None:
-    """A line ends before a command and not within it, so that it can be copied."""
+    """A line breaks before a command and not within it, so that it can be copied."""
     text = f"{'word ' * 17}`baleen pods set-registries team-a --registry URL` and more"
     assert paragraph(text, 2).splitlines() == [
         ("word " * 17).strip(),

@@ -1,4 +1,4 @@
-"""`baleen gc`, `pin`, `hold`, and what `baleen blob` says of what is collected: the API's answers, and one question."""
+"""`baleen gc`, `pin` and `hold`, and what `baleen blob` says of garbage collection."""
 
 import io
 import json
@@ -52,7 +52,7 @@ def baleen(world: World, tmp_path: Path) -> Command:
 
 @contextmanager
 def doing(deed: Any) -> Iterator[None]:
-    """Does it again and again beside the block, as schedulers and workers do, and keeps its log out of the output."""
+    """Do something repeatedly beside the block, as schedulers and workers do, without its log in the output."""
     stop = threading.Event()
 
     def repeat() -> None:
@@ -70,7 +70,7 @@ def doing(deed: Any) -> Iterator[None]:
 
 
 def at_a_terminal(monkeypatch: pytest.MonkeyPatch, types: str) -> None:
-    """Let somebody sit there who types this."""
+    """Let standard input be a terminal with this typed text."""
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -96,7 +96,7 @@ def test_the_plan(world: World, baleen: Command) -> None:
 
 
 def test_a_plan_that_is_held(world: World, baleen: Command) -> None:
-    """A plan that is held says by what, and how to see what would go otherwise."""
+    """A plan while GC is blocked says by what, and how to see what would go otherwise."""
     world.unreferenced("l")
     baleen("hold", "team/app", "--why", "a move")
     held = baleen("gc", "plan")
@@ -106,11 +106,10 @@ def test_a_plan_that_is_held(world: World, baleen: Command) -> None:
 
 
 def test_a_run(world: World, baleen: Command) -> None:
-    """`gc run --yes` ends with the run, and prints what it did; `history` and `show` have it, with its decisions."""
+    """`gc run --yes` ends with the run and prints what it did; `history` and `show` have it, with its decisions."""
     world.unreferenced("l")
     with doing(world.garbage.run_waiting):
-        done = baleen("gc", "run", "--yes", "--why", "a full disk")
-    assert done.code == 0, done.err
+        done = baleen("gc", "run", "--yes", "--why", "a full disk").ok()
     assert "2 blobs" in done.out
     (run,) = baleen("gc", "history", "--json").json["items"]
     assert (run["why"], run["hidden"]["blobs"]) == ("a full disk", 2)
@@ -123,7 +122,7 @@ def test_a_run(world: World, baleen: Command) -> None:
 
 
 def test_a_run_that_nobody_waits_for(world: World, baleen: Command) -> None:
-    """--no-wait only asks, and says where to look."""
+    """--no-wait only requests a run, and prints the command that shows it."""
     asked = baleen("gc", "run", "--yes", "--no-wait", "--json").json
     assert asked["state"] == "waiting"
     assert f"baleen gc show {asked['id']}" in baleen("gc", "run", "--yes", "--no-wait").out
@@ -131,7 +130,7 @@ def test_a_run_that_nobody_waits_for(world: World, baleen: Command) -> None:
 
 
 def test_a_dry_run(world: World, baleen: Command) -> None:
-    """A dry run needs nobody to confirm it and no switch, and changes nothing."""
+    """A dry run needs no confirmation and no switch, and changes nothing."""
     world.unreferenced("l")
     with doing(world.garbage.run_waiting):
         document = baleen("gc", "run", "--dry-run", "--json").json
@@ -144,14 +143,14 @@ def test_a_dry_run(world: World, baleen: Command) -> None:
 
 
 def test_nobody_is_there_to_confirm(world: World, baleen: Command) -> None:
-    """Without a terminal and without --yes a run is wrong usage, and nothing is asked for."""
+    """Without a terminal and without --yes a run is wrong usage, and none is requested."""
     assert "--yes" in errs(baleen("gc", "run"), 2)
     assert world.api.pages("/v1/gc/runs") == []
 
 
 @pytest.mark.parametrize("types", ["y\n", "yes\n", "n\n", "\n", ""])
 def test_the_operator_is_asked(world: World, baleen: Command, monkeypatch: pytest.MonkeyPatch, types: str) -> None:
-    """At a terminal the figures are shown and it is asked; only yes is yes."""
+    """At a terminal the command shows the figures and asks; only yes confirms."""
     world.unreferenced("l")
     at_a_terminal(monkeypatch, types)
     with doing(world.garbage.run_waiting):
@@ -166,7 +165,7 @@ def test_the_operator_is_asked(world: World, baleen: Command, monkeypatch: pytes
 
 
 def test_a_run_that_is_held(world: World, baleen: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What holds collection is the answer, before anybody is asked to confirm, and of a run that was held after it."""
+    """What blocks GC is printed before the operator is asked, and for a run that was blocked later."""
     world.known(lambda facts: facts._replace(blocked_by=["pod pod-x: never reconciled", "another"]))
     at_a_terminal(monkeypatch, "y\n")
     assert "pod-x: never reconciled (and 1 more: `baleen gc status`)" in errs(baleen("gc", "run"), 1)
@@ -179,7 +178,7 @@ def test_a_run_that_is_held(world: World, baleen: Command, monkeypatch: pytest.M
 
 
 def test_a_run_that_is_refused(world: World, baleen: Command) -> None:
-    """A run that would take too much ends with 1 and the sentence; a dry run warns, --beyond-limits takes it."""
+    """A run beyond the limits exits 1 with a sentence; a dry run warns, --beyond-limits permits it."""
     world.garbage.limits = Limits(1, 1, Amount(0, 0))
     world.unreferenced("l")
     with doing(world.garbage.run_waiting):
@@ -192,7 +191,7 @@ def test_a_run_that_is_refused(world: World, baleen: Command) -> None:
 
 
 class Answers:
-    """An API whose open run is another's at first."""
+    """An API that gives these answers, in order, with defaults for a run."""
 
     def __init__(self, *answers: Json) -> None:
         self._answers = list(answers)
@@ -205,20 +204,12 @@ class Answers:
 
     def _next(self) -> Json:
         nothing = {"blobs": 0, "bytes": 0}
-        plain = {
-            "dry_run": False,
-            "beyond_limits": None,
-            "leftovers": False,
-            "step": None,
-            "hidden": nothing,
-            "purged": nothing,
-            "error": "No.",
-        }
-        return plain | self._answers.pop(0)
+        plain = {"dry_run": False, "beyond_limits": None, "leftovers": False, "step": None, "error": "No."}
+        return plain | {"hidden": nothing, "purged": nothing} | self._answers.pop(0)
 
 
 def test_a_run_of_another_kind_is_waited_for() -> None:
-    """While a dry run is open a real one follows it; a run that fails is told."""
+    """While a dry run is open a real one follows it; a run that fails is reported."""
     dry = {"id": 1, "dry_run": True}
     api = Answers(
         dry | {"state": "running"}, dry | {"state": "done"}, {"id": 2, "state": "waiting"}, {"id": 2, "state": "done"}
@@ -229,7 +220,7 @@ def test_a_run_of_another_kind_is_waited_for() -> None:
 
 
 def test_what_was_left_behind_is_reported(world: World, baleen: Command) -> None:
-    """`gc show` tells of each kind that was looked for; of one that was not due it says nothing."""
+    """`gc show` prints each kind of leftovers that the run looked for, and no others."""
     world.garbage.collect()
     run = baleen("gc", "history", "--json").json["items"][0]["id"]
     before = baleen("gc", "show", str(run))
@@ -247,9 +238,8 @@ def test_what_was_left_behind_is_reported(world: World, baleen: Command) -> None
 
 
 def test_status(world: World, baleen: Command) -> None:
-    """`gc status` says whether it is on and what holds it; so does `status`."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    """`gc status` prints the switch and what blocks GC; so does `status`."""
+    world.hidden("l")
     document = baleen("gc", "status")
     assert "on: a test" in document.out
     assert "Nothing blocks GC." in document.out
@@ -261,7 +251,7 @@ def test_status(world: World, baleen: Command) -> None:
 
 
 def test_the_switch(world: World, baleen: Command) -> None:
-    """It is turned with a reason, and without one not at all."""
+    """The switch is turned with a reason, and without one not at all."""
     errs(baleen("gc", "off"), 2)
     errs(baleen("gc", "on"), 2)
     assert "off" in baleen("gc", "off", "--why", "an incident").out
@@ -273,7 +263,7 @@ def test_the_switch(world: World, baleen: Command) -> None:
 
 
 def test_what_an_operator_wrote_is_reported_as_it_is(world: World, baleen: Command) -> None:
-    """A reason with brackets and colons in it is a reason, and ends no command that has done what it was asked."""
+    """A reason with brackets and colons is printed unchanged."""
     why = "see [/docs/gc] and [red] :bug:"
     assert baleen("hold", "team", "--why", why).code == 0
     done = baleen("gc", "on", "--why", "the plan is right")
@@ -283,7 +273,7 @@ def test_what_an_operator_wrote_is_reported_as_it_is(world: World, baleen: Comma
 
 
 def test_a_claim(databases: Databases, tmp_path: Path, embedded_stack: StackEndpoints) -> None:
-    """A claim asks, says what it did and what is to be done next, and leaves collection off. It needs no API."""
+    """A claim needs confirmation and no API, prints what it did and what is next, and leaves collection off."""
     stack: Any = embedded_stack
     names = ("endpoint_url", "bucket", "access_key", "secret_key")
     place = {name: getattr(stack, f"s3_{name}") for name in names} | {"root": "claimed"}
@@ -315,7 +305,7 @@ def test_a_claim(databases: Databases, tmp_path: Path, embedded_stack: StackEndp
 
 
 def test_the_kill_switch_without_the_api(world: World, baleen: Command) -> None:
-    """Where no API answers, or none is known, it is turned off in the database, if that is known; never on."""
+    """Without an API the switch is turned off in the database, if that is known, and never on."""
     database = {"database_url": compose_database.database_url(world.api.settings)}
     away = {"url": "http://127.0.0.1:9"}
     assert "BALEEN_DATABASE_URL" in errs(baleen("gc", "off", "--why", "x", **away), 1)
@@ -331,7 +321,7 @@ def test_the_kill_switch_without_the_api(world: World, baleen: Command) -> None:
 
 
 def test_pins_and_holds(world: World, baleen: Command) -> None:
-    """What is pinned or held says what that means, is listed, and is let go of; mistakes are told."""
+    """Pins and holds are set with an explanation, listed and released; mistakes are refused."""
     digest = world.text("l")
     assert "No registry has reported it" in baleen("pin", digest).err
     assert baleen("pin", digest, "--why", "an audit", "--json").json["why"] == "an audit"
@@ -350,18 +340,16 @@ def test_pins_and_holds(world: World, baleen: Command) -> None:
 
 
 def test_a_pin_on_what_is_hidden(world: World, baleen: Command) -> None:
-    """To pin what is hidden keeps its bytes, and says how to have it back."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    """A pin of a hidden blob keeps its bytes, and says how to restore it."""
+    world.hidden("l")
     assert f"baleen blob undelete {world.text('l')}" in baleen("pin", world.text("l")).err
     world.garbage.collect()
     assert "push it again" in baleen("pin", world.text("m-l")).err
 
 
 def test_explain(world: World, baleen: Command) -> None:
-    """`blob explain` says in a sentence what is so, then what keeps it, who needs it, and how it came to that."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    """`blob explain` prints a summary, then what keeps the blob, who needs it, and its history."""
+    world.hidden("l")
     day = timedelta(days=1)
     world.known(lambda facts: facts._replace(times=facts.times._replace(quarantine=day)))
     document = baleen("blob", "explain", world.text("l"), "--json").json
@@ -376,9 +364,8 @@ def test_explain(world: World, baleen: Command) -> None:
 
 
 def test_undelete(world: World, baleen: Command) -> None:
-    """`blob undelete` ends when the blob is served again, and says that it is pinned; --no-wait only asks."""
-    world.unreferenced("l", "k")
-    world.garbage.collect()
+    """`blob undelete` ends when the blob is served again, and says that it is pinned; --no-wait only requests it."""
+    world.hidden("l", "k")
     asked = baleen("blob", "undelete", world.text("l"), "--no-wait", "--why", "a mistake")
     assert "Workers restore it" in asked.out
     with doing(world.garbage.restore):
@@ -390,9 +377,8 @@ def test_undelete(world: World, baleen: Command) -> None:
 
 
 def test_an_undelete_that_comes_too_late(world: World, baleen: Command) -> None:
-    """Where its bytes were being deleted already, the command says so and exits 1."""
-    world.unreferenced("l")
-    world.garbage.collect()
+    """If the blob's bytes are already being deleted, `undelete` says so and exits 1."""
+    world.hidden("l")
 
     def purged() -> None:
         world.api.db.execute(

@@ -45,7 +45,7 @@ def on_a_terminal(width: int, rows: list[Any], term: str = "xterm") -> str:
 @pytest.mark.parametrize("rows", [[(DIGEST, 1, "short")], [(DIGEST, 1, SENTENCE), (DIGEST * 3, 20, SENTENCE)]])
 @pytest.mark.parametrize(("width", "term"), [(40, "xterm"), (80, "xterm"), (80, "dumb"), (300, "xterm")])
 def test_nothing_is_cut_on_a_terminal(rows: list[Any], width: int, term: str) -> None:
-    """However narrow the terminal, what may have to be typed again stands there whole and in one piece."""
+    """Identifiers are printed whole and in one piece, however narrow the terminal."""
     document = on_a_terminal(width, rows, term)
     assert "…" not in document
     assert all(row[0] in document for row in rows)
@@ -53,7 +53,7 @@ def test_nothing_is_cut_on_a_terminal(rows: list[Any], width: int, term: str) ->
 
 
 def test_sentences_are_broken_where_there_is_room_for_the_rest() -> None:
-    """On a terminal a table is as wide as that, if its identifiers leave room."""
+    """A table is as wide as the terminal, if its identifiers leave room."""
     lines = on_a_terminal(60, [("a-name", 1, SENTENCE)]).splitlines()
     assert len(lines) > 2
     assert max(map(len, lines)) <= 60
@@ -73,7 +73,7 @@ def test_a_table_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_empty_table(capsys: pytest.CaptureFixture[str]) -> None:
-    """Where there is nothing, that is said."""
+    """An empty table is printed as none."""
     print_table(("name", "number"), [])
     assert capsys.readouterr().out == "none\n"
 
@@ -111,12 +111,12 @@ def test_fields(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 repositories"), (1, "1 repository"), (1234, "1,234 repositories")])
 def test_nouns(count: int, text: str) -> None:
-    """One is told as one."""
+    """A count of one has the noun in the singular."""
     assert counted(count, "repository", "repositories") == text
 
 
 def test_progress_away_from_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    """Where nobody looks on, progress writes nothing, not even an empty line."""
+    """Without a terminal progress writes nothing, not even an empty line."""
     with progress_bar() as progress:
         progress.update(progress.add_task("listing"), completed=1)
     assert capsys.readouterr() == ("", "")

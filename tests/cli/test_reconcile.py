@@ -1,5 +1,6 @@
-"""`baleen pods reconcile` asks for a reconcile, follows it, and says what it changed."""
+"""`baleen pods reconcile` requests a reconcile, waits for it, and prints what it changed."""
 
+import hashlib
 import re
 import threading
 from collections.abc import Iterator
@@ -20,11 +21,12 @@ from coordinator.jobs.work import run_waiting_jobs
 from coordinator.storage.layout import layer_link_key, revision_link_key
 from tests.api.harness import Facts, Json, Served
 from tests.cli.conftest import Command
+from tests.support.tables import add_gap, ago, id_of, insert
 
 
 @contextmanager
 def scheduler(api: Served) -> Iterator[None]:
-    """Runs jobs as `baleen scheduler` does, but for a scheduler's other work."""
+    """Run jobs as `baleen scheduler` does, without its other work."""
     stop = threading.Event()
     connections = Connections(compose_database.database_url(api.settings), name="test-scheduler")
 
@@ -44,7 +46,7 @@ def scheduler(api: Served) -> Iterator[None]:
 
 
 def test_a_reconcile(api: Served, baleen: Command, facts: Facts) -> None:
-    """The command ends with the job, prints counts and examples, and with --no-wait only asks."""
+    """The command ends with the job and prints counts and examples; with --no-wait it only requests it."""
     pod = f"{facts.mark}-cli"
     baleen("pods", "add", pod, "--prefix", pod)
     digest = Digest(bytes.fromhex("ab" * 32))
@@ -69,24 +71,13 @@ def test_a_reconcile(api: Served, baleen: Command, facts: Facts) -> None:
         store.put(layer_link_key(RepositoryName(f"{pod}/app"), Digest(bytes(32))), b"x")
         store.delete(revision_link_key(RepositoryName(f"{pod}/app"), digest))
         assert "Not resolved" not in baleen("pods", "reconcile", pod, "--no-wait").err
-        api.db.execute(
-            "INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, resolves_from)"
-            " SELECT id, '', -1, 'retired', 0, '2126-11-25' FROM pods WHERE name = %s",
-            (pod,),
-        )
-        document = baleen("pods", "reconcile", pod)
-    assert document.code == 0, document.err
+        add_gap(api.db, id_of(pod), reason="retired", resolves_from="2126-11-25")
+        document = baleen("pods", "reconcile", pod).ok()
     assert "holdings removed" in document.out
     # Between them stands the scheduler's log.
     wanted = ["job", "pod", "began at", "parts", "parts done", "keys", "links", "holdings added", "links added"]
-    wanted += [
-        "holdings removed",
-        "links removed",
-        "still linked",
-        "doubtful removals resolved",
-        "unread",
-        "gaps resolved",
-    ]
+    wanted += ["holdings removed", "links removed", "still linked", "doubtful removals resolved", "unread"]
+    wanted += ["gaps resolved"]
     fields = [line.partition("  ")[0] for line in document.out.splitlines()]
     assert [field for field in fields if field in wanted] == wanted
     assert "Not resolved by this one: 1 gap in which events may be lost: a reconcile" in document.err
@@ -100,21 +91,14 @@ def test_a_reconcile(api: Served, baleen: Command, facts: Facts) -> None:
 
 
 def test_one_that_fails(api: Served, baleen: Command, facts: Facts) -> None:
-    """A job that fails ends the command with its sentence; so does a pod that is not there."""
+    """A job that fails, and an unknown pod, end the command with a sentence."""
     pod = f"{facts.mark}-fails"
     baleen("pods", "add", pod, "--prefix", pod)
-    api.db.execute(
-        """
-        WITH r AS (INSERT INTO repositories (name, pod_id) SELECT %(pod)s || '/app', id FROM pods WHERE name = %(pod)s
-                   RETURNING id),
-             b AS (INSERT INTO blobs (size, reference_count, link_count, state, digest)
-                   VALUES (1, 1, 0, 1, sha256(%(pod)s::bytea)) RETURNING id),
-             m AS (INSERT INTO manifests (id, kind, refs) SELECT id, 1, '{}' FROM b)
-        INSERT INTO repository_manifests (manifest_id, repository_id, pushed_at)
-        SELECT b.id, r.id, now() - interval '1 day' FROM b, r
-        """,
-        {"pod": pod},
-    )
+    repository = insert(api.db, "repositories", "id", name=f"{pod}/app", pod_id=id_of(pod))
+    digest = hashlib.sha256(pod.encode()).digest()
+    blob = insert(api.db, "blobs", "id", size=1, reference_count=1, link_count=0, state=1, digest=digest)
+    insert(api.db, "manifests", id=blob, kind=1, refs=[])
+    insert(api.db, "repository_manifests", manifest_id=blob, repository_id=repository, pushed_at=ago("1 day"))
     with scheduler(api):
         failed = baleen.program("pods", "reconcile", pod)
     assert failed.code == 1
@@ -127,7 +111,7 @@ AT_ONCE = jobs.Polling(pause_s=0.0)
 
 
 class Answers:
-    """An API that answers what it is told, in order."""
+    """An API that gives these answers, in order."""
 
     def __init__(self, *states: str) -> None:
         self._states = list(states)
@@ -148,7 +132,9 @@ class Answers:
 
 
 def test_one_that_began_before() -> None:
-    """If a reconcile is under way, it is waited for, and another one sees what was there when the command began."""
+    """A reconcile that is under way is waited for, and followed by another that sees everything from before the
+    command.
+    """
     api = Answers("1 running", "1 running", "1 done", "2 waiting", "2 away", "2 running", "2 done")
     assert jobs.reconciled(cast("Api", api), "p", polling=AT_ONCE)["id"] == 2
     assert api.asked == [
@@ -161,7 +147,7 @@ def test_one_that_began_before() -> None:
 
 
 def test_one_that_is_only_asked_for() -> None:
-    """`adopt` does not wait for it, but for one that began before, which may have passed what was adopted."""
+    """`adopt` does not wait for its reconcile, but for an earlier one, which may have missed what was adopted."""
     api = Answers("1 running", "1 done", "2 waiting")
     job = jobs.reconciled(cast("Api", api), "p", "adopted", wait=False, polling=AT_ONCE)
     assert (job["id"], job["state"]) == (2, "waiting")
@@ -170,7 +156,7 @@ def test_one_that_is_only_asked_for() -> None:
 
 
 def test_an_api_that_stays_away() -> None:
-    """A job is followed through a restart of the API, and not for ever."""
+    """A job is followed through a restart of the API, but not without end."""
     with pytest.raises(UnavailableError):
         jobs.reconciled(cast("Api", Answers("1 waiting", "1 away")), "p", polling=jobs.Polling(0.0, patience_s=-1.0))
 

@@ -1,4 +1,4 @@
-"""`baleen router-config`: the pods as they are registered become a file that nginx or Envoy takes."""
+"""`baleen router-config` writes the registered pods as a file that nginx or Envoy accepts."""
 
 import itertools
 import json
@@ -20,8 +20,7 @@ PORTS = itertools.count(20_001)
 
 def add(baleen: Command, name: str, *registries: str) -> None:
     options = [option for url in registries for option in ("--registry", url)]
-    done = baleen("pods", "add", name, "--prefix", f"{name}-of-router", "--no-check", *options)
-    assert done.code == 0, done.err
+    baleen("pods", "add", name, "--prefix", f"{name}-of-router", "--no-check", *options).ok()
 
 
 def add_another(baleen: Command) -> None:
@@ -30,11 +29,10 @@ def add_another(baleen: Command) -> None:
 
 
 def test_registered_pods_are_routed(api: Served, baleen: Command) -> None:
-    """The configuration names what the API tells, Baleen's own address included; a pod without a registry is told."""
+    """The configuration has the pods and the address of Baleen; a pod without a registry is reported."""
     add(baleen, "router-a", "http://10.77.7.7:5001", "http://10.77.7.7:5002")
     add(baleen, "router-none")
-    done = baleen("router-config")
-    assert done.code == 0, done.err
+    done = baleen("router-config").ok()
     assert '"~^router-a-of-router(?:/|\\z)" "http://pod_router-a";' in done.out
     assert "    server 10.77.7.7:5001 max_fails=0;\n    server 10.77.7.7:5002 max_fails=0;\n" in done.out
     assert f"server {api.url.removeprefix('http://')} max_fails=1" in done.out
@@ -48,11 +46,10 @@ def test_registered_pods_are_routed(api: Served, baleen: Command) -> None:
 
 
 def test_baleen_is_waited_for_where_bytes_are_relayed(baleen: Command) -> None:
-    """A pod that blobs are sent to makes mounts slower, and the router waits for those; an option says otherwise."""
+    """The router waits longer for a mount if there is a pod of kind relay, or as an option says."""
     add(baleen, "router-link", "http://10.77.7.7:5006")
     short = baleen("router-config").out
-    done = baleen("pods", "add", "router-relay", "--prefix", "router-relay", "--kind", "relay", "--no-check")
-    assert done.code == 0, done.err
+    baleen("pods", "add", "router-relay", "--prefix", "router-relay", "--kind", "relay", "--no-check").ok()
     long = baleen("router-config", mount_timeout="20s").out
     document = baleen("router-config", "--baleen-timeout", "7").out
     waits = [_wait(text) for text in (short, long, document)]
@@ -68,7 +65,7 @@ def _wait(text: str) -> int:
 
 
 def test_a_file_is_replaced_only_when_it_changes(baleen: Command) -> None:
-    """The command says how to reload, or that nothing changed; others may read the file, and none is left half."""
+    """The command says how to reload, or that nothing changed, and replaces the file atomically."""
     add(baleen, "router-b", "http://10.77.7.7:5003")
     file = baleen.directory / "router.conf"
     first = baleen("router-config", "--out", str(file), "--whole")
@@ -89,10 +86,9 @@ def test_a_file_is_replaced_only_when_it_changes(baleen: Command) -> None:
 
 
 def test_envoy_gets_the_same(api: Served, baleen: Command) -> None:
-    """For Envoy it is one JSON document, and the command says how to try it and to start it."""
+    """For Envoy the configuration is one JSON document, and the command says how to validate it."""
     add(baleen, "router-e", "http://10.77.7.7:5007")
-    done = baleen("router-config", "--for", "envoy")
-    assert done.code == 0, done.err
+    done = baleen("router-config", "--for", "envoy").ok()
     known = {each["name"]: each for each in json.loads(done.out)["static_resources"]["clusters"]}
     assert '"address": "10.77.7.7"' in json.dumps(known["pod_router-e"])
     assert f'"port_value": {api.url.rpartition(":")[2]}' in json.dumps(known["router_coordinator"])
@@ -121,11 +117,17 @@ def test_envoy_gets_the_same(api: Served, baleen: Command) -> None:
     ],
 )
 def test_what_cannot_be_meant_is_reported(baleen: Command, arguments: tuple[str, ...], code: int, message: str) -> None:
-    """One sentence names the option and what to write."""
+    """A malformed option is refused with one sentence that names it."""
     add_another(baleen)
     done = baleen("router-config", *arguments)
     assert (done.code, done.out) == (code, "")
     assert message in done.err.splitlines()[-1]
+
+
+def accepts(*command: str | Path) -> None:
+    tried = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert tried.returncode == 0, tried.stderr
+    assert "[warn" not in tried.stderr
 
 
 options = pytest.mark.parametrize(
@@ -142,37 +144,24 @@ options = pytest.mark.parametrize(
 @options
 @pytest.mark.parametrize("whole", [True, False])
 def test_nginx_takes_it(baleen: Command, tmp_path: Path, options: tuple[str, ...], whole: bool) -> None:
-    """`nginx -t` finds nothing wrong with a whole file, nor with one that another includes."""
+    """`nginx -t` accepts a whole file, and one that another includes."""
     add_another(baleen)
     file = tmp_path / "router.conf"
     places = ("--state-dir", str(tmp_path), "--log-file", str(tmp_path / "access.log"))
     kind = "--whole" if whole else "--server-only"
-    done = baleen("router-config", "--out", str(file), kind, *places, *options)
-    assert done.code == 0, done.err
+    baleen("router-config", "--out", str(file), kind, *places, *options).ok()
     if not whole:
         around = tmp_path / "nginx.conf"
         around.write_text(f'pid "{tmp_path}/nginx.pid"; events {{}} http {{ include "{file}"; }}')
         file = around
-    tried = subprocess.run(
-        [nginx.program(), "-t", "-e", tmp_path / "error.log", "-c", file], capture_output=True, text=True, check=False
-    )
-    assert tried.returncode == 0, tried.stderr
-    assert "[warn]" not in tried.stderr
+    accepts(nginx.program(), "-t", "-e", str(tmp_path / "error.log"), "-c", str(file))
 
 
 @pytest.mark.registry
 @options
 def test_envoy_takes_it(baleen: Command, tmp_path: Path, options: tuple[str, ...]) -> None:
-    """`envoy --mode validate` finds nothing wrong."""
+    """`envoy --mode validate` accepts the file."""
     add_another(baleen)
     file = tmp_path / "router.json"
-    done = baleen("router-config", "--for", "envoy", "--out", str(file), "--log-file", str(tmp_path / "log"), *options)
-    assert done.code == 0, done.err
-    tried = subprocess.run(
-        [envoy.program(), "--mode", "validate", "-c", file, "--log-level", "warning"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert tried.returncode == 0, tried.stderr
-    assert "[warning]" not in tried.stderr
+    baleen("router-config", "--for", "envoy", "--out", str(file), "--log-file", str(tmp_path / "log"), *options).ok()
+    accepts(envoy.program(), "--mode", "validate", "-c", str(file), "--log-level", "warning")

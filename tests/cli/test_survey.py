@@ -1,9 +1,6 @@
 """`baleen survey` from a bare install: figures by fixed names, a table, a picture, and errors that say what to do."""
 
-import json
 import re
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -11,7 +8,7 @@ import pytest
 
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.s3 import S3ObjectStore
-from tests.cli.conftest import ROOT, Command, program_environment
+from tests.cli.conftest import Command, program_environment, python
 from tests.cli.test_commands import errs
 from tests.services.s3 import s3_storage
 from tests.survey.trees import BASE, Registry, Repository, digest, fill, write_files
@@ -36,7 +33,7 @@ def directories(tmp_path: Path) -> list[str]:
 
 
 def test_json(bare: Command, directories: list[str]) -> None:
-    """The names that scripts rely on, with the figures of both roots, and what is not as it should be on stderr."""
+    """The JSON has the names that scripts rely on and the figures of both roots; warnings are on stderr."""
     done = bare("survey", *directories, "--json", "--top", "1")
     found = done.json
     names = ("url", "repositories", "blobs", "stored_bytes", "logical_bytes")
@@ -51,7 +48,7 @@ def test_json(bare: Command, directories: list[str]) -> None:
 
 
 def test_table(bare: Command, directories: list[str]) -> None:
-    """For people: a line for each root, the sums, and the largest blobs that are shared."""
+    """The table has a line for each root, the sums, and the largest blobs that are shared."""
     done = bare("survey", *directories)
     assert done.code == 0, done.err
     assert re.search(r"one +3 +3 +2\.06 kB +1\.06 kB", done.out)
@@ -60,7 +57,7 @@ def test_table(bare: Command, directories: list[str]) -> None:
 
 
 def test_plot_as_svg(bare: Command, directories: list[str], tmp_path: Path) -> None:
-    """An SVG is well-formed, names every root, and its bars are as long as what they stand for."""
+    """An SVG is well-formed, names every root, and its bars are as long as their figures."""
     file = tmp_path / "plot.svg"
     assert bare("survey", *directories, "--plot", str(file)).code == 0
     root = ET.parse(file).getroot()
@@ -75,7 +72,7 @@ def test_plot_as_svg(bare: Command, directories: list[str], tmp_path: Path) -> N
 
 
 def test_plot_as_png(bare: Command, directories: list[str], tmp_path: Path) -> None:
-    """A PNG is one, of a size that people can read."""
+    """A PNG is valid and large enough to read."""
     file = tmp_path / "plot.PNG"
     assert bare("survey", *directories, "--plot", str(file)).code == 0
     image = pytest.importorskip("PIL.Image").open(file)
@@ -85,20 +82,11 @@ def test_plot_as_png(bare: Command, directories: list[str], tmp_path: Path) -> N
 
 
 def test_plot_without_pillow(directories: list[str], tmp_path: Path) -> None:
-    """Without the library that paints PNG it is said what to install, before anything is listed."""
+    """Without the library that paints PNG the command says what to install, before it lists anything."""
     program = "import sys; sys.modules['PIL'] = None; from coordinator.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", program, "survey", *directories, "--plot", "x.png"],
-        cwd=tmp_path,
-        env=program_environment({}),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "pip install '.[plot]'` in a checkout of Baleen, or name a .svg file" in done.stderr
-    assert ROOT.exists()
+    done = python(tmp_path, "-c", program, "survey", *directories, "--plot", "x.png")
+    assert (done.code, done.out) == (1, "")
+    assert "pip install '.[plot]'` in a checkout of Baleen, or name a .svg file" in done.err
 
 
 @pytest.mark.parametrize("way", ["boto3", "settings", "option"])
@@ -117,23 +105,12 @@ def test_buckets(bare: Command, embedded_stack: StackEndpoints, directories: lis
         "settings": (ours | {"BALEEN_S3_ENDPOINT_URL": stack.endpoint_url}, []),
         "option": (keys | {"BALEEN_S3_ENDPOINT_URL": "http://127.0.0.1:9"}, ["--endpoint-url", stack.endpoint_url]),
     }[way]
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "coordinator.cli", "survey", directories[0], f"s3://{stack.bucket}/{root}/"),
-            *("--json", *options),
-        ],
-        cwd=bare.directory,
-        env=program_environment({}) | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    arguments = ("survey", directories[0], f"s3://{stack.bucket}/{root}/", "--json", *options)
+    done = python(bare.directory, "-m", "coordinator.cli", *arguments, env=program_environment({}) | environment)
+    found = done.json
     assert {name: found[name] for name in BOTH} == BOTH
     assert found["roots"][1]["url"] == f"s3://{stack.bucket}/{root}"
-    assert stack.secret_key not in done.stdout + done.stderr
+    assert stack.secret_key not in done.out + done.err
 
 
 @pytest.mark.parametrize(

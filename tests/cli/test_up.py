@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -19,7 +18,7 @@ import pytest
 
 from coordinator import settings
 from coordinator.compose import store as compose_store
-from tests.cli.conftest import Command, free_port, program_environment
+from tests.cli.conftest import Command, free_port, program_environment, python
 from tests.support.wait import eventually
 
 #: These stop, kill and start services, which takes its time.
@@ -30,7 +29,7 @@ SECONDS = 120
 
 @contextmanager
 def running(directory: Path, port: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`baleen up`, ready; it is asked to end if the test has not done so."""
+    """Run `baleen up` until the block ends; it is ready when the block begins."""
     log = directory / "up.log"
     with log.open("ab") as stream:
         process = subprocess.Popen(
@@ -57,12 +56,11 @@ def ready(port: int) -> bool:
         return False
 
 
-def child(process: subprocess.Popen[bytes], *words: str) -> psutil.Process | None:
-    """The child of `up` whose command line has these words."""
+def child(process: subprocess.Popen[bytes], *words: str, old: int = 0) -> psutil.Process | None:
+    """The child of `up` with this name, or with these words in its command line, but not the old one."""
     for each in psutil.Process(process.pid).children():
         with contextlib.suppress(psutil.Error):
-            line = each.cmdline()
-            if all(word in line for word in words):
+            if each.pid != old and {*words} <= {each.name(), *each.cmdline()}:
                 return each
     return None
 
@@ -88,13 +86,10 @@ def test_up(data_dir: Path) -> None:
         assert (again.code, f"in use by process {up.pid}" in again.err) == (1, True)
 
         for words in (("workers",), ("api",)):
-            before = eventually(lambda words=words: child(up, *words), f"{words} runs", seconds=SECONDS)
-            os.kill(before.pid, signal.SIGKILL)
-            eventually(
-                lambda words=words, old=before.pid: another(up, words, old),
-                f"{words} is restarted",
-                seconds=SECONDS,
-            )
+            old = eventually(lambda words=words: child(up, *words), f"{words} runs", seconds=SECONDS).pid
+            os.kill(old, signal.SIGKILL)
+            restarted = f"{words} is restarted"
+            eventually(lambda words=words, old=old: child(up, *words, old=old), restarted, seconds=SECONDS)
         eventually(lambda: ready(port), "it is ready again", seconds=SECONDS)
         up.send_signal(signal.SIGINT)
         assert up.wait(SECONDS) == 0
@@ -109,9 +104,7 @@ def test_up(data_dir: Path) -> None:
 
 
 def test_up_claims_the_bucket(data_dir: Path) -> None:
-    """Its database ends with it, so that it makes the claim itself, before anything else of Baleen runs; the command
-    that makes it elsewhere says so.
-    """
+    """`up --claim` claims the bucket before anything else runs, and `gc claim` beside `up` refers to it."""
     port = free_port()
     beside = Command(data_dir, {"data_dir": "data"})
     with running(data_dir, port):
@@ -132,9 +125,9 @@ def test_up_claims_the_bucket(data_dir: Path) -> None:
 
 
 def test_up_ends_when_a_service_dies(data_dir: Path) -> None:
-    """A service that dies takes everything with it: exit 1, its name and the end of its log."""
+    """A service that dies ends everything: exit 1, its name and the end of its log."""
     with running(data_dir, free_port()) as up:
-        database = eventually(lambda: named(up, "postgres"), "PostgreSQL runs", seconds=SECONDS)
+        database = eventually(lambda: child(up, "postgres"), "PostgreSQL runs", seconds=SECONDS)
         os.kill(database.pid, signal.SIGKILL)
         assert up.wait(SECONDS) == 1
     message = (data_dir / "up.log").read_text()
@@ -143,7 +136,7 @@ def test_up_ends_when_a_service_dies(data_dir: Path) -> None:
 
 
 def test_up_after_its_broker_was_killed(data_dir: Path) -> None:
-    """The next run says that events may be lost, and the gaps are resolved by a reconcile that nobody asked for."""
+    """After the broker was killed the next run reports possible gaps, and a reconcile resolves them automatically."""
     port = free_port()
     beside = Command(data_dir, {"data_dir": "data"})
     with running(data_dir, port) as up:
@@ -151,7 +144,7 @@ def test_up_after_its_broker_was_killed(data_dir: Path) -> None:
         loaded = settings.load({"BALEEN_DATA_DIR": str(data_dir / "data")}, data_dir)
         compose_store.object_store(loaded).put("docker/registry/v2/blobs/sha256/00/another-pods", b"")
         beside("pods", "add", "pod-a", "--prefix", "pod-a", "--json")
-        broker = eventually(lambda: named(up, "noida-db"), "the broker runs", seconds=SECONDS)
+        broker = eventually(lambda: child(up, "noida-db"), "the broker runs", seconds=SECONDS)
         os.kill(broker.pid, signal.SIGKILL)
         assert up.wait(SECONDS) == 1
     assert "every pod is reconciled" not in (data_dir / "up.log").read_text()
@@ -166,27 +159,21 @@ def test_up_after_its_broker_was_killed(data_dir: Path) -> None:
 
 
 def test_up_ends_when_a_child_cannot_begin(data_dir: Path) -> None:
-    """A worker that dies again and again is told of each time, and ends everything with exit 1 and its last words."""
+    """A worker that dies repeatedly is reported each time, and ends everything with exit 1 and its last words."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         number = str(taken.getsockname()[1])
-        done = subprocess.run(
-            [sys.executable, "-m", "coordinator.cli", "up", "--data-dir", "data", "--port", str(free_port())],
-            cwd=data_dir,
-            env=program_environment({"worker_metrics_port": number}),
-            capture_output=True,
-            text=True,
-            timeout=2 * SECONDS,
-            check=False,
-        )
-    assert done.returncode == 1, done
-    assert done.stderr.count("It is restarted in") == 5
-    last = done.stderr.partition("after 5 restarts")[2]
+        arguments = ("-m", "coordinator.cli", "up", "--data-dir", "data", "--port", str(free_port()))
+        environment = program_environment({"worker_metrics_port": number})
+        done = python(data_dir, *arguments, env=environment, timeout=2 * SECONDS)
+    assert done.code == 1, done
+    assert done.err.count("It is restarted in") == 5
+    last = done.err.partition("after 5 restarts")[2]
     assert "BALEEN_WORKER_METRICS_PORT" in last
     assert "Address already in use" in last
     assert "Traceback" not in last
-    assert len(done.stderr.splitlines()) < 40
+    assert len(done.err.splitlines()) < 40
 
 
 def command_lines(process: subprocess.Popen[bytes]) -> list[str]:
@@ -197,16 +184,3 @@ def command_lines(process: subprocess.Popen[bytes]) -> list[str]:
             words += each.cmdline()
     assert words
     return words
-
-
-def another(process: subprocess.Popen[bytes], words: tuple[str, ...], old: int) -> Any:
-    found = child(process, *words)
-    return found if found is not None and found.pid != old else None
-
-
-def named(process: subprocess.Popen[bytes], name: str) -> psutil.Process | None:
-    for each in psutil.Process(process.pid).children():
-        with contextlib.suppress(psutil.Error):
-            if each.name() == name:
-                return each
-    return None

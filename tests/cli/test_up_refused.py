@@ -25,13 +25,13 @@ from tests.services.s3 import s3_settings
     ],
 )
 def test_where_it_cannot_be(bare: Command, options: list[str], message: str) -> None:
-    """An address that is not of this machine, and a file where its directory should be, are told as that."""
+    """An address that is not of this machine, or a file in place of the directory, is reported as that."""
     (bare.directory / "file").write_text("")
     assert message in errs(bare("up", *options), 1)
 
 
 def test_a_broken_stack_file(bare: Command) -> None:
-    """A file that an earlier run left, and that is broken, is named with what to do about it."""
+    """A broken file of an earlier run is named with what to do about it."""
     left = bare.directory / ".baleen" / "stack.json"
     left.parent.mkdir()
     left.write_text("{")
@@ -40,7 +40,7 @@ def test_a_broken_stack_file(bare: Command) -> None:
 
 
 def test_a_token_that_is_no_text(tmp_path: Path) -> None:
-    """What a crash has left in place of the operator's token is none, and keeps nothing from starting."""
+    """A malformed file of the operator's token is replaced."""
     file = tmp_path / "token"
     assert up._kept(file) == ""
     file.write_bytes(b"\xff\0")
@@ -50,15 +50,9 @@ def test_a_token_that_is_no_text(tmp_path: Path) -> None:
 
 
 def test_a_database_that_is_away(bare: Command, embedded_stack: StackEndpoints) -> None:
-    """A database of the operator's own that does not answer is told by its setting, without a trace or its password."""
-    done = bare(
-        "up",
-        "--port",
-        str(free_port()),
-        database_url="postgresql://user:s3cr3t@127.0.0.1:9/x",
-        kafka_bootstrap=embedded_stack.kafka_bootstrap or "",
-        **s3_settings(embedded_stack),
-    )
+    """A database that does not answer is named by its setting, without a trace or its password."""
+    settings = s3_settings(embedded_stack) | {"kafka_bootstrap": embedded_stack.kafka_bootstrap or ""}
+    done = bare("up", "--port", str(free_port()), database_url="postgresql://user:s3cr3t@127.0.0.1:9/x", **settings)
     assert (done.code, done.out) == (1, "")
     starting, message = done.err.splitlines()
     assert starting.startswith("Starting Baleen in ")

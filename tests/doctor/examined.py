@@ -1,4 +1,4 @@
-"""Let processes of registries count as examined from their first event on, so that no scheduler examines them."""
+"""Count processes of registries as examined from their first event on, so that no scheduler visits them."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from psycopg import Connection
 
 
 def examine_whatever_comes(connection: Connection[Any]) -> None:
-    """Let each row of processes that is written be of an examined life, and those that there are."""
+    """Count each row of processes, present or future, as examined."""
     with connection.transaction():
         connection.execute(
             """

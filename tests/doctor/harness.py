@@ -1,4 +1,4 @@
-"""Patients: registries that are as they should be, and such that are not, in one respect each.
+"""Patients: registries without a fault, and with one fault each.
 
 Route: `Clinic` (a `baleen up` on a store with users) -> `admit` (a pod and its registry processes) -> `examine`, by the
 doctor in this process -> what was found, and what is left in the bucket and the table.
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,6 @@ PROBES = "/baleen-probe/"
 
 
 class Clinic:
-    """A running Baleen whose settings name a store with users."""
-
     def __init__(self, baleen: Baleen, store: Store, directory: Path, children: Children) -> None:
         self.baleen = baleen
         self.store = store
@@ -135,8 +134,7 @@ class Clinic:
         return self.baleen.notifications(pod)
 
     def listed(self, pod: Pod, *urls: str) -> list[str]:
-        answer = self.baleen.api.put(f"/v1/pods/{pod.name}/registries", json={"registries": urls})
-        assert answer.is_success, answer.text
+        self.baleen.ask("PUT", f"/v1/pods/{pod.name}/registries", {"registries": urls})
         return list(urls)
 
     def report(self, pod: Pod, instance: str) -> None:
@@ -185,7 +183,7 @@ class Clinic:
     # What is left
 
     def everything(self) -> tuple[set[tuple[str, str]], dict[str, list[tuple[Any, ...]]]]:
-        """All that bucket and table have, but for what the prober keeps there."""
+        """All that bucket and table have, except the prober's image."""
         image = known_image()
         digests = [image.digest, *(blob.digest for blob in image.blobs)]
         probed = [digest.partition(":")[2] for digest in digests]
@@ -254,14 +252,7 @@ def model(
     """Make a process of a pod, whose clock is ahead by `ahead_s`."""
 
     def made(clinic: Clinic, pod: Pod) -> ModelServer:
-        document = clinic.storage(root=root, key=key)
-        store = StoreOfPod(
-            document.bucket,
-            document.root,
-            endpoint_url=document.endpoint_url,
-            access_key=document.access_key,
-            secret_key=document.secret_key,
-        )
+        store = StoreOfPod(**asdict(clinic.storage(root=root, key=key)))
         notifications = clinic.notifications(pod)
         webhook = Webhook(
             notifications.url, token or notifications.token, timeout_seconds=5, backoff_seconds=0.05, pulls=True
@@ -277,14 +268,14 @@ def model(
 
 
 class StoreOfPod(S3ObjectStore):
-    """The store as a registry has it, which may not ask for the bucket as a whole, and does not."""
+    """The store as a registry uses it, which may not read the bucket as a whole."""
 
     def check(self) -> None:
         pass
 
 
 class CachingStorage(ModelStorage):
-    """Looks for a blob once, and believes for ever that it is there."""
+    """Looks for a blob once, and never again."""
 
     def __init__(self, store: S3ObjectStore) -> None:
         super().__init__(store)
@@ -297,7 +288,7 @@ class CachingStorage(ModelStorage):
 
 
 def without(action: str, media_type: str | None = None) -> Wrap:
-    """Events of an action, if so asked of one media type, are not sent."""
+    """Do not send events of an action, or those of one media type."""
 
     def wrap(emit: Emit) -> Emit:
         def emit_some(done: str, target: dict[str, Any], request: dict[str, str]) -> None:
@@ -310,7 +301,7 @@ def without(action: str, media_type: str | None = None) -> Wrap:
 
 
 def without_references(media_type: str | None = None) -> Wrap:
-    """Events, if so asked those of one media type, do not say what a manifest lists."""
+    """Send events, or those of one media type, without the references of manifests."""
 
     def wrap(emit: Emit) -> Emit:
         def emit_less(action: str, target: dict[str, Any], request: dict[str, str]) -> None:
@@ -334,7 +325,7 @@ def asking_no_delay(emit: Emit) -> Emit:
 
 
 def swapping(emit: Emit) -> Emit:
-    """The first push to a scratch repository is told after what comes next."""
+    """Report the first push to a scratch repository after the next one."""
     waiting: list[tuple[str, dict[str, Any], dict[str, str]]] = []
     swapped = False
 

@@ -38,31 +38,18 @@ THIEF = Key("thief", "thief-access", "thief-secret")
 
 class Store(EmbeddedS3):
     def __init__(self, directory: Path) -> None:
-        super().__init__(
-            directory / "s3",
-            directory / "s3.log",
-            host="127.0.0.1",
-            ports=Ports(directory / "s3-ports.json", "127.0.0.1"),
-        )
+        ports = Ports(directory / "s3-ports.json", "127.0.0.1")
+        super().__init__(directory / "s3", directory / "s3.log", host="127.0.0.1", ports=ports)
         self._users = directory / "s3-users.json"
 
     def process(self) -> ManagedProcess:
         everything = [f"{action}:{BUCKET}" for action in ("Read", "Write", "List", "Tagging")]
         users: dict[Key, list[str]] = {BALEEN: ["Admin"], POD: [], OTHER_POD: [], CACHE: [], THIEF: everything}
-        self._users.write_text(
-            json.dumps(
-                {
-                    "identities": [
-                        {
-                            "name": key.user,
-                            "credentials": [{"accessKey": key.access, "secretKey": key.secret}],
-                            "actions": actions,
-                        }
-                        for key, actions in users.items()
-                    ]
-                }
-            )
-        )
+        identities = []
+        for key, actions in users.items():
+            credentials = [{"accessKey": key.access, "secretKey": key.secret}]
+            identities.append({"name": key.user, "credentials": credentials, "actions": actions})
+        self._users.write_text(json.dumps({"identities": identities}))
         process = super().process()
         process.argv = [*process.argv, f"-s3.config={self._users}"]
         process.env = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "TMPDIR", "TZ"}}
@@ -108,13 +95,10 @@ class Store(EmbeddedS3):
         ]
         for key, names in more.items():
             paths, bucket = [f"{ROOT}/{name}" for name in names], f"arn:aws:s3:::{BUCKET}"
+            below = {"StringLike": {"s3:prefix": paths}}
             allowed: list[dict[str, Any]] = [
                 {"Action": ["s3:GetObject", "s3:PutObject"], "Resource": [f"{bucket}/{path}" for path in paths]},
-                {
-                    "Action": ["s3:ListBucket"],
-                    "Resource": [bucket],
-                    "Condition": {"StringLike": {"s3:prefix": paths}},
-                },
+                {"Action": ["s3:ListBucket"], "Resource": [bucket], "Condition": below},
             ]
             principal = {"AWS": [f"arn:aws:iam::000000000000:user/{key.user}"]}
             statements += [

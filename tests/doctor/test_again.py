@@ -1,8 +1,8 @@
-"""The scheduler's own visits: to whom, when, and what a visit leaves that could not be made."""
+"""The scheduler's own visits: to which pods, when, and after a failure."""
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -21,9 +21,7 @@ ONE, OTHER = frozenset({(1, 1)}), frozenset({(1, 2)})
 
 
 def test_when_a_pod_is_visited_again() -> None:
-    """Visits that fail come at longer and longer intervals; processes that came since need not wait for more than the
-    first; and a bound holds whatever was before.
-    """
+    """Failed visits are repeated at growing intervals up to a bound; new processes wait for the first interval only."""
     assert is_due(None, ONE, 0.0)
     last = after(None, ONE, 100.0)
     assert not is_due(last, ONE, 99.0 + FIRST_PAUSE_S)
@@ -56,18 +54,15 @@ def visits(world: World, error: Callable[[], BaleenError]) -> list[PodName]:
         raise error()
         yield
 
-    connections = Connections(world.table.url, name="baleen-test", prepare=statements.prepare)
-    try:
+    with closing(Connections(world.table.url, name="baleen-test", prepare=statements.prepare)) as connections:
         again = Reexamination(connections, opened, (), threading.Event())
         again.round()
         again.round()
-    finally:
-        connections.close()
     return visited
 
 
 def test_a_visit_that_cannot_be_made(world: World) -> None:
-    """Where Kafka is away the hold says so; the next round does not come at once, and nobody counts as examined."""
+    """If Kafka is away the hold says so, the next round waits, and no process counts as examined."""
     world.return_probe(world.probe(), "s")
     visit(world)
     assert visits(world, lambda: UnavailableError("Kafka is away.")) == []
@@ -78,7 +73,7 @@ def test_a_visit_that_cannot_be_made(world: World) -> None:
 
 
 def test_a_visit_while_an_operators_doctor_is_there(world: World) -> None:
-    """Another doctor who is with the pod is no failure: the scheduler comes later."""
+    """If an operator's doctor visits the pod, the scheduler comes later, and that is no failure."""
     world.return_probe(world.probe(), "s")
     visit(world)
     world.return_probe(world.probe(), "t")

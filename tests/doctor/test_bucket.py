@@ -1,4 +1,4 @@
-"""What a visit does to buckets of each kind: what vanishes comes back, and what was made is gone without a trace."""
+"""A visit's effect on buckets of each kind: hidden bytes come back, and nothing that it made is left."""
 
 import itertools
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def visit(clinic: Clinic, bucket: str) -> Iterator[Visit]:
 
 
 def test_what_vanishes_comes_back(clinic: Clinic, bucket: str, visit: Visit) -> None:
-    """A blob is gone while it is to be, and its bytes are back after it; then nothing of it is left, in any version."""
+    """A blob is absent while it is hidden, comes back after it, and then leaves no version."""
     blob = visit.scratch.layer()
     store = visit.instruments.store
     key = visit.scratch.put(blob)
@@ -65,7 +65,7 @@ def test_what_vanishes_comes_back(clinic: Clinic, bucket: str, visit: Visit) -> 
 
 
 def test_what_is_shown_of_it(bucket: str, visit: Visit) -> None:
-    """Either kind of bucket will do, and it is said how blobs will be hidden in it."""
+    """Either kind of bucket is proved, and the finding says how blobs will be hidden in it."""
     found = versioned(visit)
     assert found.result is Result.PROVED
     assert ("moving its bytes to quarantine/" in found.meaning) == (bucket != "kind-enabled")
@@ -73,7 +73,7 @@ def test_what_is_shown_of_it(bucket: str, visit: Visit) -> None:
 
 
 def test_neighbours_stay(clinic: Clinic) -> None:
-    """Only the named object and the named folder go, and none whose name merely begins so."""
+    """Only the named object and folder are deleted, and none whose name merely begins so."""
     store = compose_store.trial_store(clinic.settings())
     digest = parse_digest(f"sha256:{'ab' * 32}")
     kept = ["neighbours/a-b/x", "neighbours/ab", f"{blob_key(digest)}.tombstone"]
@@ -89,7 +89,7 @@ def test_neighbours_stay(clinic: Clinic) -> None:
 
 
 def test_what_a_key_may(clinic: Clinic) -> None:
-    """A refusal is an answer, of one call and of a call for many; what the key may do is told too."""
+    """A refusal is a result, of single and batch calls; what the key is permitted to do is reported too."""
     settings = clinic.settings()
     ours, key = (
         compose_store.trial_store(settings),

@@ -37,7 +37,7 @@ def command(clinic: Clinic) -> Callable[..., subprocess.Popen[str]]:
 
 
 def noting(pushed: list[str]) -> Wrap:
-    """Tell nothing, and note the media types of what a doctor pushed: all of it is in storage."""
+    """Send nothing, and record the media types of the doctor's pushes."""
 
     def emit(action: str, target: dict[str, Any], _request: dict[str, str]) -> None:
         if action == "push" and "/baleen-doctor-" in target["repository"]:
@@ -47,8 +47,8 @@ def noting(pushed: list[str]) -> Wrap:
 
 
 def test_what_it_prints(clinic: Clinic, command: Callable[..., subprocess.Popen[str]]) -> None:
-    """The findings are one JSON document, or what is not proved with what mends it, and then what is and how that was
-    found out; exit 1 says that not all is proved.
+    """The findings are one JSON document, or text with the unproved ones and their fixes first; exit 1 means that
+    not all are proved.
     """
     pod = clinic.admit("shown")
     with clinic.models(pod, model()):
@@ -73,10 +73,8 @@ def test_what_it_prints(clinic: Clinic, command: Callable[..., subprocess.Popen[
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_when_it_is_ended(
-    clinic: Clinic, command: Callable[..., subprocess.Popen[str]], number: signal.Signals
-) -> None:
-    """Ctrl-C ends a visit that waits; what it tried is taken away, and nothing is written down."""
+def test_interrupted(clinic: Clinic, command: Callable[..., subprocess.Popen[str]], number: signal.Signals) -> None:
+    """Ctrl-C ends a waiting visit; what it made is removed, and no finding is written."""
     pod = clinic.admit(f"ended-{number.value}")
     before = clinic.everything()
     pushed: list[str] = []
@@ -93,7 +91,7 @@ def test_when_it_is_ended(
 
 
 def test_what_it_refuses(command: Callable[..., subprocess.Popen[str]]) -> None:
-    """A pod that is not there, and a time that is none, are told in one sentence."""
+    """An unknown pod and a malformed time are refused in one sentence."""
     missing = command("doctor", "nobody-at-all")
     _, err = missing.communicate(timeout=DEADLINE_S)
     assert (missing.returncode, err.strip().splitlines()[-1]) == (

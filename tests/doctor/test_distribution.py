@@ -44,7 +44,9 @@ EMBEDDED = {"kafka-durable": REFUTED}
 def test_one_fault(
     clinic: Clinic, name: str, kinds: tuple[type[DistributionRegistry], ...], key: Key, wrong: dict[str, Result]
 ) -> None:
-    """What is well is proved; a cache (scenario 17), a key that may delete (scenario 21) and others are refuted."""
+    """A registry without a fault is proved; a cache (scenario 17), a key that may delete (scenario 21) and others
+    are refuted.
+    """
     pod = clinic.admit(f"d-{name}")
     before = clinic.everything()
     with clinic.distributions(pod, *kinds, key=key):
@@ -55,7 +57,7 @@ def test_one_fault(
 
 
 def test_half_deaf(clinic: Clinic) -> None:
-    """A registry that tells of OCI's manifests, and neither of docker's nor of mounts, is refuted."""
+    """A registry that reports OCI's manifests, and neither docker's nor mounts, is refuted."""
     pod = clinic.admit("d-half-deaf")
     with clinic.distributions(pod, HalfDeaf):
         report = clinic.examine(pod, patience=IMPATIENCE_S)
@@ -88,9 +90,7 @@ def test_probes(
     proof: str,
     fix: str,
 ) -> None:
-    """Attempt 15: the doctor says whether pulls are sent: by a pod that is probed by pushes they need not be, and
-    without them one that is probed by pulls is refuted.
-    """
+    """Attempt 15: a pod that is probed by pushes need not send pulls; one that is probed by pulls must."""
     pod = clinic.admit(name, probe=probe)
     with clinic.distributions(pod, kind):
         report = clinic.examine(pod)
@@ -111,7 +111,7 @@ def test_probes(
     ],
 )
 def test_two_queues(clinic: Clinic, probe: str, kind: type[DistributionRegistry], entry: str) -> None:
-    """A registry whose probes do not wait for all else that was done before them is refuted, and nothing is left."""
+    """A registry whose probes do not wait for earlier events is refuted, and nothing is left."""
     pod = clinic.admit(f"d-{probe}-{kind.__name__.lower()}", probe=probe)
     before = clinic.everything()
     with clinic.distributions(pod, kind):
@@ -125,7 +125,7 @@ def test_two_queues(clinic: Clinic, probe: str, kind: type[DistributionRegistry]
 
 
 def test_another_root(clinic: Clinic) -> None:
-    """A registry below another root is refuted by the check of that; nothing is left in the shared one, nor counted."""
+    """A registry below another root is refuted, and leaves nothing in the shared one."""
     pod = clinic.admit("d-elsewhere", (ROOT, "d-elsewhere"))
     before = clinic.everything()
     with clinic.distributions(pod, DistributionRegistry, root="d-elsewhere"):

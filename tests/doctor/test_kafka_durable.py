@@ -24,7 +24,7 @@ def examined(settings: Settings) -> Finding:
 
 
 def delete_topics(admin: KafkaAdminClient) -> None:
-    """Have the broker without our topics."""
+    """Remove our topics from the broker."""
 
     def left() -> set[str]:
         return {EVENTS, DEAD_LETTERS, LIFECYCLE} & set(admin.list_topics())
@@ -35,7 +35,7 @@ def delete_topics(admin: KafkaAdminClient) -> None:
 
 
 def test_apache_kafka(apache_kafka: str) -> None:
-    """Topics as `topics create` makes them are proved; one whose leader may lack records is refuted, with the fix."""
+    """Topics as `topics create` makes them are proved; one with unclean leader election is refuted, with the fix."""
     settings = build({"kafka_bootstrap": apache_kafka})
     admin = KafkaAdminClient(bootstrap_servers=apache_kafka)
     name = "unclean.leader.election.enable"

@@ -1,4 +1,4 @@
-"""What follows from what was seen, without a pod: verdicts, their joining, and what they hold."""
+"""The results that follow from what was seen, without a pod, and the holds that follow from them."""
 
 import datetime as dt
 import re
@@ -33,7 +33,7 @@ PATIENT = Patient(
 
 
 class Recording:
-    """Builds what was told of a push, record by record."""
+    """Builds what was reported of a push, record by record."""
 
     def __init__(self) -> None:
         place = Place("http://registry:5000", "10.0.0.1", cast("Any", None))
@@ -97,21 +97,21 @@ def results(report: Report) -> dict[str, Result]:
 
 
 def test_a_push_that_was_reported_well() -> None:
-    """With everything told in order, all that is judged of it is proved, and nothing more is waited for."""
+    """If everything is reported in order, all results of a push are proved, and the wait is over."""
     report = whole().report()
     assert set(results(report).values()) == {PROVED}
     assert report.is_over
 
 
 def test_nothing_is_concluded_from_silence() -> None:
-    """Where nothing was told, nothing is refuted, and more may come."""
+    """If nothing is reported, nothing is refuted, and the wait goes on."""
     report = Recording().report()
     assert set(results(report).values()) == {UNPROVED}
     assert not report.is_over
 
 
 def test_a_later_event_proves_a_loss() -> None:
-    """What did not come is refuted only once the same process has told of something later."""
+    """A missing event is refuted only once the same process has reported something later."""
     recording = Recording()
     recording.blobs(but=1)
     recording.manifest()
@@ -124,7 +124,7 @@ def test_a_later_event_proves_a_loss() -> None:
 
 
 def test_another_process_proves_nothing() -> None:
-    """Where two processes answer at an address, what one tells says nothing of what the other has still to tell."""
+    """If two processes share an address, the events of one prove nothing about the other."""
     recording = Recording()
     recording.blobs()
     recording.manifest()
@@ -135,7 +135,7 @@ def test_another_process_proves_nothing() -> None:
 
 
 def test_a_probe_that_does_not_come_back() -> None:
-    """An ignored pull is noticed by the push after it, without waiting."""
+    """An ignored pull is proved by the push after it, without a wait."""
     recording = Recording()
     recording.blobs()
     recording.manifest()
@@ -161,7 +161,7 @@ MANIFESTS = {"docker manifest": DOCKER_IMAGE, "docker manifest list": make_index
 
 
 def of_kinds(*unreported: str, but: str = "", lasts: bool = True) -> KindsReport:
-    """What was told of two manifests and a mount; `but`: one of them that another process told of."""
+    """The report of two manifests and a mount; `but`: one of them that another process reported."""
     repository, other = parse_repository("p/r"), parse_repository("p/r-other")
     done = {kind: Announcement("push", repository, each.digest) for kind, each in MANIFESTS.items()}
     done["mount"] = Announcement("mount", other, LAST.digest)
@@ -187,7 +187,7 @@ def of_kinds(*unreported: str, but: str = "", lasts: bool = True) -> KindsReport
     ],
 )
 def test_kinds_that_were_reported(report: KindsReport, result: Result, over: bool) -> None:
-    """A kind that did not come is refuted once the one process has told of a later push to the same repository."""
+    """A missing kind is refuted once the one process has reported a later push to the same repository."""
     assert events.arrival_of_kinds(report, 1).result is result
     assert report.is_over is over
 
@@ -203,7 +203,7 @@ def test_kinds_that_could_not_be_tried() -> None:
 def of_a_hold(
     *, is_reported: bool = True, echo_at: int = 9, copies: int = PARTITIONS, process: str = "one", **times: float | None
 ) -> queues.TrialResult:
-    """What came of a blob that was held back and stands at offset 5, and of a pull whose echo stands at `echo_at`."""
+    """The result for a delayed blob at offset 5, and a pull whose echo has the offset `echo_at`."""
     recording = Recording()
     recording.event(LAST.digest)
     blob = recording.entries[LAST.digest]._replace(offset=5)
@@ -232,12 +232,12 @@ def of_a_hold(
     ],
 )
 def test_an_echo_that_waits_or_does_not(outcome: queues.TrialResult, result: Result) -> None:
-    """An echo before what was held back refutes; one behind it proves only if it was kept waiting for it."""
+    """An echo before the delayed event refutes; one behind it proves only if it had to wait."""
     assert queues.order_part(outcome).result is result
 
 
 def test_all_kinds_have_to_wait() -> None:
-    """A place is proved only with every kind, and tells for how long each was kept waiting at the least."""
+    """A place is proved only with every kind, and shows the shortest wait."""
     held = of_a_hold()
     assert queues.joined("here", []).result is UNPROVED
     assert queues.joined("here", [held, of_a_hold(echo_at=4)]) == queues.order_part(of_a_hold(echo_at=4))._replace(
@@ -276,7 +276,7 @@ def test_an_order_that_is_not_kept() -> None:
     [(0.5, 0, 0), (5, 0, 4), (-3, 0, -3), (-0.5, 1, 0), (-3, 1, -2)],
 )
 def test_how_far_a_clock_is_off(shown: float, step: float, off: float) -> None:
-    """A time between two of ours says nothing against a clock, nor does one that is cut to whole seconds."""
+    """A time between two of ours proves no error of a clock, nor does one in whole seconds."""
     found = clocks.off(
         NOW + dt.timedelta(seconds=shown), NOW, NOW + dt.timedelta(seconds=1), dt.timedelta(seconds=step)
     )
@@ -284,7 +284,7 @@ def test_how_far_a_clock_is_off(shown: float, step: float, off: float) -> None:
 
 
 def test_a_clock_may_be_off_by_half_of_the_skew() -> None:
-    """The margin is for two clocks: one of them has half of it, either way."""
+    """Each clock may be off by half of the margin, either way."""
     bound = dt.timedelta(seconds=150)
     assert clocks.clock_part("x", bound, bound).result is PROVED
     assert clocks.clock_part("x", -bound, bound).result is PROVED
@@ -292,7 +292,7 @@ def test_a_clock_may_be_off_by_half_of_the_skew() -> None:
 
 
 def test_the_worst_part_is_the_result() -> None:
-    """One address that is not proved makes the finding so, stands first, and brings what mends it."""
+    """One part that is not proved makes the finding so, comes first, and gives the fix."""
     parts = [proved("a", "well"), unproved("b", "unknown"), refuted("c", "wrong")]
     found = finding(Check.SAME_ROOT, parts, PATIENT)
     assert (found.result, found.proof) == (REFUTED, "c: wrong; b: unknown; a: well")
@@ -305,7 +305,7 @@ def test_the_worst_part_is_the_result() -> None:
 
 
 def test_what_the_visit_did_not_reach() -> None:
-    """Nothing stays proved of whom a visit did not reach, and it is said who that is; what is refuted stays so."""
+    """A finding is not proved for processes that the visit did not reach, which it names; a refuted one stays so."""
     for result, after in ((PROVED, UNPROVED), (UNPROVED, UNPROVED), (REFUTED, REFUTED)):
         found = finding(Check.CLOCKS, [Part("a", result, "seen")], PATIENT)
         assert without(found, [], PATIENT) == found
@@ -326,9 +326,7 @@ def test_what_the_visit_did_not_reach() -> None:
 
 
 def test_what_follows_from_another_finding() -> None:
-    """It is one sentence that refers to the finding that tells it in whole, for all places, with nothing to fix; what
-    a check found out by itself it goes on telling, and a process that was not reached adds nothing.
-    """
+    """A finding that follows from another is one sentence that refers to it, for all places, with nothing to fix."""
     stuck = [follows(where, "it is away", Check.REGISTRY_ANSWERS) for where in ("a", "b")]
     found = finding(Check.CLOCKS, stuck, PATIENT)
     assert (found.result, found.fix) == (UNPROVED, "")
@@ -343,7 +341,7 @@ def test_what_follows_from_another_finding() -> None:
 
 
 def test_what_is_known_is_filled_in() -> None:
-    """No line that mends something has a placeholder for what Baleen knows: the pod, its URLs, Baleen's, the bucket."""
+    """The fixes have no placeholder for what Baleen knows: the pod, its URLs, Baleen's, the bucket."""
     fixes = {check: texts.fix(PATIENT) for check, texts in TEXTS.items()}
     for fix in fixes.values():
         assert not re.search(r"\b(?:POD|INSTANCE|BALEEN_URL|BUCKET|ROOT)\b", fix), fix
@@ -368,7 +366,7 @@ def test_what_is_known_is_filled_in() -> None:
     ],
 )
 def test_what_is_to_be_taken_out_of_ignore(unreported: list[str], actions: str | None, media_types: list[str]) -> None:
-    """Of kinds that are not told, the lines of `ignore` that do it are named, and no others."""
+    """The fix names the lines of `ignore` that hide the missing kinds, and no others."""
     fix = events.arrival_of_kinds(of_kinds(*unreported), 1).fix
     assert fix is not None
     assert ("actions:" in fix) == (actions is not None)
@@ -377,7 +375,7 @@ def test_what_is_to_be_taken_out_of_ignore(unreported: list[str], actions: str |
 
 
 def test_pushes_that_are_ignored() -> None:
-    """If none of an image's pushes is told, they are ignored by their action; if some are, by their media type."""
+    """If no push of an image is reported, the fix names the action; if some are, their media type."""
     recording = Recording()
     for partition in range(PARTITIONS):
         recording.echo(partition)
@@ -393,7 +391,7 @@ def test_pushes_that_are_ignored() -> None:
 
 
 def test_a_wrong_token_is_named() -> None:
-    """Where nothing came, and events of the pod are refused for their token, that is the proof, and what to fix."""
+    """If no event came and a token was refused, the proof and the fix name the token."""
     refused = Refusals(NOW, NOW + dt.timedelta(minutes=5))
     part = events.of_wrong_token(events.arrival(Recording().report(), 1), refused, PATIENT)
     assert part.result is UNPROVED
@@ -407,7 +405,7 @@ def test_a_wrong_token_is_named() -> None:
 
 
 def test_what_an_index_lists() -> None:
-    """An event that names other digests than are listed, or none, is refuted; one that did not come proves nothing."""
+    """An event that names other digests than are listed, or none, is refuted; a missing one proves nothing."""
     recording = Recording()
     recording.event(IMAGE.digest, references=[ReferenceRecord(IMAGE.config.digest)])
     named = recording.entries[IMAGE.digest]
@@ -423,7 +421,7 @@ def test_what_an_index_lists() -> None:
 
 
 def test_what_holds_garbage_collection() -> None:
-    """All checks proved hold nothing; one that is refuted, unproved or was never made does, and no visit at all."""
+    """GC is blocked by any check that is refuted, unproved or missing, and by the lack of a visit."""
     all_well = dict.fromkeys(map(str, Check), PROVED)
     assert hold(all_well, "p") is None
     assert hold(all_well | {"a-check-of-another-release": REFUTED}, "p") is None
@@ -438,7 +436,7 @@ def test_what_holds_garbage_collection() -> None:
 
 
 def test_what_is_allowed_on_purpose() -> None:
-    """A check that is named as unsafe holds nothing once a visit was made of it; the others do as ever."""
+    """A check that is allowed as unsafe blocks nothing once it was visited; the others do."""
     found = dict.fromkeys(map(str, Check), PROVED) | {"kafka-durable": REFUTED, "cannot-delete": UNPROVED}
     named = {"kafka-durable", "cannot-delete"}
     assert hold(found, "p", 0, named) is None

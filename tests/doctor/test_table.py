@@ -1,4 +1,4 @@
-"""Of whom a doctor's findings are: who comes, or comes back, after a visit holds garbage collection until the next."""
+"""A process that comes, or comes back, after a doctor's visit blocks GC until the next visit."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -28,7 +28,7 @@ def world(fresh: Table) -> World:
 
 
 def visit(world: World, meanwhile: Callable[[], None] = lambda: None, result: Result = Result.PROVED) -> set[str]:
-    """A doctor's visit that finds this out of everything; return of whom."""
+    """Visit the pod and find this result of every check; return the processes that were visited."""
     pod: ExaminedPod = findings.examined(world.connection, POD)
     meanwhile()
     with findings.concluding(world.connection, pod) as counting:
@@ -37,7 +37,7 @@ def visit(world: World, meanwhile: Callable[[], None] = lambda: None, result: Re
 
 
 def held(world: World, after: Callable[[str], None] = lambda statement: None) -> list[str]:
-    """What doctors say against collecting for the pod; `after` is called after each statement that asks it."""
+    """The reasons of the doctor that block GC for the pod."""
     with temporary_engine(world.table.url, name="test") as engine, reading(engine) as connection:
         event.listen(connection, "after_cursor_execute", lambda _, __, statement, *more: after(statement))
         truth = pods.truths(connection, SILENCE, timedelta(hours=1))[POD]
@@ -45,12 +45,12 @@ def held(world: World, after: Callable[[str], None] = lambda statement: None) ->
 
 
 def refuse(world: World, instance: str = "s") -> None:
-    """Its address refuses a connection: it is believed dead."""
+    """Let the pod's address refuse a connection, so that its process is dead."""
     assert processes.probe_failed(world.connection, world.probe(), "refused", refused=True) == instance
 
 
 def test_first_echo_after_the_visit(world: World) -> None:
-    """A process that is first heard after a visit was not examined, until the next visit, whatever clocks say."""
+    """A process that is first heard after a visit blocks GC until the next visit, whatever clocks show."""
     world.return_probe(world.probe(), "s")
     assert visit(world) == {"s"}
     world.connection.execute("UPDATE findings SET found_at = found_at + interval '1 hour'")
@@ -91,7 +91,7 @@ def test_retired_at_the_visit(world: World) -> None:
 
 
 def test_restarted_under_the_same_name(world: World) -> None:
-    """A process that refused connections and is there again may be configured in another way than at the visit."""
+    """A process that refused connections and is back may have another configuration than at the visit."""
     world.return_probe(world.probe(), "s")
     assert visit(world) == {"s"}
     refuse(world)
@@ -137,7 +137,7 @@ def test_found_during_the_visit(world: World) -> None:
 
 
 def test_still_there(world: World) -> None:
-    """Echoes, a death and a retirement of those that a visit was of say nothing against it."""
+    """Echoes, a death and a retirement of visited processes block nothing."""
     world.return_probe(world.probe(), "s")
     assert visit(world) == {"s"}
     world.return_probe(world.probe(), "s")
@@ -148,7 +148,7 @@ def test_still_there(world: World) -> None:
 
 
 def test_a_visit_that_ends_while_it_is_asked(world: World) -> None:
-    """What an earlier visit has proved does not count for whom only the next one met, and refuted it."""
+    """An earlier visit's proof does not count for a process that only the next one visited."""
     ended = []
 
     def visit_ends(statement: str) -> None:
@@ -184,8 +184,8 @@ def test_who_is_examined_without_an_operator(world: World) -> None:
 
 
 def test_a_visit_without_an_operator(world: World) -> None:
-    """Where it proves too little it changes no finding and examines nobody, and the hold says what it came to; else its
-    findings count, and those of the key stay.
+    """A scheduler's visit that proves too little changes no finding; otherwise its findings count, and those of the
+    key stay.
     """
     world.return_probe(world.probe(), "s")
     visit(world)

@@ -1,4 +1,4 @@
-"""The doctor with pods of the model registry: what is right is proved, what is wrong refuted, nothing is left."""
+"""The doctor with pods of the model registry: what is right is proved, what is wrong refuted, and nothing is left."""
 
 import itertools
 import json
@@ -49,7 +49,7 @@ def unused() -> str:
 
 
 def test_a_pod_that_is_well(clinic: Clinic) -> None:
-    """All is proved of a pod of two processes but what the embedded broker cannot do, and nothing is left behind."""
+    """Everything is proved of a pod of two processes except the embedded broker, and nothing is left behind."""
     pod = clinic.admit("well")
     assert any("never examined" in reason for reason in clinic.baleen.pod(pod)["blocked_by"])
     before = clinic.everything()
@@ -59,17 +59,16 @@ def test_a_pod_that_is_well(clinic: Clinic) -> None:
         assert report.left == []
         assert clinic.everything() == before
         document = clinic.baleen.pod(pod)
-    assert [found["check"] for found in document["findings"]] == [check.value for check in Check]
-    assert {
-        found["check"]: found["result"] for found in document["findings"] if found["result"] != "proved"
-    } == EMBEDDED
+    results = {found["check"]: found["result"] for found in document["findings"]}
+    assert list(results) == [check.value for check in Check]
+    assert {check: result for check, result in results.items() if result != "proved"} == EMBEDDED
     assert [reason for reason in document["blocked_by"] if reason.startswith("doctor:")] == [
         "doctor: kafka-durable is refuted: run `baleen pods doctor well`, which says what to repair"
     ]
 
 
 def test_a_process_that_began_later(clinic: Clinic) -> None:
-    """One that is first heard after the visit may be configured in another way: it holds garbage collection."""
+    """A process that is first heard after the visit blocks GC."""
     pod = clinic.admit("restarted")
     clinic.listed(pod, unused())
     clinic.examine(pod)
@@ -79,7 +78,7 @@ def test_a_process_that_began_later(clinic: Clinic) -> None:
 
 
 def test_a_process_that_begins_during_a_visit(clinic: Clinic) -> None:
-    """One that is first heard after the visit's pushes was not examined: of it nothing is proved."""
+    """Nothing is proved of a process that is first heard after the visit's pushes."""
     pod = clinic.admit("growing")
 
     def on_step(what: str) -> None:
@@ -100,7 +99,7 @@ def test_a_process_that_begins_during_a_visit(clinic: Clinic) -> None:
 
 
 def test_registries_that_change_during_a_visit(clinic: Clinic) -> None:
-    """A visit that did not go to all the registries that are listed at its end writes nothing, and leaves nothing."""
+    """A visit whose registries change meanwhile writes no findings and leaves nothing behind."""
     pod = clinic.admit("moving")
     before = clinic.everything()
 
@@ -118,7 +117,7 @@ def test_registries_that_change_during_a_visit(clinic: Clinic) -> None:
 
 
 def test_nobody_is_added_while_findings_are_written(clinic: Clinic) -> None:
-    """From the question who counts to the last row, no worker finds a process and nobody changes a pod."""
+    """While findings are written, no process is added and no pod is changed."""
     pod = clinic.admit("quiet")
     with (
         compose_command.doctor(clinic.settings(), parse_pod(pod.name)) as instruments,
@@ -134,8 +133,8 @@ def test_nobody_is_added_while_findings_are_written(clinic: Clinic) -> None:
 
 
 def test_faults_of_configuration(clinic: Clinic) -> None:
-    """A cache (scenario 17), events without references and pulls, and a key that may delete (scenario 21): each is
-    refuted by the check of it, with what mends it; of a process that was not reached nothing else is proved.
+    """A cache (scenario 17), missing references and pulls, and a key that may delete (scenario 21) are each refuted
+    with a fix.
     """
     pod = clinic.admit("misconfigured", probe="pull")
     clinic.report(pod, "not-listed")
@@ -160,9 +159,7 @@ def test_faults_of_configuration(clinic: Clinic) -> None:
 
 
 def test_faults_of_events(clinic: Clinic) -> None:
-    """Events that overtake each other, untold deletes, undescribed indexes and a wrong clock are refuted, each by its
-    own check.
-    """
+    """Reordered events, missing deletes, incomplete indexes and a wrong clock are each refuted by its own check."""
     pod = clinic.admit("disordered")
     before = clinic.everything()
     undescribed = without_references(OCI.index)
@@ -179,7 +176,7 @@ def test_faults_of_events(clinic: Clinic) -> None:
 
 
 def test_kinds_that_are_not_reported(clinic: Clinic) -> None:
-    """An index that is told without references, and a docker manifest list and a mount that are not, are refuted."""
+    """An index without references, and a missing docker manifest list and mount, are refuted."""
     pod = clinic.admit("partial")
     before = clinic.everything()
     unreported = without("push", DOCKER.index)
@@ -196,7 +193,7 @@ def test_kinds_that_are_not_reported(clinic: Clinic) -> None:
 
 
 def test_an_ingest_that_holds_nothing_back(clinic: Clinic) -> None:
-    """Where ingest does not do what it is asked for, as one of an older release, order is not proved, nor refuted."""
+    """If ingest ignores requested delays, as an older release does, the order is neither proved nor refuted."""
     pod = clinic.admit("hasty")
     with clinic.models(pod, model(wrap=asking_no_delay)):
         report = clinic.examine(pod)
@@ -214,13 +211,10 @@ def test_a_key_that_is_not_known(clinic: Clinic) -> None:
 
 
 def test_a_prefix_that_the_policy_does_not_have(clinic: Clinic) -> None:
-    """Where a prefix was added and the key still has the policy of before, it is said which, and with what to fix it;
-    with the policy of now all is proved.
-    """
+    """A prefix that the key's policy lacks is named with the fix; with the new policy everything is proved."""
     pod = clinic.admit("widened")
     clinic.listed(pod, unused())
-    answer = clinic.baleen.api.post(f"/v1/pods/{pod.name}/prefixes", json={"prefixes": ["widened-too"]})
-    assert answer.is_success, answer.text
+    clinic.baleen.ask("POST", f"/v1/pods/{pod.name}/prefixes", {"prefixes": ["widened-too"]})
     found = of(clinic.examine(pod), "others-closed")
     assert found.result is UNPROVED
     assert "below widened-too/, with the pod's key, beginning an upload: AccessDenied" in found.proof
@@ -233,9 +227,7 @@ def test_a_prefix_that_the_policy_does_not_have(clinic: Clinic) -> None:
 
 
 def test_a_key_that_may_only_not_delete_blobs(clinic: Clinic) -> None:
-    """A key under the policy of before, which only forbade deletes of blobs, is proved by that check alone: it reaches
-    other pods' links, and hidden bytes, of which nothing is changed by trying.
-    """
+    """A key that only may not delete blobs is proved by that check alone; trying it changes nothing."""
     # No prefix is before it.
     pod, neighbour = clinic.admit("old-policy"), clinic.admit("a-neighbour")
     clinic.listed(pod, unused())
@@ -276,9 +268,7 @@ def test_a_key_that_may_only_not_delete_blobs(clinic: Clinic) -> None:
 
 
 def test_repositories_that_no_pod_owns(clinic: Clinic) -> None:
-    """Repositories of a registry that is not registered are named, with what to do; runs are blocked by what they see
-    themselves, and not by the finding, which may be of long ago.
-    """
+    """Repositories without a pod are named with the fix; runs are blocked by what they see, not by the finding."""
     pod, store = clinic.admit("neighbourly"), compose_store.trial_store(clinic.settings())
     clinic.listed(pod, unused())
     names = [f"stranger-{number:02}" for number in range(12)]
@@ -300,7 +290,7 @@ def test_repositories_that_no_pod_owns(clinic: Clinic) -> None:
 
 
 def test_deletes_that_are_switched_off(clinic: Clinic) -> None:
-    """A registry that deletes nothing is safe, and is told how to be of use."""
+    """A registry that refuses deletes is safe, and gets a hint."""
     pod = clinic.admit("keeping")
     before = clinic.everything()
     with clinic.models(pod, model(handler=refusing_deletes)):
@@ -313,7 +303,7 @@ def test_deletes_that_are_switched_off(clinic: Clinic) -> None:
 
 
 def test_a_registry_that_is_away(clinic: Clinic) -> None:
-    """Of a registry that does not answer nothing is proved but what is of the bucket alone; nor without the key."""
+    """Of a registry that does not answer, and without the key, only what concerns the bucket alone is proved."""
     pod, (url, other) = clinic.admit("away"), (unused(), unused())
     clinic.listed(pod, url)
     report = clinic.examine(pod, None)
@@ -340,9 +330,7 @@ def test_a_registry_that_is_away(clinic: Clinic) -> None:
 
 
 def test_a_wrong_token(clinic: Clinic) -> None:
-    """Of a registry with a wrong token one finding says so, since when, and what to put where; others refer to it. It
-    is told with the pod, too, and holds nothing by itself.
-    """
+    """A wrong token is named by one finding with the fix, to which others refer, and blocks nothing by itself."""
     pod = clinic.admit("mistaken")
     with clinic.models(pod, model(token="not-the-token")):
         report = clinic.examine(pod, patience=IMPATIENCE_S)
@@ -367,7 +355,7 @@ class _Interrupted(BaseException):
 
 
 def test_a_visit_that_is_interrupted(clinic: Clinic) -> None:
-    """A visit that ends early takes everything away, and leaves what was found before as it is."""
+    """An interrupted visit removes what it made, and leaves the earlier findings."""
     pod = clinic.admit("interrupted")
     before = clinic.everything()
 
@@ -383,7 +371,7 @@ def test_a_visit_that_is_interrupted(clinic: Clinic) -> None:
 
 
 def test_a_visit_that_was_killed(clinic: Clinic) -> None:
-    """What a killed visit left is taken away by the next one, but for bytes: those are left to garbage collection."""
+    """The next visit removes what a killed one left, except bytes, which garbage collection removes."""
     pod = clinic.admit("killed")
     before = clinic.everything()
 
@@ -404,7 +392,7 @@ def test_a_visit_that_was_killed(clinic: Clinic) -> None:
 
 
 def test_one_doctor_at_a_time(clinic: Clinic) -> None:
-    """A second doctor is turned away while the first is with the pod, and one that looks for no pod too."""
+    """A second doctor is refused while the first visits the pod, and so is one for an unknown pod."""
     pod = clinic.admit("crowded")
     clinic.listed(pod, unused())
 
@@ -419,7 +407,7 @@ def test_one_doctor_at_a_time(clinic: Clinic) -> None:
 
 
 def test_what_others_need_is_not_touched(clinic: Clinic) -> None:
-    """A blob that is not the visit's own, or that somebody else has got hold of, is neither hidden nor deleted."""
+    """A blob that another repository needs, or that is not the visit's own, is neither hidden nor deleted."""
     pod = clinic.admit("careful")
     with (
         compose_command.doctor(clinic.settings(), parse_pod(pod.name)) as instruments,

@@ -55,7 +55,7 @@ def _problem(_: Request[Any, Any, Any], error: BaleenError) -> Response[dict[str
 
 
 async def any_probe(nonces: Collection[str]) -> dict[str, str]:
-    """A table in which pod-a has sent every probe that is asked for."""
+    """Find every probe, as one of pod-a."""
     return dict.fromkeys(nonces, "pod-a")
 
 
@@ -81,7 +81,7 @@ def make_app(settings: Settings, **arguments: Any) -> Litestar:
 @contextlib.contextmanager
 def serving(settings: Settings, **arguments: Any) -> Iterator[str]:
     """The base URL of an ingest that runs in a thread of its own until the block ends."""
-    # asyncio switches Nagle's delay off only where the protocol number tells it that this is TCP.
+    # asyncio switches Nagle's delay off only if the protocol number is that of TCP.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
@@ -120,14 +120,11 @@ def broker_in(directory: Path) -> Iterator[str]:
 
 
 def sending_as_pod_a(url: str, **options: Any) -> httpx.Client:
-    """A client of ingest with the token of pod-a."""
     headers = {"Authorization": f"Bearer {TOKENS['pod-a']}", "Content-Type": V1}
     return httpx.Client(base_url=url, headers=headers, **{"timeout": 90} | options)
 
 
 class Stored(NamedTuple):
-    """A record as Kafka holds it."""
-
     partition: int
     key: bytes
     value: dict[str, Any]
@@ -135,7 +132,7 @@ class Stored(NamedTuple):
 
 
 class Tape:
-    """What was written to both topics since this was made, or since the last `rewind`."""
+    """The records of both topics since this was made, or since the last `rewind`."""
 
     def __init__(self, bootstrap: str) -> None:
         self._consumer = KafkaConsumer(
@@ -190,15 +187,9 @@ class Tape:
         while any(self._consumer.position(at) < end for at, end in wanted.items()):
             assert time.monotonic() < deadline
             for records in self._consumer.poll(timeout_ms=200).values():
-                found += [
-                    Stored(
-                        each.partition,
-                        each.key,
-                        json.loads(each.value),
-                        dict(each.headers)["schema"].decode(),
-                    )
-                    for each in records
-                ]
+                for each in records:
+                    schema = dict(each.headers)["schema"].decode()
+                    found.append(Stored(each.partition, each.key, json.loads(each.value), schema))
         return found
 
     def events(self) -> list[Stored]:

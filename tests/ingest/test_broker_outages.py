@@ -1,4 +1,4 @@
-"""Ingest while Kafka is away, comes back, or takes less than it should."""
+"""Ingest while Kafka is away, comes back, or accepts less than it should."""
 
 import asyncio
 import datetime as dt
@@ -33,7 +33,7 @@ def accepted(url: str, identity: str) -> bool:
 
 
 async def written(producer: EventProducer, outcomes: list[Outcome]) -> list[Outcome]:
-    """Publish as a registry sends: again until it is taken, as a busy machine may need longer than TIMEOUT."""
+    """Publish as a registry sends: again until it is accepted, as a busy machine may need longer than TIMEOUT."""
     async with asyncio.timeout(20):
         while True:
             try:
@@ -89,7 +89,7 @@ def test_broker_away_at_start(tmp_path: Path) -> None:
 
 
 def test_topics_are_never_made_by_writing(tmp_path: Path) -> None:
-    """Where the topics are missing nothing is written: a topic made by the way has one partition."""
+    """Where the topics are missing nothing is written, since a topic that a write creates has one partition."""
     with broker_in(tmp_path) as bootstrap:
         with serving(settings_for(bootstrap)) as url:
             assert post(url, "1").status_code == 503
@@ -99,7 +99,7 @@ def test_topics_are_never_made_by_writing(tmp_path: Path) -> None:
 
 
 def test_topic_takes_only_small_records(tmp_path: Path) -> None:
-    """An event that Kafka refuses as too large loses its references, which the manifest's bytes say, too."""
+    """An event that Kafka refuses as too large is written without its references, which its bytes have, too."""
     with broker_in(tmp_path) as bootstrap:
         small = {"num_partitions": 1, "replication_factor": 1, "configs": {"max.message.bytes": "20000"}}
         admin = KafkaAdminClient(bootstrap_servers=bootstrap)
@@ -118,7 +118,7 @@ def test_topic_takes_only_small_records(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_for_later(tmp_path: Path) -> None:
-    """What was answered with a failure is not written when the broker is back: its sender sends it again."""
+    """What was answered with a failure is not written when the broker is back."""
 
     async def scenario() -> None:
         with broker_in(tmp_path) as bootstrap:
@@ -142,7 +142,7 @@ def test_nothing_is_left_for_later(tmp_path: Path) -> None:
 
 
 def test_what_was_about_to_be_sent_is_not_sent_late(tmp_path: Path) -> None:
-    """What was to be sent as soon as there is a connection is not, once its sender was told to send it again."""
+    """A record that was waiting for a connection is not sent after its request has failed."""
 
     async def scenario(settings: Settings) -> None:
         producer = EventProducer(settings)
@@ -173,7 +173,7 @@ def test_what_was_about_to_be_sent_is_not_sent_late(tmp_path: Path) -> None:
 
 
 def test_deleted_topic_stays_deleted(tmp_path: Path) -> None:
-    """A topic that is deleted under a running producer is not made anew by it: nothing is written."""
+    """A topic that is deleted under a running producer is not created again by it."""
 
     async def scenario(bootstrap: str, admin: KafkaAdminClient) -> None:
         producer = EventProducer(settings_for(bootstrap))

@@ -1,4 +1,4 @@
-"""What doctors ask ingest to hold back: what is held, for how long, and what never is."""
+"""The delays that a doctor requests of ingest: which events are delayed, and for how long."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ def hold(nonce: str = NONCE, seconds: int = 1, pod: KnownPod = POD) -> Delay:
 
 
 class Clock:
-    """Time as a test sets it, in which each wait is noted and is over at once."""
+    """A clock that a test sets; waits are recorded and end at once."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -45,13 +45,13 @@ class Clock:
 
 
 def test_a_signed_hold() -> None:
-    """What is signed for the pod waits as long as it says, and no longer than the limit, however long it says."""
+    """A signed delay lasts as long as it says, up to the limit."""
     assert Clock().waits(hold()) == [1]
     assert Clock().waits(hold(seconds=9999)) == [LIMIT_S]
 
 
 def test_a_hold_that_is_repeated() -> None:
-    """A nonce holds once: what repeats it waits for what is left of the first wait, and after that not at all."""
+    """A nonce delays once: a repetition waits only for the rest of the first wait."""
     clock = Clock()
     assert clock.waits(hold()) == [1]
     clock.now += 0.5
@@ -61,7 +61,7 @@ def test_a_hold_that_is_repeated() -> None:
 
 
 def test_a_hold_that_is_not_trusted() -> None:
-    """Who cannot sign, or signed for another pod, another nonce or fewer seconds, has nothing held."""
+    """An event is not delayed without a signature for its pod, nonce and seconds."""
     other = PODS[PodName("pod-b")]
     forged = [
         hold()._replace(signature="0" * 64),
@@ -74,7 +74,7 @@ def test_a_hold_that_is_not_trusted() -> None:
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    """Of many nonces the oldest are forgotten."""
+    """Only a limited number of nonces is remembered, the newest ones."""
     clock = Clock()
     clock.waits(*(hold(f"{number:032x}", 0) for number in range(REMEMBERED + 3)))
     assert len(clock._holds._until) == REMEMBERED
@@ -93,14 +93,14 @@ def test_what_is_remembered_is_bounded() -> None:
     ],
 )
 def test_which_clients_may_ask(repository: str, user_agent: str, held: bool) -> None:
-    """Only a doctor's User-Agent asks for anything, and only of a doctor's repository."""
+    """Only a doctor's User-Agent requests a delay, and only in a doctor's repository."""
     outcome = outcome_of(repository=repository, request={"useragent": user_agent})
     assert isinstance(outcome, Accepted)
     assert (outcome.hold is not None) is held
 
 
 def test_an_answer_that_is_delayed(settings: Settings, tape: Tape) -> None:
-    """The event is answered and stored after its time; once more it is taken at once, as are others."""
+    """The event is answered and stored after its delay; a repetition and other events are not delayed."""
     waits: list[float] = []
 
     async def noted(seconds: float) -> None:

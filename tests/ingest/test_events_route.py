@@ -17,7 +17,7 @@ PATH = "/v1/events/pod-a"
 
 
 def expected_of(pod: str, posted: dict[str, Any]) -> str:
-    """What must become of a captured event, from its plain JSON alone."""
+    """The outcome of a captured event that its plain JSON requires."""
     if posted["action"] == "pull":
         return "dropped"
     owned = posted["target"]["repository"].split("/")[0] == pod
@@ -25,7 +25,7 @@ def expected_of(pod: str, posted: dict[str, Any]) -> str:
 
 
 def test_captured_notifications(client: httpx.Client, tape: Tape) -> None:
-    """Each captured envelope has the outcome that its JSON calls for, and Kafka holds exactly its facts."""
+    """Each captured envelope has the outcome that its JSON requires, and Kafka has exactly its facts."""
     want_events, wanted_dead_letters = [], []
     for line in FIXTURE.read_text().splitlines():
         captured = json.loads(line)
@@ -53,15 +53,9 @@ def test_captured_notifications(client: httpx.Client, tape: Tape) -> None:
         assert record.value["timestamp"][:23] == each["timestamp"][:23]
         assert (record.value["pod"], record.value["action"]) == (pod, each["action"])
         assert record.value["process"] == each["source"]["instanceID"]
-        for ours, theirs in (
-            ("repository", "repository"),
-            ("digest", "digest"),
-            ("size", "size"),
-            ("tag", "tag"),
-            ("media_type", "mediaType"),
-            ("from_repository", "fromRepository"),
-        ):
-            assert record.value.get(ours) == target.get(theirs), (ours, each)
+        renamed = {"media_type": "mediaType", "from_repository": "fromRepository"}
+        for name in ("repository", "digest", "size", "tag", *renamed):
+            assert record.value.get(name) == target.get(renamed.get(name, name)), (name, each)
         listed = [
             {"digest": entry["digest"], "size": entry["size"], "media_type": entry["mediaType"]}
             for entry in target.get("references", [])
@@ -111,7 +105,7 @@ def test_order_of_a_batch(client: httpx.Client, tape: Tape) -> None:
     ],
 )
 def test_not_understood(client: httpx.Client, tape: Tape, posted: bytes, reason: str) -> None:
-    """What cannot be understood is answered 202 and is one dead letter that holds what was sent."""
+    """A malformed envelope is answered 202 and is one dead letter with what was sent."""
     answer = client.post(PATH, content=posted)
     assert (answer.status_code, answer.json()) == (202, {"accepted": 0, "dropped": 0, "dead_lettered": 1})
     (record,) = tape.dead_letters()
@@ -123,7 +117,7 @@ def test_not_understood(client: httpx.Client, tape: Tape, posted: bytes, reason:
 
 
 def test_neighbours_of_a_bad_event(client: httpx.Client, tape: Tape) -> None:
-    """A bad event takes no other event of its envelope with it, and a pull among them is only counted."""
+    """The other events of a malformed event's envelope are accepted, and a pull among them is only counted."""
     posted = [event(id="1"), event(id="2", action="?"), event(id="3", action="pull"), event(id="4")]
     answer = client.post(PATH, content=envelope(*posted))
     assert answer.json() == {"accepted": 2, "dropped": 1, "dead_lettered": 1}
@@ -143,7 +137,7 @@ def test_wrong_content_type(client: httpx.Client, tape: Tape, kind: str) -> None
 
 @pytest.mark.parametrize("kind", [V1, V2, f"{V1}; charset=utf-8", V2.upper()])
 def test_content_types(client: httpx.Client, kind: str) -> None:
-    """Both of distribution's content types are taken, with parameters and in any case."""
+    """Both of distribution's content types are accepted, with parameters and in any case."""
     answer = client.post(PATH, content=envelope(event()), headers={"Content-Type": kind})
     assert answer.json()["accepted"] == 1
 
@@ -250,7 +244,7 @@ def events_in(text: str, *, strict: bool) -> int:
 
 
 def is_json(body: bytes) -> bool:
-    """By the letter of RFC 8259, which knows no NaN, and with nothing in it that no text can be (its section 8.2)."""
+    """Whether a body is JSON as RFC 8259 defines it, with valid text only (its section 8.2)."""
     try:
         document = json.loads(body.decode(), parse_constant=lambda name: json.loads(f"not {name}"))
         json.dumps(document, ensure_ascii=False).encode()
@@ -260,7 +254,7 @@ def is_json(body: bytes) -> bool:
 
 
 def test_fuzzed_envelopes(client: httpx.Client, tape: Tape) -> None:
-    """Whatever is posted is answered 202, counted event by event, and in Kafka as counted."""
+    """Any body is answered 202, counted event by event, and in Kafka as counted."""
     totals = {"accepted": 0, "dropped": 0, "dead_lettered": 0}
 
     @hypothesis_settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], database=None)

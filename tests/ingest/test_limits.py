@@ -1,4 +1,4 @@
-"""Ingest holds a bounded part of what is sent to it, for a bounded time."""
+"""Ingest holds a bounded number of bytes, for a bounded time."""
 
 import json
 import socket
@@ -77,7 +77,7 @@ def test_flood(broker: str, tape: Tape) -> None:
 
 
 def test_endless_body(broker: str, tape: Tape) -> None:
-    """Of a body without end no more than the limit is read: it is dead-lettered and the connection closed."""
+    """A body without end is read up to the limit, dead-lettered, and its connection closed."""
     with serving(build({"kafka_bootstrap": broker}), drain_limit=9 * MEGABYTE) as url:
         connection = open_request(url, 10**12, b"")
         sent = 0
@@ -97,7 +97,7 @@ def test_endless_body(broker: str, tape: Tape) -> None:
 
 
 def test_slow_body(broker: str, tape: Tape) -> None:
-    """A body that does not arrive in time is refused, so that it is sent again, and holds nothing."""
+    """A body that does not arrive in time is refused with 503, and holds no memory."""
     body = envelope(event())
     with serving(build({"kafka_bootstrap": broker}), body_seconds=0.2) as url:
         connection = open_request(url, len(body), body[:20])
@@ -111,7 +111,7 @@ def test_slow_body(broker: str, tape: Tape) -> None:
 
 
 def test_sender_goes_away(url: str, tape: Tape) -> None:
-    """Half a body whose sender went away is nothing: no record, no dead letter, no memory."""
+    """Half a body whose sender went away leaves no record, no dead letter and no memory."""
     body = envelope(event()) + b" " * MEGABYTE
     connection = open_request(url, len(body), body[: MEGABYTE // 2])
     eventually(lambda: in_flight() > 0)
@@ -121,7 +121,7 @@ def test_sender_goes_away(url: str, tape: Tape) -> None:
 
 
 def test_only_authenticated_pods_are_labels(url: str) -> None:
-    """A name that did not authenticate never becomes a metric's label."""
+    """A pod name that did not authenticate never becomes a metric's label."""
     httpx.post(f"{url}/v1/events/made-up-name", content=b"", headers=HEADERS)
     httpx.post(f"{url}/v1/events/pod-a", content=envelope(event()), headers=HEADERS)
     labels = {

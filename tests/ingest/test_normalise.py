@@ -1,4 +1,4 @@
-"""What becomes of one posted body, without any I/O."""
+"""The outcomes of one posted body, without any I/O."""
 
 import datetime as dt
 import json
@@ -84,7 +84,7 @@ def test_blob_push() -> None:
 
 @pytest.mark.parametrize(("source", "kept"), [("team/x", "team/x"), ("UPPER", None), ("", None), (None, None)])
 def test_mount(source: str | None, kept: str | None) -> None:
-    """A mount counts whatever its source is called; a source that is no name is left out."""
+    """A mount counts whatever its source is called; a source that is no valid name is left out."""
     record = accepted(action="mount", mediaType=..., fromRepository=source)
     assert (record.action, record.digest, record.from_repository) == ("mount", DIGEST, kept)
 
@@ -115,7 +115,7 @@ def test_rename() -> None:
 
 
 def test_pull_is_dropped() -> None:
-    """A pull says nothing that counts, of whichever repository."""
+    """A pull is dropped, of whichever repository."""
     assert outcome_of(action="pull", repository="pod-b/x") == Dropped("pull")
 
 
@@ -129,7 +129,7 @@ def probed(agent: str = f"baleen-probe/{NONCE}", instance: Any = "i-1", **change
     [f"baleen-probe/{NONCE}", f"python-httpx/1 baleen-probe/{NONCE} (x)", f"a,baleen-probe/{NONCE};b"],
 )
 def test_probe(agent: str) -> None:
-    """A probe's pull reports its nonce and its process, whoever owns the repository that was asked for."""
+    """A probe's pull reports its nonce and its process, whichever pod owns the repository."""
     record = RegistryWatermark(action="watermark", pod="pod-a", process="i-1", nonce=NONCE)
     assert probed(agent) == Reported(record)
     assert probed(agent, repository="pod-b/x", mediaType=..., digest=...) == Reported(record)
@@ -151,18 +151,18 @@ def test_probe(agent: str) -> None:
     ],
 )
 def test_no_probe(agent: str, instance: Any) -> None:
-    """A pull that brings no nonce back, or whose process is not named, says nothing."""
+    """A pull without a valid nonce or process name is dropped."""
     assert probed(agent, instance) == Dropped("pull")
 
 
 @pytest.mark.parametrize("action", ["mount", "delete"])
 def test_only_pulls_and_pushes_report(action: str) -> None:
-    """What nobody does who probes reports nothing."""
+    """Actions other than pull and push report no probe."""
     accepted(action=action, request={"useragent": f"baleen-probe/{NONCE}"}, source={"instanceID": "i-1"})
 
 
 def test_a_push_that_is_a_probe() -> None:
-    """A push with a nonce counts as any push, and reports after it; one that is dead-lettered reports nothing."""
+    """A push with a nonce counts as any push, and then reports the probe; one that is dead-lettered reports nothing."""
     agent = {"useragent": f"baleen-probe/{NONCE}", "method": "PUT"}
     posted = event(request=agent, source={"instanceID": "i-1"})
     pushed, reported = normalise(envelope(posted), ORIGIN)
@@ -186,7 +186,7 @@ def test_a_push_that_is_a_probe() -> None:
     ],
 )
 def test_a_malformed_pull_is_dropped(changes: dict[str, Any]) -> None:
-    """A pull is no dead letter, whatever is wrong with it: nothing that counts can be lost with it."""
+    """A malformed pull is dropped and is no dead letter, since it changes nothing."""
     posted = {name: value for name, value in (event(action="pull") | changes).items() if value is not ...}
     assert normalise(envelope(posted), ORIGIN) == [Dropped("pull")]
 
@@ -207,14 +207,14 @@ def test_many_probes_in_one_envelope() -> None:
 
 
 def test_a_probe_in_a_dead_letter() -> None:
-    """A probe that lay in a dead letter reports nothing when that is retried: it came back long ago."""
+    """A probe in a dead letter reports nothing when that is retried."""
     probe = event(action="pull", request={"useragent": f"baleen-probe/{NONCE}"}, source={"instanceID": "i"})
     dead_letter = dead_letter_of(envelope(event(), probe), ORIGIN._replace(content_type="text/plain"))
     assert kinds(retry(msgspec.structs.replace(dead_letter, content_type=V1), {"pod-a"})) == [Accepted]
 
 
 def test_a_push_that_is_a_probe_in_a_dead_letter() -> None:
-    """It is accepted when that is retried, and reports nothing: whole, and as an event by itself."""
+    """A push with a nonce in a dead letter is accepted on retry, and reports nothing."""
     agent = {"useragent": f"baleen-probe/{NONCE}", "method": "PUT"}
     posted = event(request=agent, source={"instanceID": "i-1"}, repository="other/app")
     for changes in ({}, {"content_type": "text/plain"}):
@@ -249,7 +249,7 @@ def test_a_push_that_is_a_probe_in_a_dead_letter() -> None:
     ],
 )
 def test_dead_letters(changes: dict[str, Any], reason: str) -> None:
-    """What cannot be understood is dead-lettered for the first reason that holds."""
+    """A malformed event is dead-lettered for the first reason that applies."""
     assert reason_of(**changes) == reason
 
 
@@ -260,7 +260,7 @@ def test_times_become_utc() -> None:
 
 
 def test_nul_never_reaches_the_table() -> None:
-    """PostgreSQL cannot hold NUL: it is replaced in what is only told, and in a dead letter's payload."""
+    """NUL, which PostgreSQL cannot store, is replaced in texts and in a dead letter's payload."""
     assert accepted(actor={"name": "a\0b"}).actor == "a\ufffdb"
     dead_letter = dead_letter_of(b"\0" * 100_000)
     assert (dead_letter.payload, dead_letter.payload_bytes) == ("\ufffd" * (PAYLOAD_LIMIT // 3), 100_000)
@@ -281,7 +281,7 @@ def test_payload_is_text_and_bounded(noise: bytes, copies: int) -> None:
 
 
 def test_retry() -> None:
-    """A dead letter's payload is judged anew: by the prefixes of now, be it an event or an envelope."""
+    """A retry reads a dead letter's payload, an event or an envelope, with the prefixes of now."""
     dead_letter = dead_letter_of(envelope(event(repository="late/x")))
     assert retry(dead_letter, {"pod-a"}) == [DeadLettered(dead_letter)]
     (again,) = retry(dead_letter, {"pod-a", "late"})
@@ -293,7 +293,7 @@ def test_retry() -> None:
 
 
 def test_a_large_event_can_be_retried() -> None:
-    """An event that is too long to keep whole is kept without its references, and accepted once it is understood."""
+    """An event that is too long to keep whole is kept without its references, and can be retried."""
     listed = [{"digest": f"sha256:{number:064x}", "size": 7, "mediaType": "x" * 80} for number in range(450)]
     (again,) = retry(dead_letter_of(envelope(event(repository="late/x", references=listed))), {"late"})
     assert isinstance(again, Accepted)
@@ -303,7 +303,7 @@ def test_a_large_event_can_be_retried() -> None:
 
 
 def test_retry_of_what_was_cut() -> None:
-    """What was cut is not read again: the rest of it might have said anything."""
+    """A payload that was cut is not read again."""
     body = json.dumps({"events": [event()], "rest": "x" * PAYLOAD_LIMIT}).encode()
     dead_letter = dead_letter_of(body, ORIGIN._replace(content_type=""))
     assert retry(dead_letter, {"pod-a"}) == [DeadLettered(dead_letter)]
@@ -312,7 +312,7 @@ def test_retry_of_what_was_cut() -> None:
 @pytest.mark.parametrize("size", [-1, 2**63, 10**30, 1.5, "5", None, True, [], {"a": 1}])
 @pytest.mark.parametrize("name", ["size", "length"])
 def test_a_size_that_is_none_is_one_that_no_registry_reported(name: str, size: Any) -> None:
-    """Attempt 14: whatever a client wrote for a size, its event is accepted, and the size is not known."""
+    """Attempt 14: an event with a malformed size is accepted, with an unknown size."""
     accepted(size=..., length=...)
     assert accepted(**({"size": ..., "length": ...} | {name: size})).size is None
 
@@ -330,12 +330,12 @@ def test_a_size_that_is_none_is_one_that_no_registry_reported(name: str, size: A
     ],
 )
 def test_references_that_cannot_be_taken_over_are_left_to_the_bytes(references: Any) -> None:
-    """Attempt 14: a manifest whose references Baleen cannot follow is accepted without any: its bytes say them."""
+    """Attempt 14: a manifest with malformed references is accepted without any, to be read from its bytes."""
     assert accepted(mediaType=OCI, references=references).references is None
 
 
 def test_a_reference_of_an_absurd_size() -> None:
-    """Attempt 14: a layer of size -1 is a layer whose size nobody said."""
+    """Attempt 14: a layer of size -1 is a layer of unknown size."""
     listed = accepted(mediaType=OCI, references=[{"digest": DIGEST, "size": -1}]).references
     assert listed is not None
     assert [(each.digest, each.size) for each in listed] == [(DIGEST, None)]
@@ -343,19 +343,19 @@ def test_a_reference_of_an_absurd_size() -> None:
 
 @pytest.mark.parametrize("media_type", [..., "", "application/json"])
 def test_a_push_of_an_unknown_kind_is_a_manifest_to_read(media_type: Any) -> None:
-    """What is pushed as neither a blob nor a known manifest is accepted, and its bytes are to say what it needs."""
+    """A push that is neither a blob nor a known manifest is accepted as a manifest to read."""
     assert accepted(mediaType=media_type, references=[{"digest": DIGEST}]).references is None
 
 
 @pytest.mark.parametrize("action", ["push", "mount", "delete"])
 def test_a_link_by_another_algorithm_says_nothing(action: str) -> None:
-    """A blob that is linked or unlinked under another digest than its sha256 is dropped, and no dead letter."""
+    """A blob that is linked or unlinked by another digest than its sha256 is dropped, and no dead letter."""
     changes = {"mediaType": ...} if action == "delete" else {}
     assert outcome_of(action=action, digest="sha512:" + "ab" * 64, **changes) == Dropped("other-algorithm")
 
 
 def test_commas_in_a_string_are_no_values() -> None:
-    """A client that writes a million commas into its User-Agent makes no dead letter, of a push or of a pull."""
+    """A million commas in a User-Agent make no dead letter, of a push or of a pull."""
     accepted(request={"useragent": "," * 1_000_000})
 
 

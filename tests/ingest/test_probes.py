@@ -1,4 +1,4 @@
-"""A nonce that no probe has writes nothing, and a database that is away delays neither pushes nor true reports."""
+"""A nonce without a probe writes nothing, and a database that is away delays neither pushes nor true reports."""
 
 import asyncio
 from collections.abc import Collection, Coroutine
@@ -23,7 +23,7 @@ def report(nonce: str = NONCES[0], pod: str = "pod-a", process: str = "i-1") -> 
 
 
 class Table:
-    """The table of probes; it can be away, or not answer until it is told to."""
+    """The table of probes, which can be away or hang."""
 
     def __init__(self, probes: dict[str, str] | None = None) -> None:
         self.probes = probes or {}
@@ -47,8 +47,8 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
 
 @pytest.mark.lengthy
 def test_a_made_up_nonce_writes_nothing(settings: Settings, tape: Tape) -> None:
-    """Attempt 19: 500 HEADs with made-up nonces, or with another pod's, leave no record; a true one leaves one in each
-    partition, and is not written again.
+    """Attempt 19: HEADs with made-up nonces, or another pod's, leave no record; a true one leaves one in each
+    partition, once.
     """
     true, foreign = NONCES[0], NONCES[1]
 
@@ -74,7 +74,7 @@ def test_a_made_up_nonce_writes_nothing(settings: Settings, tape: Tape) -> None:
 
 
 def test_a_report_that_was_not_written_may_come_again() -> None:
-    """Only what Kafka has is dropped the next time; another process may report the same probe."""
+    """A report is dropped as repeated only once Kafka has it; another process may report the same probe."""
 
     async def scenario() -> None:
         probes = Probes(Table({NONCES[0]: "pod-a"}).find)
@@ -87,7 +87,7 @@ def test_a_report_that_was_not_written_may_come_again() -> None:
 
 
 def test_requests_share_a_question() -> None:
-    """However many requests wait, one question is under way, and the next asks for all that came meanwhile."""
+    """Waiting requests share one look-up, and the next one is for all that came meanwhile."""
 
     async def scenario() -> None:
         table = Table({NONCES[0]: "pod-a", NONCES[7]: "pod-a"})
@@ -107,8 +107,8 @@ def test_requests_share_a_question() -> None:
 
 @pytest.mark.parametrize("hangs", [False, True])
 def test_while_the_database_is_away(hangs: bool) -> None:
-    """Up to a limit in a while reports of each pod are written without a look, the others are dropped, and nobody waits
-    for a database that others have waited for in vain.
+    """While the database is away a limited number of each pod's reports is written unverified, and no request waits for
+    it.
     """
 
     async def scenario() -> None:
@@ -129,7 +129,7 @@ def test_while_the_database_is_away(hangs: bool) -> None:
 
 
 def test_the_limit_is_of_a_while() -> None:
-    """Once the time has passed, as many are written again."""
+    """After the interval as many unverified reports are written again."""
 
     async def scenario() -> None:
         table = Table()
@@ -142,7 +142,7 @@ def test_the_limit_is_of_a_while() -> None:
 
 
 def test_the_database_comes_back() -> None:
-    """After a failure the table is asked again, and believed."""
+    """After a failure the table is read again, and decides."""
 
     async def scenario() -> None:
         table = Table({NONCES[0]: "pod-a"})
@@ -156,7 +156,7 @@ def test_the_database_comes_back() -> None:
 
 
 def test_a_question_is_bounded() -> None:
-    """More nonces than one look-up takes are not asked for."""
+    """One look-up has a limited number of nonces."""
 
     async def scenario() -> None:
         table = Table()

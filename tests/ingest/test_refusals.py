@@ -1,4 +1,4 @@
-"""What ingest notes of events that it refuses for their token: seldom, bounded, and at nobody's expense."""
+"""The notes of refused tokens: few, bounded, and without delay for any request."""
 
 import asyncio
 from collections.abc import Collection
@@ -15,7 +15,7 @@ A, B = PodName("a"), PodName("b")
 
 
 class Notebook:
-    """What was written; it can be closed, or never answer."""
+    """Records what is written; it can be away, or hang."""
 
     def __init__(self) -> None:
         self.written: list[set[PodName]] = []
@@ -38,7 +38,7 @@ class Notebook:
 
 
 def test_a_flood_is_noted_once() -> None:
-    """However many wrong tokens come, a pod is written once in the interval, and anew after it."""
+    """A pod's refusals are written once in the interval, however many there are, and again after it."""
 
     async def run() -> None:
         book = Notebook()
@@ -60,7 +60,7 @@ def test_a_flood_is_noted_once() -> None:
 
 
 def test_many_pods_are_noted_together() -> None:
-    """While one statement is made, all pods that are refused wait for one other; after it there is a pause."""
+    """While one statement runs, all refused pods wait for one other; after it there is a pause."""
     many = {PodName(f"p{number}") for number in range(100)}
 
     async def run() -> None:
@@ -86,7 +86,7 @@ def test_many_pods_are_noted_together() -> None:
 
 @pytest.mark.parametrize("fault", ["is_away", "hangs"])
 def test_a_database_that_is_away(fault: str) -> None:
-    """No answer waits for a note, one statement is under way at a time, and what could not be noted is noted later."""
+    """No answer waits for a note, one statement runs at a time, and what failed is written later."""
 
     async def run() -> None:
         book = Notebook()
@@ -109,7 +109,7 @@ def test_a_database_that_is_away(fault: str) -> None:
 
 
 def test_who_becomes_a_label(url: str) -> None:
-    """A refusal is counted by its pod if there is such a pod, whatever it presented, and else by none."""
+    """A refusal is counted by its pod if that is registered, and without a name otherwise."""
 
     def refused(pod: str) -> float:
         return REGISTRY.get_sample_value("baleen_ingest_refused_total", {"pod": pod, "reason": "unauthorized"}) or 0.0

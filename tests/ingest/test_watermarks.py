@@ -1,8 +1,9 @@
-"""Probes that come back: where Kafka has their watermarks, and that these come after everything else."""
+"""Probes that come back: where Kafka has their watermarks, always after everything else."""
 
 import asyncio
 import datetime as dt
 from collections.abc import Callable, Coroutine
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def probe(nonce: str = NONCES[0], action: str = "pull", **changes: Any) -> dict[
 
 
 def test_in_every_partition(client: httpx.Client, tape: Tape) -> None:
-    """A watermark stands once in each partition of events and of dead letters, and says which of these is the pod's."""
+    """A watermark is once in each partition of events and dead letters, and names the pod's own one of these."""
     tape.rewind()
     # A letter of the same pod, to know its partition.
     answer = client.post(PATH, content=envelope(event(action="?"), probe()))
@@ -56,7 +57,7 @@ def test_in_every_partition(client: httpx.Client, tape: Tape) -> None:
 
 
 def test_after_all_else(client: httpx.Client, tape: Tape) -> None:
-    """Whatever stands before or after a probe in an envelope, its watermark is the last in each partition."""
+    """A probe's watermark is the last record in each partition, wherever the probe is in its envelope."""
     posted = [event(id=f"{n}", repository=f"pod-a/{n}") for n in range(20)]
     posted[5] = probe(NONCES[2])
     posted[11] = event(action="?")
@@ -93,7 +94,7 @@ def publishing(
 
 
 def test_only_after_the_events_are_acknowledged(settings: Settings, tape: Tape) -> None:
-    """No copy of a watermark is handed to Kafka before everything else is acknowledged."""
+    """No copy of a watermark is sent before Kafka has acknowledged everything else."""
     handed: list[tuple[str, bool]] = []
     pending: list[asyncio.Future[Any]] = []
 
@@ -117,7 +118,7 @@ def test_only_after_the_events_are_acknowledged(settings: Settings, tape: Tape) 
 
 @pytest.mark.parametrize("failing", ["event", "watermark"])
 def test_a_failure_claims_nothing(settings: Settings, tape: Tape, failing: str) -> None:
-    """Where an event or a copy of the watermark is not acknowledged, all of it is refused, to be sent again."""
+    """If an event or a copy of the watermark is not acknowledged, the whole request is refused."""
     failed: list[bytes] = []
 
     class Broken(Client):
@@ -149,10 +150,7 @@ def test_a_failure_claims_nothing(settings: Settings, tape: Tape, failing: str) 
 
 @pytest.mark.parametrize("topic", [EVENTS, DEAD_LETTERS])
 def test_partitions_that_were_added(tmp_path: Path, topic: str) -> None:
-    """A watermark stands in all partitions that the brokers have now, also in those that a client never heard of.
-
-    Of dead letters it stands in those, too, in which the pod's were before there were more.
-    """
+    """A watermark is written to all partitions that the brokers have now, also to those added since the last one."""
     with broker_in(tmp_path) as bootstrap:
         settings = build({"kafka_bootstrap": bootstrap, "kafka_partitions": 2})
         ensure_topics(settings)
@@ -172,22 +170,5 @@ def test_partitions_that_were_added(tmp_path: Path, topic: str) -> None:
 
 
 def add_partition(bootstrap: str, topic: str) -> None:
-    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
-    try:
+    with closing(KafkaAdminClient(bootstrap_servers=bootstrap)) as admin:
         admin.create_partitions({topic: 3})
-    finally:
-        admin.close()
-
-
-def test_captured_pulls_are_dropped(client: httpx.Client, tape: Tape) -> None:
-    """Another client's pulls leave nothing in Kafka."""
-    pull = event(action="pull", request={"useragent": "docker/27"}, source={"instanceID": "i-1"})
-    assert client.post(PATH, content=envelope(pull)).json() == {"accepted": 0, "dropped": 1, "dead_lettered": 0}
-    assert tape.count() == (0, 0)
-
-
-def test_accepted_events_keep_their_process(client: httpx.Client, tape: Tape) -> None:
-    """An event says which process sent it, so that its process is known before any probe."""
-    assert client.post(PATH, content=envelope(event(source={"instanceID": "i-7"}))).json()["accepted"] == 1
-    (record,) = tape.events()
-    assert record.value["process"] == "i-7"

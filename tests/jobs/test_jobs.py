@@ -1,15 +1,13 @@
-"""The queue: one worker at a time, none that was lost may write, and what happened asks for what it needs."""
+"""The queue of jobs: one worker at a time, no writes by one that lost its job, and the reasons to reconcile."""
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,12 +20,13 @@ from coordinator.jobs.work import ask_for_needed as ask_by_settings
 from coordinator.reconcile.sizes import Sizes
 from coordinator.settings import build
 from coordinator.storage.s3 import S3ObjectStore
+from tests.cli.conftest import ROOT, program_environment
 from tests.reconcile.harness import World
 from tests.services.databases import Databases
+from tests.services.s3 import s3_settings
 from tests.support.tables import add_dead_letter, add_gap, add_job, add_process, ago
 from tests.support.wait import eventually
 
-ROOT = Path(__file__).parents[2]
 KINDS = ["reconcile", "doctor"]
 EVERY, BOUND = timedelta(hours=24), timedelta(hours=1)
 FEW_PARTS = Sizes(parts=4, parts_at_once=1)
@@ -35,7 +34,7 @@ FEW_PARTS = Sizes(parts=4, parts_at_once=1)
 
 @pytest.fixture
 def world(databases: Databases) -> Iterator[World]:
-    """Whoever takes a job here takes one of this test."""
+    """Each test has a database, and so a queue, of its own."""
     with World(databases.migrated()) as world:
         yield world
 
@@ -57,14 +56,13 @@ def silence(world: World, job: int, seconds: int) -> None:
 
 
 def needed(world: World, every: timedelta = EVERY) -> list[str]:
-    """Ask for what is needed; return the reasons of this world's pod."""
+    """Request the reconciles that are needed; return the reasons for this world's pod."""
     asked = jobs.ask_for_needed(world.connection, every, BOUND)
     found = world.rows("SELECT why FROM jobs WHERE id = ANY(%s) AND pod_id = %s", (asked, world.pods[world.pod]))
     return [row[0] for row in found]
 
 
 def end(world: World, state: str, ago: str = "0") -> None:
-    """End the open job as if it had run a while ago."""
     error = "no" if state == "failed" else None
     world.connection.execute(
         "UPDATE jobs SET state = %s, finished_at = now() - %s::interval, began_at = now() - %s::interval, error = %s"
@@ -81,7 +79,7 @@ def failed_ago(world: World, ago: str) -> None:
 
 
 def test_the_oldest_first(world: World) -> None:
-    """Jobs are taken in the order in which they were asked for, each once, with a time by the database's clock."""
+    """Jobs are taken in the order of their requests, each once, with a time by the database's clock."""
     first = world.ask("because")
     world.add_pod("other")
     second = add_job(world.connection, 1, "doctor")
@@ -114,7 +112,7 @@ def test_two_take_two(world: World) -> None:
 
 
 def test_one_open_for_a_pod(world: World) -> None:
-    """However often something asks, a pod has one open job of a kind."""
+    """A pod has at most one open job of a kind."""
     assert len(needed(world)) == 1
     assert needed(world) == []
     taken(world)
@@ -133,7 +131,7 @@ WRITES: dict[str, Callable[[World, Job], object]] = {
 
 @pytest.mark.parametrize("write", WRITES)
 def test_who_lost_it_writes_nothing(world: World, write: str) -> None:
-    """A job whose worker is silent for a minute is taken over; the first one's writes are then refused, all of them."""
+    """A job whose worker is silent for a minute is taken over, and all later writes of that worker are refused."""
     world.ask()
     first = taken(world)
     jobs.plan(world.connection, first, ["part"])
@@ -151,7 +149,7 @@ def test_who_lost_it_writes_nothing(world: World, write: str) -> None:
 
 
 def test_a_pulse_keeps_it(world: World) -> None:
-    """A worker that says that it is alive keeps its job, and its progress can be read."""
+    """A worker that sends its pulse keeps its job, and its progress can be read."""
     world.ask()
     job = taken(world)
     silence(world, job.id, 59)
@@ -189,7 +187,7 @@ def test_finished_jobs_are_forgotten(world: World) -> None:
 
 
 def test_a_pod_that_was_never_reconciled(world: World) -> None:
-    """A new pod is reconciled, and again a day after the last one began; settings say how often."""
+    """A new pod is reconciled, and again a day after the last reconcile began, or as settings say."""
     assert needed(world) == ["it was never reconciled"]
     end(world, "done", "23 hours")
     assert needed(world) == []
@@ -200,7 +198,7 @@ def test_a_pod_that_was_never_reconciled(world: World) -> None:
 
 
 def test_by_settings(world: World) -> None:
-    """The scheduler's question is asked with the settings' times."""
+    """The scheduler requests reconciles by the times of its settings."""
 
     def asked(every: str) -> int:
         ids = ask_by_settings(world.connection, build({"reconcile_every": every}))
@@ -213,7 +211,7 @@ def test_by_settings(world: World) -> None:
 
 
 def test_a_gap(world: World) -> None:
-    """An open gap asks for a reconcile, one that is resolved does not."""
+    """An open gap requests a reconcile, a resolved one does not."""
     world.ask()
     end(world, "done", "2 minutes")
     add_gap(world.connection, world.pods[world.pod])
@@ -224,7 +222,7 @@ def test_a_gap(world: World) -> None:
 
 
 def test_a_process_that_died(world: World) -> None:
-    """A dead process asks for a reconcile once its last request must have ended, until it is retired."""
+    """A dead process requests a reconcile once its last request must have ended, until it is retired."""
     world.ask()
     end(world, "done", "2 minutes")
     add_process(world.connection, world.pods[world.pod], dead_since=ago("59 minutes"), dead_why="refused")
@@ -237,7 +235,7 @@ def test_a_process_that_died(world: World) -> None:
 
 
 def test_a_dead_letter_that_was_resolved(world: World) -> None:
-    """What a dead letter was about is looked for once it is resolved, if the last reconcile began before."""
+    """A discarded dead letter requests a reconcile if the last one began before."""
     world.ask()
     end(world, "done", "10 minutes")
     add_dead_letter(world.connection, world.pod, stored_at=ago("11 minutes"))
@@ -256,8 +254,8 @@ def test_a_dead_letter_that_was_resolved(world: World) -> None:
     [("", "the pod", True), ("", "nowhere", False), ("", None, True), ("the pod", "nowhere", True)],
 )
 def test_a_dead_letter_that_is_open(world: World, sender: str, below: str | None, asks: bool) -> None:
-    """One that was stored after the last reconcile began asks the pods that it may be about, and the one that sent it,
-    and one from before asks nobody.
+    """An open dead letter newer than the last reconcile requests one of its sender and of the pods that it may
+    concern.
     """
     world.ask()
     end(world, "done", "10 minutes")
@@ -271,19 +269,19 @@ def test_a_dead_letter_that_is_open(world: World, sender: str, below: str | None
 
 
 def test_all_reasons_at_once(world: World) -> None:
-    """One job names all that asked for it."""
+    """One job names all reasons for it."""
     add_gap(world.connection, world.pods[world.pod])
     assert needed(world) == ["it was never reconciled; events may have been lost"]
 
 
 def test_a_pod_that_cannot_be_reconciled(databases: Databases) -> None:
-    """Nothing asks for the reconcile of a pod whose links are elsewhere."""
+    """No reconcile is requested of a pod whose links are elsewhere."""
     with World(databases.migrated(), kind="relay") as world:
         assert needed(world) == []
 
 
 def test_failures_pause(world: World) -> None:
-    """A job that failed is asked for again after a pause, which grows with each failure up to an hour."""
+    """A failed job is requested again after a pause, which grows with each failure up to an hour."""
     assert len(needed(world)) == 1
     end(world, "failed", "50 seconds")
     assert needed(world) == []
@@ -319,7 +317,7 @@ def nothing(_: Any) -> dict[str, Any]:
     [(ConflictError("Do something else."), "Do something else."), (KeyError("x"), "see the scheduler's log")],
 )
 def test_a_job_that_fails(world: World, error: Exception, message: str) -> None:
-    """What a runner raises ends the job with a sentence, and the next one is run."""
+    """An error of a runner ends the job with a sentence, and the next job is run."""
     job = world.ask()
 
     def run(_: Work) -> Ending:
@@ -349,7 +347,7 @@ def test_the_ending_is_one_transaction(world: World) -> None:
 
 
 def test_progress_is_written_while_it_runs(world: World) -> None:
-    """Whoever watches sees how far a job is, and that its worker is alive."""
+    """While a job runs, its progress and its worker's pulse are written."""
     world.pulse = Pulse(every_s=0.05, progress_every_s=0.01)
     job = world.ask()
 
@@ -365,7 +363,7 @@ def test_progress_is_written_while_it_runs(world: World) -> None:
 
 
 def test_a_runner_learns_that_it_lost_the_job(world: World) -> None:
-    """The pulse of a worker that was held up finds the job taken over: its runner stops, and changes nothing of it."""
+    """A worker whose job was taken over stops its runner, and changes nothing of the job."""
     world.pulse = Pulse(every_s=0.02, progress_every_s=0.01)
     job = world.ask()
 
@@ -379,7 +377,7 @@ def test_a_runner_learns_that_it_lost_the_job(world: World) -> None:
 
 
 def test_stopping_and_going_on(world: World) -> None:
-    """A scheduler that ends leaves the job where it is: the next does only the parts that are left, as of the begin."""
+    """After a scheduler ends, the next does only the remaining parts of its job, as of the same begin."""
     world.sizes = FEW_PARTS
     for n in range(8):
         world.pushed(f"r{n % 4}", world.image(f"m{n}"), n)
@@ -409,7 +407,7 @@ def test_stopping_and_going_on(world: World) -> None:
 
 
 def test_taken_over_in_the_middle(world: World) -> None:
-    """A worker that was thought dead writes no part as done; the other one ends the job, and the table is right."""
+    """A worker that lost its job marks no part as done; the other one ends the job."""
     world.sizes = FEW_PARTS
     for n in range(8):
         world.pushed(f"r{n % 4}", world.image(f"m{n}"), n)
@@ -466,7 +464,7 @@ with compose_scheduler.job_runners(loaded) as runners:
 
 @pytest.mark.lengthy
 def test_a_scheduler_that_is_killed(databases: Databases, s3: S3ObjectStore, embedded_stack: Any) -> None:
-    """After SIGKILL in the middle another scheduler does what is left, with the time at which the first began."""
+    """After SIGKILL another scheduler does the remaining parts, with the time at which the first began."""
     with World(databases.migrated(), s3) as world:
         for n in range(8):
             world.arrive(world.pushed(f"r{n % 4}", world.image(f"m{n}"), n))
@@ -474,15 +472,8 @@ def test_a_scheduler_that_is_killed(databases: Databases, s3: S3ObjectStore, emb
         world.deleted("r0", world.image("m0").digest)
         world.deleted("r3", world.image("m3").digest)
         job = world.ask()
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("BALEEN_")}
-        environ = kept | {
-            "BALEEN_DATABASE_URL": world.url,
-            "BALEEN_S3_ENDPOINT_URL": embedded_stack.s3_endpoint_url,
-            "BALEEN_S3_BUCKET": embedded_stack.s3_bucket,
-            "BALEEN_S3_ROOT": s3.root.strip("/"),
-            "BALEEN_S3_ACCESS_KEY": embedded_stack.s3_access_key,
-            "BALEEN_S3_SECRET_KEY": embedded_stack.s3_secret_key,
-        }
+        place = {"database_url": world.url, "s3_root": s3.root.strip("/")}
+        environ = program_environment(s3_settings(embedded_stack) | place)
         with subprocess.Popen([sys.executable, "-c", CHILD], env=environ, cwd=ROOT) as child:
             try:
                 eventually(lambda: len(world.rows("SELECT FROM job_parts WHERE done_at IS NOT NULL")) == 1)

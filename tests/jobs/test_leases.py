@@ -1,7 +1,8 @@
-"""Of several processes one has a lease, and another when that one is gone."""
+"""One of several processes has a lease, and another once that process is gone."""
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -13,14 +14,12 @@ from tests.table.harness import Table
 
 @pytest.fixture
 def two(table: Table) -> Iterator[tuple[Leases, Leases]]:
-    one, other = Leases(table.url), Leases(table.url)
-    yield one, other
-    one.close()
-    other.close()
+    with closing(Leases(table.url)) as one, closing(Leases(table.url)) as other:
+        yield one, other
 
 
 def test_one_has_it(two: tuple[Leases, Leases]) -> None:
-    """A lease is had by the first who asks, however often anybody asks; another lease may be had by another."""
+    """A lease belongs to the first process that takes it; another lease may belong to another process."""
     one, other = two
     assert [one.hold("a"), other.hold("a"), one.hold("a"), other.hold("a")] == [True, False, True, False]
     assert other.hold("b")
@@ -28,7 +27,7 @@ def test_one_has_it(two: tuple[Leases, Leases]) -> None:
 
 
 def test_it_is_given_up(two: tuple[Leases, Leases]) -> None:
-    """Whoever closes gives up all of his leases, and may ask again."""
+    """A process that closes releases all of its leases, and can take them again."""
     one, other = two
     assert one.hold("a")
     one.close()
@@ -37,7 +36,7 @@ def test_it_is_given_up(two: tuple[Leases, Leases]) -> None:
 
 
 def test_it_is_lost_with_the_connection(table: Table, two: tuple[Leases, Leases]) -> None:
-    """A lease ends with its connection: who has lost it finds out, and does not hold it beside another."""
+    """A lease ends with its connection, and its holder notices."""
     one, other = two
     assert one.hold("a")
     table.rows(
@@ -48,32 +47,28 @@ def test_it_is_lost_with_the_connection(table: Table, two: tuple[Leases, Leases]
 
 
 def test_who_says_nothing_loses_it(table: Table) -> None:
-    """A process that is stopped keeps its connection open: the server ends it, and another goes on."""
-    stopped, other = Leases(table.url, silence=0.3), Leases(table.url)
+    """A stopped process keeps its connection open; the server ends it, and another takes over."""
+    with closing(Leases(table.url, silence=0.3)) as stopped, closing(Leases(table.url)) as other:
 
-    def held() -> bool:
-        """As the scheduler asks; also between two statements it may have said nothing for too long."""
-        try:
-            return stopped.hold("a")
-        except UnavailableError:
-            return False
+        def held() -> bool:
+            """Whether the stopped process has the lease; between two statements it may lose its connection."""
+            try:
+                return stopped.hold("a")
+            except UnavailableError:
+                return False
 
-    try:
         eventually(held)
         eventually(lambda: other.hold("a"))
         assert not held()
-    finally:
-        stopped.close()
-        other.close()
 
 
 def test_who_beats_keeps_it(table: Table) -> None:
-    """A process that says now and then that it is there keeps its leases."""
+    """A process that sends its pulse keeps its leases."""
     silence = 1.0
     one, other = Leases(table.url, silence=silence), Leases(table.url)
 
     def beaten() -> bool:
-        """Beat for longer than the silence, and let the other try. False if some pause in that was as long."""
+        """Send pulses for longer than the silence, and let the other try. False if a pause in that was as long."""
         began = last = time.monotonic()
         if not one.hold("a"):
             return False
@@ -98,7 +93,7 @@ def test_who_beats_keeps_it(table: Table) -> None:
 
 
 def test_without_a_database() -> None:
-    """While the database is away nobody has a lease, and it is told as that."""
+    """While the database is away no lease is taken, and the error says so."""
     leases = Leases("postgresql://127.0.0.1:9/nowhere")
     with pytest.raises(UnavailableError):
         leases.hold("a")

@@ -108,7 +108,7 @@ def test_offsets_and_fingerprints(bootstrap: str, admin: KafkaAdminClient, inspe
 
 
 def test_recreated_topic_is_recognised(bootstrap: str, admin: KafkaAdminClient, inspector: LogInspector) -> None:
-    """A topic that was made anew, with as many records, has another id or at least other fingerprints."""
+    """A new topic with as many records has another id or at least other fingerprints."""
     make(admin)
     write(bootstrap, b"a", b"b")
     before = inspector.state(SPECIMEN), inspector.fingerprint(SPECIMEN, 0, 1)
@@ -147,14 +147,14 @@ def test_threads_share_an_inspector(bootstrap: str, admin: KafkaAdminClient, ins
 
 
 def test_no_such_topic(inspector: LogInspector) -> None:
-    """A topic that is not there is not found, and is not made by asking."""
+    """A missing topic is not found, and a look-up does not create it."""
     for _ in range(2):
         with pytest.raises(NotFoundError):
             inspector.state("never-made")
 
 
 def test_kafka_away() -> None:
-    """Without a broker every question ends in time, and says that Kafka does not answer."""
+    """Without a broker every call ends in time, and reports that Kafka does not answer."""
     settings = build({"kafka_bootstrap": "127.0.0.1:9"})
     with LogInspector(settings, timeout=0.3) as inspector:
         for ask in (lambda: inspector.state("t"), lambda: inspector.fingerprint("t", 0, 0)):
@@ -163,36 +163,22 @@ def test_kafka_away() -> None:
 
 
 def test_topics_without_a_broker() -> None:
-    """Without a broker no topic is made, and one is told what to look at."""
+    """Without a broker no topic is created, and the error names what to check."""
     with pytest.raises(UnavailableError, match="start it, or check BALEEN_KAFKA_BOOTSTRAP"):
         ensure_topics(build({"kafka_bootstrap": "127.0.0.1:9"}), timeout_ms=200)
 
 
 def test_fingerprint_covers_all_of_a_record() -> None:
-    """Time, key and value each change the fingerprint, and no two of them can stand in for each other."""
-    records = [
-        (1, b"k", b"v"),
-        (2, b"k", b"v"),
-        (1, b"kv", b""),
-        (1, b"", b"kv"),
-        (1, None, b"kv"),
-        (1, b"kv", None),
-    ]
+    """Time, key and value each change the fingerprint."""
+    records = [(1, b"k", b"v"), (2, b"k", b"v"), (1, b"kv", b""), (1, b"", b"kv"), (1, None, b"kv"), (1, b"kv", None)]
     assert len({fingerprint_of(*record) for record in records}) == len(records)
 
 
 def test_password_is_in_no_log(caplog: pytest.LogCaptureFixture) -> None:
     """Clients log their arguments at debug level, and the password is not among them."""
-    arguments = client_arguments(
-        build(
-            {
-                "kafka_bootstrap": "127.0.0.1:9",
-                "kafka_security_protocol": "SASL_PLAINTEXT",
-                "kafka_sasl_username": "baleen",
-                "kafka_sasl_password": "hunter2",
-            }
-        )
-    )
+    login = {"kafka_sasl_username": "baleen", "kafka_sasl_password": "hunter2"}
+    place = {"kafka_bootstrap": "127.0.0.1:9", "kafka_security_protocol": "SASL_PLAINTEXT"}
+    arguments = client_arguments(build(place | login))
     assert arguments["sasl_plain_password"] == "hunter2"
     with caplog.at_level("DEBUG"), pytest.raises(KafkaError):
         KafkaAdminClient(**arguments, bootstrap_timeout_ms=50)
@@ -201,7 +187,7 @@ def test_password_is_in_no_log(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_asking_makes_no_topic(bootstrap: str, admin: KafkaAdminClient) -> None:
-    """A topic that is deleted stays deleted, whatever an inspector asks and knows about it."""
+    """A deleted topic stays deleted, whatever an inspector knows about it."""
     make(admin)
     write(bootstrap, b"a")
     with LogInspector(build({"kafka_bootstrap": bootstrap}), timeout=5) as inspector:

@@ -1,4 +1,4 @@
-"""Which pods there are, while the database says nothing."""
+"""Which pods there are, while the database does not answer."""
 
 import threading
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def frozen(stale_s: float) -> Iterator[MountPods]:
 
 
 def test_a_database_that_is_frozen() -> None:
-    """One thread waits for it, and the others go on with what is known."""
+    """One thread waits for a frozen database, and the others use what is known."""
     with frozen(STALE_S) as pods:
         asking = threading.Thread(target=pods.owner, args=(NAME,), daemon=True)
         asking.start()
@@ -50,6 +50,6 @@ def test_a_database_that_is_frozen() -> None:
 
 
 def test_a_database_that_is_frozen_for_long() -> None:
-    """What is known is used for a while only."""
+    """Known pods are used for a limited time only."""
     with frozen(0.0) as pods, pytest.raises(UnavailableError):
         pods.owner(NAME)

@@ -1,4 +1,4 @@
-"""A request that is handed on is its client's: nothing is in it of other clients, and nothing of ours."""
+"""A forwarded request contains only its client's data, none of other clients and none of ours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.services.http import Handler, HTTPServer
 
 
 class Session(HTTPServer):
-    """A registry, or what stands before it, that gives whoever asks a cookie."""
+    """A registry, or a proxy before it, that sets a cookie."""
 
     def __init__(self) -> None:
         asked = self.asked = list[dict[str, str]]()
@@ -20,16 +20,13 @@ class Session(HTTPServer):
         class Answering(Handler):
             def do_POST(self) -> None:
                 asked.append({name.lower(): value for name, value in self.headers.items()})
-                self.send_response(202)
-                self.send_header("Set-Cookie", f"session={self.headers['Authorization']}; Path=/")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
+                self.reply(202, headers={"Set-Cookie": f"session={self.headers['Authorization']}; Path=/"})
 
         super().__init__(Answering)
 
 
 def test_nobody_else_is_in_it() -> None:
-    """A cookie is its client's answer, and not sent with the next client's request; what no client said is not said."""
+    """A cookie is returned to its client, and not sent with the next client's request."""
 
     async def ask(pod: MountPod) -> list[bytes]:
         forwarder, given = Forwarder(), []

@@ -1,4 +1,4 @@
-"""What becomes of a request whose client, or its router, has not waited for the answer."""
+"""A request whose client, or its router, has not waited for the answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.services.http import Handler, HTTPServer
 
 
 class Opened(HTTPServer):
-    """A registry that opens every upload that it is asked for."""
+    """A registry that opens every requested upload."""
 
     def __init__(self) -> None:
         opened = self.opened = list[str]()
@@ -31,9 +31,7 @@ class Opened(HTTPServer):
         class Answering(Handler):
             def do_POST(self) -> None:
                 opened.append(self.path)
-                self.send_response(202)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
+                self.reply(202)
 
         super().__init__(Answering)
 
@@ -73,7 +71,7 @@ class Refusing:
 
 
 async def asked(registry: str, *, goes: bool, answer_s: float = ANSWER_S) -> PodAnswer:
-    """Ask for a mount as a client that then waits, or one that goes away."""
+    """Request a mount as a client that then waits, or one that goes away."""
     messages: list[Any] = [{"type": "http.request", "body": b"", "more_body": False}]
     messages += [{"type": "http.disconnect"}] * goes
 
@@ -91,7 +89,7 @@ async def asked(registry: str, *, goes: bool, answer_s: float = ANSWER_S) -> Pod
 
 @pytest.mark.parametrize("goes", [False, True])
 def test_nobody_is_there_any_more(goes: bool) -> None:
-    """An upload is opened for a client that waits; for one that has gone it would stay open for ever, and is not."""
+    """An upload is opened for a client that waits, and not for one that has gone."""
     with Opened() as registry:
         answer = asyncio.run(asked(registry.address, goes=goes))
         assert registry.opened == ([] if goes else ["/v2/pod-a/app/blobs/uploads/"])
@@ -99,7 +97,7 @@ def test_nobody_is_there_any_more(goes: bool) -> None:
 
 
 def test_a_pod_whose_answer_has_no_end() -> None:
-    """It is waited for as long as an answer may take, and not for as long as it goes on."""
+    """An endless answer of the pod is given up after the bound."""
     with Dripping() as registry:
         try:
             answer = asyncio.run(asyncio.wait_for(asked(registry.address, goes=False, answer_s=0.3), 10))
@@ -110,7 +108,7 @@ def test_a_pod_whose_answer_has_no_end() -> None:
 
 
 def test_nothing_is_kept_of_who_went_away() -> None:
-    """Of a client that goes away in the midst of a form, what it had sent does not stay in memory."""
+    """What a client had sent before it went away does not stay in memory."""
     scope = {
         "method": "POST",
         "raw_path": b"/v2/pod-a/app/blobs/uploads/",

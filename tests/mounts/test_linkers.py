@@ -1,4 +1,4 @@
-"""What every linker holds, on real registries: once it returns the pod serves the blob, and else it raises.
+"""The contract of every linker, on real registries: once it returns the pod serves the blob, and else it raises.
 
 Another linker is one more entry of `MAKERS`.
 Not here: the reference that comes before (test_mounter.py), how the relay sends (test_relay.py).
@@ -134,7 +134,7 @@ def known(number: int, name: str, kind: PodKind, registry: Registry) -> MountPod
 
 
 def test_it_is_served_once_it_returns(world: World) -> None:
-    """A client that pulls from the repository gets the blob, whole, and of an image of it every layer."""
+    """A client pulls the blob from the repository, and an image of it with every layer."""
     world.linker.link(world.job())
     with world.client() as client:
         assert client.get_blob(f"{world.target.name}/app", world.layer.digest) == world.layer.content
@@ -144,7 +144,7 @@ def test_it_is_served_once_it_returns(world: World) -> None:
 
 
 def test_again_and_at_once(world: World) -> None:
-    """Asked again, and for several repositories at once, it does the same for each."""
+    """Repeated links, and links for several repositories at once, are each made."""
     repositories = [f"r{number}" for number in range(AT_ONCE)] * 2
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for done in [pool.submit(world.linker.link, world.job(name)) for name in repositories]:
@@ -155,7 +155,7 @@ def test_again_and_at_once(world: World) -> None:
 
 
 def test_by_another_registry_of_the_pod(world: World) -> None:
-    """Where the pod's first registry is away, the blob is served all the same."""
+    """If the pod's first registry is away, the blob is served all the same."""
     world.target = world.target._replace(registries=("http://127.0.0.1:1", world.registry.url))
     world.linker.link(world.job())
     with world.client() as client:
@@ -163,7 +163,7 @@ def test_by_another_registry_of_the_pod(world: World) -> None:
 
 
 def test_it_raises_when_it_did_not(world: World) -> None:
-    """Where the link cannot be made it says so, and nothing is served that was not linked."""
+    """If the link cannot be made the linker raises, and the blob is not served."""
     world.registry.kill()
     with pytest.raises(UnavailableError):
         world.failing.link(world.job())
@@ -174,7 +174,7 @@ def test_it_raises_when_it_did_not(world: World) -> None:
 
 @pytest.mark.parametrize("world", [PodKind.RELAY], indirect=True)
 def test_a_relay_that_falls_behind(world: World) -> None:
-    """One that is slower than the least rate is given up, with its upload, and leaves its place to others."""
+    """A relay that is slower than the least rate is given up with its upload, and leaves its place to others."""
     slow = Relay(
         world.connections, world.read, credentials=None, at_once=1, waiting=1, head_start=0, least_rate=math.inf
     )
@@ -191,7 +191,7 @@ def test_a_relay_that_falls_behind(world: World) -> None:
 
 @pytest.mark.parametrize("world", [PodKind.RELAY], indirect=True)
 def test_a_source_that_gives_more_than_it_has_reported(world: World) -> None:
-    """Bytes beyond the size that the source has named are not sent: limits go by that size."""
+    """Bytes beyond the size that the source has reported are not sent."""
     given = 0
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Who may have what mounted: rights of the token, the source's own word, and what is looked at in which order."""
+"""The rights that a mount needs, the source's confirmation, and the order of the checks."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SOURCE, TARGET, OTHER = (RepositoryName(name) for name in ("pod-a/app", "pod-b/a
 
 
 class Failing:
-    """A linker that does not get through."""
+    """A linker whose store does not answer."""
 
     def link(self, job: Job) -> None:
         raise UnavailableError(f"The object store does not take the link of {job.repository}.")
@@ -70,6 +70,10 @@ class World:
         for name in ("l", "elsewhere"):
             garbage.pushed(f"m-{name}", name)
         self.store.put(layer_link_key(SOURCE, garbage.digest("l")), format_digest(garbage.digest("l")).encode())
+
+    def source_apart(self, *registries: str, kind: PodKind = PodKind.RELAY) -> None:
+        """Let the source be a pod with these registries, and a store of its own unless `kind` is another."""
+        self.source = self.source._replace(kind=kind, registries=registries)
 
     def mounter(self, store: ObjectStore | None = None) -> Mounter:
         target = MountPod(
@@ -126,7 +130,7 @@ def access(**actions: str) -> Access:
     ],
 )
 def test_too_little(world: World, granted: dict[str, str]) -> None:
-    """Without push and pull on the target, and pull on the source, nothing is mounted, though the blob is there."""
+    """Without push and pull on the target and pull on the source, nothing is mounted."""
     world.access = access(**granted)
     assert world.refused() is Reason.NO_RIGHT
     assert not world.linked()
@@ -135,7 +139,7 @@ def test_too_little(world: World, granted: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("granted", [{"source": "pull", "target": "pull,push"}, {"source": "*", "target": "*"}])
 def test_enough(world: World, granted: dict[str, str]) -> None:
-    """With them it is, and the reference is in the table."""
+    """With these rights the blob is mounted, and the reference is in the table."""
     world.access = access(**granted)
     world.mount()
     assert world.linked()
@@ -143,14 +147,14 @@ def test_enough(world: World, granted: dict[str, str]) -> None:
 
 
 def test_a_right_is_not_a_blob(world: World) -> None:
-    """A right to read a repository gives what it has, not what another one has: a digest alone gives nothing."""
+    """A right to read a repository gives only that repository's blobs."""
     world.access = access(source="pull", target="pull,push")
     assert world.garbage.store.head(blob_key(world.garbage.digest("elsewhere"))) is not None
     assert world.refused(name="elsewhere") is Reason.NOT_THERE
 
 
 def test_without_a_source(world: World) -> None:
-    """Among the repositories that the token may pull, and no other; none where nobody is asked for tokens."""
+    """Without a named source the blob is looked for in the repositories that the token may pull."""
     assert world.refused(source=None) is Reason.NO_SOURCE
     world.access = access(target="pull,push", other="pull")
     assert world.refused(source=None) is Reason.NOT_THERE
@@ -160,7 +164,7 @@ def test_without_a_source(world: World) -> None:
 
 
 def test_nothing_is_asked_before_the_source_says_yes(world: World) -> None:
-    """Of a blob that the source has not the table, which knows who has it, is not asked."""
+    """The table, which knows who has a blob, is not read before the source has confirmed it."""
 
     class Closed:
         def use(self) -> Any:
@@ -190,11 +194,9 @@ def test_bytes_that_are_not_there(world: World) -> None:
 
 
 def test_a_registry_that_does_not_let_the_client_in(world: World) -> None:
-    """A source with links of its own that refuses the client's token has not said yes: the client uploads."""
+    """If a source's registry refuses the client's token, the client uploads."""
     with GuardedRegistry() as registry:
-        world.source = MountPod(
-            world.garbage.pods["pod-a"], PodName("pod-a"), PodKind.RELAY, (registry.url,), ("pod-a",)
-        )
+        world.source_apart(registry.url)
         assert world.refused() is Reason.NOT_THERE
     assert [request.method for request in registry.requests] == ["HEAD"]
     with pytest.raises(UnavailableError):
@@ -202,7 +204,7 @@ def test_a_registry_that_does_not_let_the_client_in(world: World) -> None:
 
 
 class YesRegistry(HTTPServer):
-    """A registry with a store of its own, as its owner has changed it: it says that it has every blob of this size."""
+    """A registry with a store of its own that claims to have every blob, with this size."""
 
     def __init__(self, content: bytes, size: int | None, pause: float = 0) -> None:
         """`size` is what it says of every blob; `pause` in seconds is before each byte."""
@@ -218,12 +220,10 @@ class YesRegistry(HTTPServer):
 
             def do_GET(self) -> None:
                 asked.append((self.command, self.headers["Authorization"]))
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
                 if not pause:
-                    self.wfile.write(content)
+                    self.reply(200, content)
                     return
+                self.reply(200, headers={"Content-Length": str(len(content))})
                 with contextlib.suppress(OSError):
                     for byte in content:
                         time.sleep(pause)
@@ -235,12 +235,10 @@ class YesRegistry(HTTPServer):
 
 @pytest.mark.parametrize("has_it", [False, True])
 def test_a_registry_that_only_says_that_it_has_a_blob(world: World, has_it: bool) -> None:
-    """A blob of the shared store, which others hold, is given by its bytes alone, not by a registry's word for it."""
+    """A registry gives a blob of the shared store only by its bytes, not by a claim to have it."""
     blob = world.garbage.body("elsewhere")
     with YesRegistry(blob if has_it else b"?" * len(blob), len(blob)) as registry:
-        world.source = MountPod(
-            world.garbage.pods["pod-a"], PodName("pod-a"), PodKind.RELAY, (registry.url,), ("pod-a",)
-        )
+        world.source_apart(registry.url)
         if has_it:
             world.mount(name="elsewhere")
         else:
@@ -255,16 +253,14 @@ def test_a_registry_that_only_says_that_it_has_a_blob(world: World, has_it: bool
 
 @pytest.mark.parametrize("has_it", [False, True])
 def test_a_registry_is_asked_the_same_wherever_the_blob_is(world: World, has_it: bool) -> None:
-    """Who runs a source does not see by what it is asked for whether the shared store has the blob."""
+    """A source's registry gets the same requests whether or not the shared store has the blob."""
     blob = world.garbage.body("elsewhere")
     asked = []
     for is_shared in (True, False):
         if not is_shared:
             world.store.delete(blob_key(world.garbage.digest("elsewhere")))
         with YesRegistry(blob if has_it else b"?" * len(blob), len(blob)) as registry:
-            world.source = MountPod(
-                world.garbage.pods["pod-a"], PodName("pod-a"), PodKind.RELAY, (registry.url,), ("pod-a",)
-            )
+            world.source_apart(registry.url)
             if has_it and is_shared:
                 world.mount(name="elsewhere")
             else:
@@ -274,7 +270,7 @@ def test_a_registry_is_asked_the_same_wherever_the_blob_is(world: World, has_it:
 
 
 def test_without_a_source_the_shared_store_is_asked_first(world: World) -> None:
-    """A registry's word, which has to be proved, is not taken where a repository of the shared store has the blob."""
+    """A registry is not asked for a blob that a repository of the shared store has."""
     apart = RepositoryName("apart/app")
     world.access = Access(tuple(Grant(name, frozenset({"pull", "push"})) for name in (apart, TARGET, SOURCE)))
     with YesRegistry(b"", 1) as registry:
@@ -285,13 +281,11 @@ def test_without_a_source_the_shared_store_is_asked_first(world: World) -> None:
 
 
 def test_another_registry_of_the_source(world: World) -> None:
-    """Where one registry of a pod is away, the next answers for it; where all are, nobody has said no."""
+    """If one registry of a pod is away, the next answers for it; if all are, the mount is unavailable."""
     blob, away = world.garbage.body("elsewhere"), "http://127.0.0.1:1"
     with YesRegistry(blob, len(blob)) as registry:
         for registries in [(away,), (away, registry.url)]:
-            world.source = MountPod(
-                world.garbage.pods["pod-a"], PodName("pod-a"), PodKind.RELAY, registries, ("pod-a",)
-            )
+            world.source_apart(*registries)
             if registry.url in registries:
                 world.mount(name="elsewhere")
                 continue
@@ -301,29 +295,25 @@ def test_another_registry_of_the_source(world: World) -> None:
 
 
 def test_a_registry_that_takes_too_long_to_show_a_blob(world: World) -> None:
-    """One that sends a byte now and then holds nobody up for longer than a proof may take."""
+    """A registry that sends its bytes slowly delays a mount no longer than a proof may take."""
     world.bounds = {"proof_s": 0.3}
     blob = world.garbage.body("elsewhere")
     with YesRegistry(blob, len(blob), pause=0.2) as registry:
-        world.source = MountPod(
-            world.garbage.pods["pod-a"], PodName("pod-a"), PodKind.RELAY, (registry.url,), ("pod-a",)
-        )
+        world.source_apart(registry.url)
         with pytest.raises(UnavailableError, match="too long"):
             world.mount(name="elsewhere")
     assert not world.linked(name="elsewhere")
 
 
 class EndlessRegistry(HTTPServer):
-    """A registry that says that it has every blob, and whose answer to who asks for one has no end."""
+    """A registry that claims to have every blob, and whose answers have no end."""
 
     def __init__(self, size: int, status: int, pause: float) -> None:
         is_over = self.is_over = threading.Event()
 
         class Answering(Handler):
             def do_HEAD(self) -> None:
-                self.send_response(200)
-                self.send_header("Content-Length", str(size))
-                self.end_headers()
+                self.reply(200, headers={"Content-Length": str(size)})
 
             def do_GET(self) -> None:
                 if self.path == "/v2/elsewhere":
@@ -344,14 +334,12 @@ class EndlessRegistry(HTTPServer):
 @pytest.mark.parametrize("status", [200, 307, 500])
 @pytest.mark.parametrize("pause", [0, 0.02])
 def test_a_registry_whose_answer_has_no_end(world: World, status: int, pause: float) -> None:
-    """Neither its blob, nor its error, nor what comes with a redirect holds a mount, by its length or by its time."""
+    """An endless blob, error or redirect delays no mount, by its length or by its time."""
     # What comes without a pause is ended by its length, however slow this machine is.
     world.bounds = dict.fromkeys(("proof_s", "read_timeout_s"), 0.5 if pause else 15.0)
     blob = world.garbage.body("elsewhere")
     with EndlessRegistry(len(blob), status, pause) as registry, ThreadPoolExecutor() as threads:
-        world.source = MountPod(
-            world.garbage.pods["pod-a"], PodName("pod-a"), PodKind.RELAY, (registry.url,), ("pod-a",)
-        )
+        world.source_apart(registry.url)
         mounting = threads.submit(world.mount, name="elsewhere")
         try:
             with pytest.raises((NotMountedError, UnavailableError)) as raised:
@@ -364,16 +352,14 @@ def test_a_registry_whose_answer_has_no_end(world: World, status: int, pause: fl
 
 
 def test_a_registry_that_does_not_report_how_large_a_blob_is(world: World) -> None:
-    """That is no yes, and no failure of Baleen's own."""
+    """A registry that reports no size has not confirmed the blob."""
     with YesRegistry(b"", None) as registry:
-        world.source = MountPod(
-            world.garbage.pods["pod-a"], PodName("pod-a"), PodKind.RELAY, (registry.url,), ("pod-a",)
-        )
+        world.source_apart(registry.url)
         assert world.refused() is Reason.NOT_THERE
 
 
 class Relayed(Relay):
-    """Relays to a registry that has every blob in some repositories, and notes in `within` what it is asked for."""
+    """A relay to a registry that has every blob in some repositories; `within` records the requests."""
 
     def __init__(self, world: World, *having: RepositoryName) -> None:
         super().__init__(world.connections, Sources(world.store).read, credentials=None)
@@ -395,7 +381,7 @@ class Relayed(Relay):
 
 
 def linked_in(world: World, *repositories: RepositoryName) -> None:
-    """Have the table say that these of the target's pod link `l`."""
+    """Let these repositories of the target's pod link `l` in the table."""
     digest, size = world.garbage.digest("l"), len(world.garbage.body("l"))
     BatchApply(world.garbage.connection, timedelta(seconds=1)).apply_found(
         [
@@ -407,10 +393,10 @@ def linked_in(world: World, *repositories: RepositoryName) -> None:
 
 @pytest.mark.parametrize("kind", [PodKind.LINK, PodKind.RELAY])
 def test_what_is_mounted_within_a_pod(world: World, kind: PodKind) -> None:
-    """Baleen mounts within a pod what shared storage shows that the source has; what a registry says is sent."""
+    """A blob that shared storage proves is mounted within the target's pod; one that a registry claims is sent."""
     blob = world.garbage.body("l")
     with YesRegistry(blob, len(blob)) as registry:
-        world.source = MountPod(world.garbage.pods["pod-a"], PodName("pod-a"), kind, (registry.url,), ("pod-a",))
+        world.source_apart(registry.url, kind=kind)
         world.target_kind, world.relay_limit = PodKind.RELAY, len(blob)
         world.linker = Relayed(world, OTHER)
         linked_in(world, OTHER)
@@ -420,7 +406,7 @@ def test_what_is_mounted_within_a_pod(world: World, kind: PodKind) -> None:
 
 @pytest.mark.parametrize("has", range(3))
 def test_which_repository_of_a_pod_has_it(world: World, has: int) -> None:
-    """The table knows of mounts that are still under way: whichever repository has the blob, nothing is sent again."""
+    """Whichever repository of the table has the blob, nothing is sent again."""
     repositories = [RepositoryName(f"pod-b/{number}") for number in range(3)]
     linked_in(world, *repositories)
     world.target_kind, world.linker = PodKind.RELAY, Relayed(world, repositories[has])
@@ -430,7 +416,7 @@ def test_which_repository_of_a_pod_has_it(world: World, has: int) -> None:
 
 @pytest.mark.parametrize("authorization", [None, "Basic YWxpY2U6c2VjcmV0", "Bearer \xe9"])
 def test_a_relay_is_nobody_else_than_its_client(world: World, authorization: str | None) -> None:
-    """Who has no token has nothing uploaded in their name with Baleen's own password, which is good for every pod."""
+    """A client without a token gets nothing uploaded with Baleen's own password."""
     baleens = basic("baleen", "its password")
     with GuardedRegistry() as registry:
         registry.challenge, registry.good, registry.has_nothing = 'Basic realm="x"', {baleens}, True
@@ -445,7 +431,7 @@ def test_a_relay_is_nobody_else_than_its_client(world: World, authorization: str
 
 
 def test_a_check_between_reference_and_link(world: World) -> None:
-    """A reconcile that has looked for the link before it was made takes the reference away: it is made again."""
+    """A reference that a reconcile removes before the link is written is made again."""
     digest, confirmed = world.garbage.digest("l"), []
 
     class Sought(LinkObjects):
@@ -471,7 +457,7 @@ def test_a_check_between_reference_and_link(world: World) -> None:
 
 
 def test_a_link_that_fails(world: World) -> None:
-    """What was reserved for it is taken back."""
+    """A failed link removes the reference that was reserved for it."""
     world.linker = Failing()
     before = world.garbage.rows("SELECT link_count FROM blobs WHERE digest = %s", (world.garbage.digest("l"),))
     with pytest.raises(UnavailableError):

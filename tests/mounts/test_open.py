@@ -1,4 +1,4 @@
-"""Mounts where registries ask nobody who they are, on real registries: what is mounted, and what all else becomes."""
+"""Mounts on real registries that require no login: what is mounted, and what becomes an upload."""
 
 from __future__ import annotations
 
@@ -34,7 +34,6 @@ class Pair(NamedTuple):
         return RegistryClient(self.registries[pod].url, timeout=CLIENT_S)
 
     def ask(self, repository: str, query: str = "", **options: object) -> httpx.Response:
-        """What a router sends to Baleen."""
         url = f"{self.baleen.url}/v2/{repository}/blobs/uploads/{query}"
         return httpx.post(url, timeout=CLIENT_S, trust_env=False, **options)  # type: ignore[arg-type]
 
@@ -63,7 +62,7 @@ def base(pair: Pair) -> Layer:
 
 
 def is_forwarded(answer: httpx.Response) -> bool:
-    """Whether it is the pod's own answer to a plain upload."""
+    """Whether the answer is the pod's own to a plain upload."""
     shown = answer.headers.get("X-Baleen-Mount")
     return (answer.status_code, shown) == (202, "forwarded") and "Docker-Upload-UUID" in answer.headers
 
@@ -87,7 +86,7 @@ def test_a_layer_of_another_pod(pair: Pair, base: Layer) -> None:
 
 
 def test_the_same_request_again(pair: Pair, base: Layer) -> None:
-    """A request that is repeated is answered as before, and changes no count."""
+    """A repeated request is answered as before, and changes no count."""
     first = pair.mount(pair.name(1, "app"), base.digest, pair.name(0, "app"))
     counted = pair.baleen.blob(base.digest) | {"counted_at": None}
     again = pair.mount(pair.name(1, "app"), base.digest, pair.name(0, "app"))
@@ -96,7 +95,7 @@ def test_the_same_request_again(pair: Pair, base: Layer) -> None:
 
 
 def test_as_a_form(pair: Pair, base: Layer) -> None:
-    """A mount in a form is a mount; a form that is none is the plain upload that it would be."""
+    """A mount in a form is a mount; any other form is a plain upload."""
     data = {"mount": base.digest, "from": pair.name(0, "app")}
     assert pair.ask(pair.name(1, "app"), data=data).status_code == 201
     assert is_forwarded(pair.ask(pair.name(1, "app"), data={"a": "b"}))
@@ -107,7 +106,7 @@ def test_as_a_form(pair: Pair, base: Layer) -> None:
     ["another-repository", "no-source", "unknown-pod", "not-a-digest", "no-such-blob", "not-a-name", "not-asked"],
 )
 def test_what_is_no_mount(pair: Pair, base: Layer, what: str) -> None:
-    """Whatever is not mounted is the pod's own 202, on which the client's upload goes on; nothing is linked."""
+    """A mount that cannot be made is the pod's own 202, on which the upload goes on; nothing is linked."""
     target, source = pair.name(1, "app"), pair.name(0, "app")
     query = {
         "another-repository": f"?mount={base.digest}&from={pair.name(0, 'other')}",
@@ -145,7 +144,7 @@ def test_what_no_registry_would_take(pair: Pair) -> None:
 
 
 def test_a_pod_that_is_away(pair: Pair, base: Layer) -> None:
-    """Where the target's registry is away a mount is made all the same; what is none is Baleen's own failure."""
+    """If the target's registry is away a mount is made all the same; an upload fails with 502."""
     pair.registries[1].kill()
     assert pair.mount(pair.name(1, "app"), base.digest, pair.name(0, "app")).status_code == 201
     answer = pair.ask(pair.name(1, "app"))

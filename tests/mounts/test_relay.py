@@ -1,4 +1,4 @@
-"""Mounts for pods that have a store of their own, on real registries: the blob is sent inside, and only once."""
+"""Mounts for pods with a store of their own, on real registries: the blob is sent inside, and only once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ class Apart(NamedTuple):
         return httpx.post(url, timeout=CLIENT_S, trust_env=False)
 
     def requests(self, method: str) -> int:
-        """How many requests of a method the second registry has answered."""
         return sum(f"http.request.method={method}" in line for line in self.second.log().splitlines())
 
 
@@ -56,7 +55,7 @@ def pushed(registry: Registry, repository: str, name: str, size: int = 100_000) 
 
 
 def test_a_blob_is_sent_to_a_store_of_its_own(apart: Apart) -> None:
-    """The pod has the blob's bytes when the client hears of it, and an image of it pulls back whole."""
+    """When the client gets its answer the pod has the blob's bytes, and an image of it pulls back whole."""
     layer = pushed(apart.first, f"{apart.shared.name}/app", f"{apart.own.name}/layer")
     target = f"{apart.own.name}/app"
     answer = apart.mount(target, layer.digest, f"{apart.shared.name}/app")
@@ -70,7 +69,7 @@ def test_a_blob_is_sent_to_a_store_of_its_own(apart: Apart) -> None:
 
 
 def test_it_is_sent_once(apart: Apart) -> None:
-    """However many repositories of the pod want a blob, at once or later, its bytes travel once."""
+    """However many repositories of the pod want a blob, at once or later, its bytes are sent once."""
     layer = pushed(apart.first, f"{apart.shared.name}/app", f"{apart.own.name}/layer")
     source = f"{apart.shared.name}/app"
     targets = [f"{apart.own.name}/app{number}" for number in range(8)]
@@ -95,7 +94,7 @@ def test_in_chunks(apart: Apart) -> None:
 
 
 def test_from_a_store_of_its_own(apart: Apart) -> None:
-    """What a pod with a store of its own has is no link for a pod of the shared store: the client uploads."""
+    """A blob of a pod with a store of its own is not mounted in the shared store: the client uploads."""
     layer = pushed(apart.second, f"{apart.own.name}/app", f"{apart.own.name}/layer")
     answer = apart.mount(f"{apart.shared.name}/app", layer.digest, f"{apart.own.name}/app")
     assert (answer.status_code, answer.headers["X-Baleen-Mount"]) == (202, "forwarded")

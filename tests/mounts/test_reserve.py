@@ -1,9 +1,10 @@
-"""A mount's reference in the table, against blobs in every state and a collection that goes on beside it."""
+"""A mount's reference in the table, with blobs in every state and garbage collection beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -23,6 +24,7 @@ from coordinator.table.batch import Item, NotServedError
 from tests.gc.harness import LANDED, POD, Garbage
 from tests.services.databases import Databases
 from tests.storage.memory import MemoryObjectStore
+from tests.support.tables import value
 from tests.support.wait import eventually
 
 MARGIN = timedelta(seconds=1)
@@ -37,21 +39,12 @@ def garbage(databases: Databases) -> Iterator[Garbage]:
 
 
 def reserve(garbage: Garbage, name: str, repository: str = "mounted", ago: timedelta = timedelta(0)) -> Reserved:
+    target, source = (RepositoryName(f"{garbage.space}/{each}") for each in (repository, "r"))
     connections = Connections(garbage.url, name="test-mounts", prepare=table.prepare)
-    try:
-        with connections.use() as connection:
-            (pod,) = connection.execute("SELECT min(id) FROM pods").fetchone() or (None,)
-            return table.reserve(
-                connection,
-                pod,
-                RepositoryName(f"{garbage.space}/{repository}"),
-                garbage.digest(name),
-                RepositoryName(f"{garbage.space}/r"),
-                datetime.now(UTC) - ago,
-                MARGIN,
-            )
-    finally:
-        connections.close()
+    with closing(connections), connections.use() as connection:
+        pod = value(connection, "SELECT min(id) FROM pods")
+        moment = datetime.now(UTC) - ago
+        return table.reserve(connection, pod, target, garbage.digest(name), source, moment, MARGIN)
 
 
 def counted(garbage: Garbage, name: str) -> tuple[int, int, bool]:
@@ -63,7 +56,7 @@ def counted(garbage: Garbage, name: str) -> tuple[int, int, bool]:
 
 
 def test_a_live_blob(garbage: Garbage) -> None:
-    """A link more, once however often it is asked for; who mounted it is told."""
+    """A mount adds one link, however often it is repeated, and is recorded."""
     garbage.pushed("m", "l")
     assert reserve(garbage, "l").is_new
     assert not reserve(garbage, "l").is_new
@@ -73,7 +66,7 @@ def test_a_live_blob(garbage: Garbage) -> None:
 
 
 def test_a_blob_that_nothing_references(garbage: Garbage) -> None:
-    """It is live again, and the collection that had it in its plan leaves it alone."""
+    """A mount makes an unreferenced blob live, and GC that has planned to hide it does not."""
     garbage.pushed("m", "l")
     garbage.forget("m")
     candidates = gc.candidates(garbage.connection, gc.BEGINNING, None, 10)
@@ -85,7 +78,7 @@ def test_a_blob_that_nothing_references(garbage: Garbage) -> None:
 
 
 def test_a_blob_that_no_registry_has_reported(garbage: Garbage) -> None:
-    """What the table does not know yet is live from now on."""
+    """A mount makes a blob that the table does not know live."""
     garbage.pushed("m")
     garbage.upload("new")
     reserve(garbage, "new")
@@ -95,7 +88,7 @@ def test_a_blob_that_no_registry_has_reported(garbage: Garbage) -> None:
 
 @pytest.mark.parametrize("state", sorted(set(BlobState) - {BlobState.LIVE, BlobState.UNREFERENCED}))
 def test_a_blob_that_is_not_served(garbage: Garbage, state: BlobState) -> None:
-    """Nothing is reserved, and nothing of it is left behind: not the link, not the repository."""
+    """A mount of a blob that is not served reserves nothing and leaves nothing behind."""
     garbage.pushed("m", "l")
     needed = state is BlobState.MISSING
     if not needed:
@@ -111,7 +104,7 @@ def test_a_blob_that_is_not_served(garbage: Garbage, state: BlobState) -> None:
 
 
 def test_a_hide_that_comes_later(garbage: Garbage) -> None:
-    """A mount after the plan and before the intent: the intent is void; after the intent there is no mount."""
+    """A mount between plan and intent voids the intent; after the intent there is no mount."""
     garbage.pushed("m", "l")
     garbage.pushed("n", "k")
     garbage.forget("m")
@@ -122,11 +115,8 @@ def test_a_hide_that_comes_later(garbage: Garbage) -> None:
     job = jobs.take(garbage.connection, ["gc"])
     assert job is not None
     connections = Connections(garbage.url, name="test-gc", prepare=statements.prepare)
-    try:
-        with connections.use() as connection:
-            intents = gc.intend(connection, job, planned, {})
-    finally:
-        connections.close()
+    with closing(connections), connections.use() as connection:
+        intents = gc.intend(connection, job, planned, {})
     assert {each.digest for each in intents} == {garbage.digest(name) for name in ("m", "n", "k")}
     with pytest.raises(NotServedError):
         reserve(garbage, "k")
@@ -134,7 +124,7 @@ def test_a_hide_that_comes_later(garbage: Garbage) -> None:
 
 
 def test_given_back(garbage: Garbage) -> None:
-    """What was reserved for a mount that did not happen goes again, unless it was there before or was told of since."""
+    """The reference of a failed mount is removed, unless it was there before or was reported since."""
     garbage.pushed("m", "l")
     reserved = reserve(garbage, "l")
     again = reserve(garbage, "l")
@@ -149,7 +139,7 @@ def test_given_back(garbage: Garbage) -> None:
 
 
 def test_given_back_though_another_was_made(garbage: Garbage) -> None:
-    """A mount that another process has made since, by a clock that is behind, keeps the reference; it alone is told."""
+    """A failed mount keeps the reference of a later one, also by a clock that is behind."""
     garbage.pushed("m", "l")
     failed = reserve(garbage, "l")
     made = reserve(garbage, "l", ago=timedelta(seconds=1))
@@ -160,7 +150,7 @@ def test_given_back_though_another_was_made(garbage: Garbage) -> None:
 
 
 def test_given_back_where_links_keep_blobs_and_nobody_sees_them(garbage: Garbage) -> None:
-    """What the pod may have told of itself since, by a clock that is behind, stays: no collection takes it."""
+    """A link that the pod reported since, by a clock that is behind, stays."""
     garbage.pushed("m", "l")
     pod = garbage.pods[POD]
     garbage.connection.execute("UPDATE pods SET mode = 'link', kind = 'relay' WHERE id = %s", (pod,))
@@ -177,7 +167,7 @@ def test_given_back_where_links_keep_blobs_and_nobody_sees_them(garbage: Garbage
 
 
 def test_a_link_that_expires_meanwhile(garbage: Garbage) -> None:
-    """A link that was there, by a registry whose clock is ahead, and expires between look and lock is made anew."""
+    """An existing link that expires between check and lock is made again."""
     garbage.pushed("m", "l")
     repository, ahead = RepositoryName(f"{garbage.space}/mounted"), datetime.now(UTC) + timedelta(hours=1)
     linked = Item(0, 0, garbage.pods[POD], BlobLinked(repository, garbage.digest("l"), ahead, 7), None)

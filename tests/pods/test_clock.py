@@ -1,6 +1,6 @@
-"""A database's clock that was ahead for a while and is set back: what was noted meanwhile is voided, not waited out.
+"""A database's clock that was ahead for a while and is set back: what was recorded meanwhile is voided.
 
-Instead of the clock, which belongs to the machine, the rows are moved: what was noted lies that much ahead.
+The tests cannot set the clock of the machine. They move the rows into the future instead.
 """
 
 import threading
@@ -29,7 +29,7 @@ from tests.table.processes import SILENCE, World
 
 BOUND = timedelta(hours=1)
 DAY = timedelta(days=1)
-#: Of each table, all that was noted by the clock.
+#: The times of each table.
 TIMES = {
     "probes": ("sent_at", "known_until", "answered_at"),
     "watermarks": ("at",),
@@ -47,7 +47,7 @@ def world(fresh: Table) -> World:
 
 
 def set_back(world: World, by: timedelta = DAY, *tables: str) -> None:
-    """Let all that was noted until now have been noted by a clock that was so far ahead."""
+    """Move everything that was recorded until now into the future, as by a clock that was so far ahead."""
     for table in tables or TIMES:
         moved = ", ".join(f"{column} = {column} + %(by)s" for column in TIMES[table])
         world.connection.execute(f"UPDATE {table} SET {moved}", {"by": by})
@@ -61,7 +61,6 @@ def began_ahead(world: World) -> Job:
 
 
 def facts(world: World) -> PodFacts:
-    """What collection goes by, of the pod."""
     found: list[PodFacts] = []
 
     def ask(engine: Any) -> None:
@@ -101,7 +100,7 @@ def by_reading_w(world: World) -> None:
 
 @pytest.mark.parametrize("notice", [by_the_scheduler, by_reading_w])
 def test_not_waited_out(world: World, notice: Callable[[World], None]) -> None:
-    """Once the clock has passed what was noted while it was ahead, W is not that: it waits for probes to come back."""
+    """Once the clock has passed a watermark from the future, the watermark is unknown until a probe comes back."""
     world.return_probe(world.probe())
     set_back(world, timedelta(seconds=30))
     notice(world)
@@ -115,7 +114,7 @@ def test_not_waited_out(world: World, notice: Callable[[World], None]) -> None:
 
 
 def test_nothing_is_ahead(world: World) -> None:
-    """Where the clock went on as it should, nothing is voided."""
+    """While the clock goes on as it should, nothing is voided."""
     world.return_probe(world.probe())
     before = dump(world)
     assert not clock.void(world.connection)
@@ -125,7 +124,7 @@ def test_nothing_is_ahead(world: World) -> None:
 
 
 def test_again_and_by_several(world: World) -> None:
-    """Whoever notices it later, or at the same time, voids nothing that was noted since."""
+    """Several processes that notice it, at once or later, void nothing that was recorded since."""
     world.return_probe(world.probe())
     set_back(world)
 
@@ -146,7 +145,7 @@ def test_again_and_by_several(world: World) -> None:
 
 
 def test_echoes_of_probes_from_the_future(world: World) -> None:
-    """A probe that was timed while the clock was ahead says nothing when it comes back, noticed or not."""
+    """A probe from the future proves nothing when it comes back, noticed or not."""
     world.return_probe(world.probe())
     nonce, late = world.probe(), world.probe()
     set_back(world, DAY, "probes")
@@ -159,7 +158,9 @@ def test_echoes_of_probes_from_the_future(world: World) -> None:
 
 
 def test_a_process_that_answered_while_it_was_ahead(world: World) -> None:
-    """Whoever answered then, and is never heard, keeps W unknown until a reconcile that begins the bound later."""
+    """A silent process that answered in the future keeps the watermark unknown until a reconcile that begins the
+    bound later.
+    """
     world.linked("link")
     world.return_probe(world.probe())
     world.answered()
@@ -184,7 +185,7 @@ def taken_again(world: World) -> Job:
 
 
 def test_where_names_led_while_it_was_ahead(world: World) -> None:
-    """When names were looked up is not known, until they are again; an address that several share stays one."""
+    """A look-up of names from the future does not count; an address that several processes share stays shared."""
     world.return_probe(world.probe(), "s")
     world.connection.execute("UPDATE endpoints SET shared = true")
     set_back(world)
@@ -199,7 +200,7 @@ def test_where_names_led_while_it_was_ahead(world: World) -> None:
 
 
 def test_dead_and_retired_while_it_was_ahead(world: World) -> None:
-    """A process that was dead is so since now at the latest, and counts again where a reconcile had retired it."""
+    """A process that died in the future is dead since now, and counts again if a reconcile had retired it."""
     world.linked("link")
     world.return_probe(world.probe(), "s")
     world.return_probe(world.probe(), "t")
@@ -211,7 +212,6 @@ def test_dead_and_retired_while_it_was_ahead(world: World) -> None:
     assert s.state is ProcessState.DEAD
     assert s.dead_since is not None
     assert s.dead_since - findings.now(world.connection) < timedelta()
-    # And if it lives, its next echo says so.
     world.return_probe(world.probe(), "s")
     assert world.process("s").state is ProcessState.LIVE
 
@@ -220,7 +220,7 @@ def test_dead_and_retired_while_it_was_ahead(world: World) -> None:
 
 
 def test_a_reconcile_from_the_future_is_none(world: World) -> None:
-    """One that began later than now counts for nothing: collection does not go by it, and another is asked for."""
+    """A reconcile that began later than now does not count, and another is requested."""
     world.linked("link")
     world.return_probe(world.probe())
     world.reconciled()
@@ -233,7 +233,7 @@ def test_a_reconcile_from_the_future_is_none(world: World) -> None:
 
 
 def test_nor_once_the_clock_has_passed_it(world: World) -> None:
-    """A reconcile that was noticed to have begun in the future has failed, and what it resolved is open again."""
+    """A reconcile that is noticed to be from the future has failed, and the gaps that it resolved are open again."""
     world.linked("link")
     world.return_probe(world.probe())
     progress.record_cut(world.connection, "registry.events")
@@ -246,14 +246,13 @@ def test_nor_once_the_clock_has_passed_it(world: World) -> None:
     assert "set back" in error
     assert facts(world).reconciled_at is None
     assert gaps(world, "resolved_at IS NULL, resolved_why, resolves_from <= now()") == [(True, None, True)]
-    # The next one settles it.
     world.reconciled()
     assert facts(world).reconciled_at is not None
     assert gaps(world, "resolved_at IS NULL") == [(False,)]
 
 
 def test_one_from_before_stays(world: World) -> None:
-    """A reconcile that was done before the clock was ahead is what it was."""
+    """A reconcile from before the clock was ahead stays as it was."""
     world.linked("link")
     world.return_probe(world.probe())
     world.reconciled()
@@ -265,7 +264,7 @@ def test_one_from_before_stays(world: World) -> None:
 
 
 def test_it_resolves_nothing(world: World) -> None:
-    """One that began in the future settles no gap and retires no process that came since, and fails."""
+    """A reconcile that began in the future fails: it resolves no gap and retires no process."""
     world.linked("link")
     world.return_probe(world.probe(), "s")
     job = began_ahead(world)
@@ -279,7 +278,7 @@ def test_it_resolves_nothing(world: World) -> None:
 
 
 def test_nor_does_one_that_runs(world: World) -> None:
-    """A reconcile that runs as the clock is set back ends nothing, whenever it seems to have begun."""
+    """A reconcile that runs as the clock is set back fails, whenever it seems to have begun."""
     world.linked("link")
     world.return_probe(world.probe())
     job = world.reconcile_taken()
@@ -296,7 +295,7 @@ def test_nor_does_one_that_runs(world: World) -> None:
 
 
 def test_an_operators_word_from_the_future(world: World) -> None:
-    """That an operator said that nothing is lost says nothing of what came since; he is asked again."""
+    """An operator's confirmation from the future does not count, and is needed again."""
     world.linked("relay")
 
     def resolve(engine: Any) -> None:
@@ -318,7 +317,7 @@ def test_an_operators_word_from_the_future(world: World) -> None:
 
 
 def test_gaps_keep_their_time(world: World) -> None:
-    """A gap that only a later reconcile settles is given the same time again, counted from now."""
+    """A gap that only a later reconcile resolves waits for the same time again, counted from now."""
     world.linked("link")
     world.return_probe(world.probe())
     world.retire("s", bound=BOUND)
@@ -333,7 +332,7 @@ def test_gaps_keep_their_time(world: World) -> None:
 
 
 def test_dead_letters_from_the_future(world: World) -> None:
-    """One that was resolved while the clock was ahead was so by now at the latest."""
+    """A dead letter that was resolved in the future counts as resolved now."""
     add_dead_letter(world.connection, "pod-a", resolved_at=ago(-DAY), resolution="retried", resolved_why="w")
     world.return_probe(world.probe())
     set_back(world, DAY, "probes")

@@ -15,7 +15,7 @@ def lines(policy: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def test_what_it_allows() -> None:
-    """Blobs may be read and written, below the pod's prefixes objects may be deleted too, and nothing else is named."""
+    """A key may read and write blobs and, below the pod's prefixes, delete objects, and nothing else."""
     policy = lines(document("b", "/shared/", ["team-a", "apps/one"]))
     assert list(policy) == list(Line)
     own = [f"{ROOT}/repositories/team-a/*", f"{ROOT}/repositories/apps/one/*"]
@@ -32,7 +32,7 @@ def test_what_it_allows() -> None:
 
 
 def test_a_bucket_has_one_policy() -> None:
-    """The policy of a bucket has the statements of every pod, each for its own principal and with a name of its own."""
+    """The policy of a bucket has the statements of every pod, each for its own principal."""
     policy = bucket_document("b", "", {"arn:a": ["team-a"], "arn:b": ["team-b"]})
     found = policy["Statement"]
     assert len({each["Sid"] for each in found}) == len(found) == 2 * len(Line)
@@ -45,6 +45,6 @@ def test_a_bucket_has_one_policy() -> None:
 
 @pytest.mark.parametrize("root", ["shared*", "sha?red", "${aws:username}"])
 def test_a_root_that_would_be_a_pattern(root: str) -> None:
-    """A root that a policy would read as a pattern is refused, since the policy would name other places too."""
+    """A root that a policy would read as a pattern is refused."""
     with pytest.raises(UsageError, match="No policy can name the root"):
         document("b", root, ["team-a"])

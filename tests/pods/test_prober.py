@@ -1,4 +1,4 @@
-"""Every process of every pod is asked with a nonce of its own, whatever others do, and what came of it is noted."""
+"""Every process of every pod is probed with a nonce of its own, whatever others do, and the result is recorded."""
 
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ DEADLINE = 60.0
 
 
 class Resolver:
-    """Names as a test says; what is not there cannot be looked up now."""
+    """Names as a test defines them; any other cannot be looked up."""
 
     def __init__(self) -> None:
         self.names: dict[str, Sequence[str]] = {}
@@ -47,8 +47,6 @@ class Endpoint(NamedTuple):
 
 
 class World:
-    """A database of one test, its pods, and a prober."""
-
     def __init__(self, settings: Settings, db: psycopg.Connection[Any]) -> None:
         self.db = db
         self.resolver = Resolver()
@@ -77,11 +75,9 @@ class World:
         return [answered for (answered,) in found]
 
     def endpoint(self, url: str, address: str = "127.0.0.1") -> Endpoint | None:
-        row = self.db.execute(
-            "SELECT answered_at IS NOT NULL, failing_since IS NOT NULL, error FROM endpoints"
-            " WHERE url = %s AND address = %s",
-            (url, address),
-        ).fetchone()
+        columns = "answered_at IS NOT NULL, failing_since IS NOT NULL, error"
+        statement = f"SELECT {columns} FROM endpoints WHERE url = %s AND address = %s"
+        row = self.db.execute(statement, (url, address)).fetchone()
         return None if row is None else Endpoint(*row)
 
     def answers(self, url: str, address: str = "127.0.0.1") -> bool:
@@ -119,7 +115,7 @@ def echoes(sink: NotificationSink) -> dict[str, Mapping[str, Any]]:
 
 
 def pushed(sink: NotificationSink) -> list[str]:
-    """Digests of what was pushed, and not by a probe."""
+    """Digests of the pushes that were not probes."""
     return [
         event["target"]["digest"]
         for event in sink.accepted
@@ -129,8 +125,8 @@ def pushed(sink: NotificationSink) -> list[str]:
 
 @pytest.mark.parametrize(("probe", "method"), [("push", "PUT"), ("pull", "HEAD")])
 def test_each_probe_comes_back(world: World, sink: NotificationSink, probe: str, method: str) -> None:
-    """The known image is pushed once; then each round puts its manifest again, or asks for it, as the pod is probed,
-    and the event brings the probe's nonce back.
+    """The known image is pushed once; then each round puts or requests its manifest, as the pod is probed, and the
+    event returns the nonce.
     """
     with running_model(sink, pulls=probe == "pull") as registry, world.prober() as prober:
         world.add_pod("team", registry.url, probe=probe)
@@ -143,8 +139,7 @@ def test_each_probe_comes_back(world: World, sink: NotificationSink, probe: str,
         assert pushed(sink) == [*(blob.digest for blob in image.blobs), image.digest]
         assert {event["target"]["repository"] for event in sink.accepted} == {"team/baleen-probe"}
         for count in (3, 4):
-            eventually(lambda: not prober._busy, "nothing is under way")
-            prober.round()
+            another_round(prober)
             eventually(lambda n=count: len(world.probes(registry.url)) == n, "a probe more is sent")
             nonce = world.probes(registry.url)[-1][1]
             echo = eventually(lambda n=nonce: echoes(sink).get(n), "it comes back")
@@ -155,7 +150,7 @@ def test_each_probe_comes_back(world: World, sink: NotificationSink, probe: str,
 
 
 def test_the_row_comes_first(world: World) -> None:
-    """When a registry is asked, the probe is in the table already: its time never claims what came later."""
+    """A probe's row is in the table before the registry gets its request."""
     seen: list[bool] = []
 
     class Watching(GuardedRegistry):
@@ -173,7 +168,7 @@ def test_the_row_comes_first(world: World) -> None:
 
 
 def test_a_name_stands_for_all_its_addresses(world: World, sink: NotificationSink) -> None:
-    """Each address of a name is asked by itself, under the name; one that is gone from the name is not asked again."""
+    """Each address of a name is probed under the name; one that the name no longer has is not probed again."""
     store = MemoryObjectStore()
     with (
         running_model(sink, store) as first,
@@ -197,8 +192,7 @@ def test_a_name_stands_for_all_its_addresses(world: World, sink: NotificationSin
         world.resolver.names["registry.test"] = ["127.0.0.2"]
         sent = len(world.probes(url))
         for more in (1, 2):
-            eventually(lambda: not prober._busy, "nothing is under way")
-            prober.round()
+            another_round(prober)
             eventually(lambda n=more: len(world.probes(url)) == sent + n, "one is asked again")
         assert {address for address, _ in world.probes(url)[sent:]} == {"127.0.0.2"}
         assert world.endpoint(url, "127.0.0.1") is not None
@@ -213,7 +207,7 @@ def test_a_name_stands_for_all_its_addresses(world: World, sink: NotificationSin
 
 
 def test_a_name_is_known_as_of_before_it_was_looked_up(world: World, sink: NotificationSink) -> None:
-    """However long the answer is on its way: who has come to the name since it was asked for is not in it."""
+    """The time of a look-up is that of its beginning, however long it takes."""
     asked_at: list[Any] = []
 
     class Slow(Resolver):
@@ -233,7 +227,7 @@ def test_a_name_is_known_as_of_before_it_was_looked_up(world: World, sink: Notif
 
 
 def test_an_address_where_nobody_ever_was(world: World, sink: NotificationSink) -> None:
-    """An address of a name that answers elsewhere, where nothing ever listened, is asked and not counted on."""
+    """An address of a name at which nothing ever listened is probed and not counted on."""
     store = MemoryObjectStore()
     with running_model(sink, store) as first, world.prober() as prober:
         url = f"http://registry.test:{port_of(first.url)}"
@@ -242,21 +236,18 @@ def test_an_address_where_nobody_ever_was(world: World, sink: NotificationSink) 
         prober.round()
         eventually(lambda: world.answers(url) and world.fails(url, "127.0.0.2"), "one answers, one refuses")
         before = resolved_at(world, url)
-        eventually(lambda: not prober._busy, "nothing is under way")
-        prober.round()
+        another_round(prober)
         eventually(lambda: resolved_at(world, url)["127.0.0.1"] > before["127.0.0.1"], "one was seen again")
         assert resolved_at(world, url)["127.0.0.2"] == before["127.0.0.2"]
         with running_model(sink, store, "127.0.0.2", port_of(first.url)):
-            eventually(lambda: not prober._busy, "nothing is under way")
-            prober.round()
+            another_round(prober)
             eventually(lambda: world.answers(url, "127.0.0.2"), "the other answers")
-            eventually(lambda: not prober._busy, "nothing is under way")
-            prober.round()
+            another_round(prober)
             eventually(lambda: resolved_at(world, url)["127.0.0.2"] > before["127.0.0.2"], "both were seen")
 
 
 def test_one_that_hangs_delays_nobody(world: World, sink: NotificationSink) -> None:
-    """A registry that takes connections and says nothing has one probe under way, while others are asked on and on."""
+    """A registry that hangs has one probe under way, while others are probed on."""
     with socket.create_server(("127.0.0.1", 0)) as hanging, running_model(sink) as registry, world.prober() as prober:
         hanging_url = f"http://127.0.0.1:{hanging.getsockname()[1]}"
         world.add_pod("hanging", hanging_url)
@@ -269,7 +260,7 @@ def test_one_that_hangs_delays_nobody(world: World, sink: NotificationSink) -> N
 
 
 def test_one_that_is_gone(world: World, sink: NotificationSink, tmp_path: Path) -> None:
-    """An address that refuses is told with its error; when it answers again the error is gone."""
+    """An address that refuses has its error recorded until it answers again."""
     store = MemoryObjectStore()
     # Nobody else takes it while nothing listens there.
     port = Ports(tmp_path / "ports.json", "127.0.0.1").take("registry")
@@ -283,13 +274,12 @@ def test_one_that_is_gone(world: World, sink: NotificationSink, tmp_path: Path) 
         error = eventually(lambda: world.fails(url), "it refuses")
         assert "ECONNREFUSED" in error
         with running_model(sink, store, port=port):
-            eventually(lambda: not prober._busy, "nothing is under way")
-            prober.round()
+            another_round(prober)
             eventually(lambda: world.answers(url), "it answers again")
 
 
 def test_one_that_does_not_take_the_image(world: World) -> None:
-    """Where the image is not taken it is pushed seldom: each time may leave an upload there for ever."""
+    """A registry that does not accept the image gets it rarely, since each attempt may leave an upload."""
     with Empty() as registry, world.prober() as prober:
         world.add_pod("team", registry.url)
         for count in (1, 2, 3):
@@ -304,7 +294,7 @@ def test_one_that_does_not_take_the_image(world: World) -> None:
 
 @pytest.mark.parametrize("status", [401, 403, 405])
 def test_one_that_takes_no_pushes(world: World, status: int) -> None:
-    """Where Baleen may not push, or nobody may, the error says that the pod can be probed by pulls."""
+    """If a registry refuses pushes, the error says that the pod can be probed by pulls."""
 
     class ReadOnly(GuardedRegistry):
         def __init__(self) -> None:
@@ -318,13 +308,12 @@ def test_one_that_takes_no_pushes(world: World, status: int) -> None:
         error = eventually(lambda: world.fails(registry.url), "it fails")
         assert "`baleen pods set-probe team pull`" in error
         world.db.execute("UPDATE pods SET probe = 'pull'")
-        eventually(lambda: not prober._busy, "nothing is under way")
-        prober.round()
+        another_round(prober)
         eventually(lambda: world.answers(registry.url), "it answers")
 
 
 def test_pods_that_come_and_go(world: World, sink: NotificationSink) -> None:
-    """A pod that is added is asked in the next round, and nothing is kept of one that is removed."""
+    """A new pod is probed in the next round, and nothing is kept of one that is removed."""
     with running_model(sink) as registry, world.prober() as prober:
         prober.round()
         world.add_pod("team", registry.url)
@@ -338,7 +327,7 @@ def test_pods_that_come_and_go(world: World, sink: NotificationSink) -> None:
 
 
 def test_all_of_a_shared_address_are_asked(world: World, sink: NotificationSink) -> None:
-    """An address behind which several processes stand is asked more than once a round, each time anew."""
+    """An address with several processes is probed more than once a round, each time by a new connection."""
     with running_model(sink) as registry, world.prober() as prober:
         world.add_pod("team", registry.url)
         prober.round()
@@ -347,8 +336,7 @@ def test_all_of_a_shared_address_are_asked(world: World, sink: NotificationSink)
         for instance in ("one", "two", "three"):
             add_process(world.db, world.pod, instance)
         sent = len(world.probes(registry.url))
-        eventually(lambda: not prober._busy, "nothing is under way")
-        prober.round()
+        another_round(prober)
         eventually(lambda: len(world.probes(registry.url)) == sent + 3 * probing.PROBES_PER_PROCESS, "all are sent")
         eventually(
             lambda: {nonce for _, nonce in world.probes(registry.url)[sent:]} <= set(echoes(sink)), "they are back"
@@ -377,7 +365,7 @@ def test_two_real_processes_of_one_pod(world: World, sink: NotificationSink, tmp
 
 @pytest.mark.registry
 def test_behind_a_login(world: World, sink: NotificationSink, tmp_path: Path) -> None:
-    """A real registry with token auth gets one token for many probes; without a login it is told what to set."""
+    """A registry with token auth gets one token for many probes; without credentials the error names the setting."""
     with TokenIssuer(tmp_path) as issuer, running_distribution(sink, tmp_path, more=issuer.configuration()) as registry:
         world.add_pod("team", registry.url)
         with world.prober() as prober:
@@ -395,15 +383,21 @@ def test_behind_a_login(world: World, sink: NotificationSink, tmp_path: Path) ->
             assert len([asked for asked in by_us if set(asked.scopes) in to_push]) == 1
 
 
+def another_round(prober: Prober) -> None:
+    """Wait until no probe is under way, and send the next ones."""
+    eventually(lambda: not prober._busy, "nothing is under way")
+    prober.round()
+
+
 def asked_again(prober: Prober) -> bool:
-    """Whether all were asked once more, and have answered or failed."""
+    """Send a round of probes and wait until all have ended; return true."""
     prober.round()
     eventually(lambda: not prober._busy, "nothing is under way")
     return True
 
 
 class Empty(GuardedRegistry):
-    """Takes every upload and has nothing."""
+    """Accepts every upload and has nothing."""
 
     def __init__(self) -> None:
         super().__init__()

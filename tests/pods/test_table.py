@@ -1,4 +1,4 @@
-"""Pods that change while others look at them."""
+"""Pods that change while other transactions read them."""
 
 import functools
 import re
@@ -57,19 +57,17 @@ def gap(table: Table, pod: int) -> None:
     add_gap(table.connection, pod)
 
 
-def record_cut(table: Table) -> None:
-    progress.record_cut(table.connection, "registry.events")
-
-
 @pytest.mark.parametrize(
     "again",
-    [gap, lambda table, pod: renames.record_gap(table.connection, {pod}), lambda table, _: record_cut(table)],
+    [
+        gap,
+        lambda table, pod: renames.record_gap(table.connection, {pod}),
+        lambda table, _: progress.record_cut(table.connection, "registry.events"),
+    ],
     ids=["another", "renamed", "log-cut"],
 )
 def test_a_gap_that_is_noticed_while_storage_is_checked(fresh: Table, again: Callable[[Table, int], None]) -> None:
-    """What was lost in it, or in one that is open already, may have been written after the look: the pod stays, and
-    the next attempt looks again.
-    """
+    """A gap that is noticed during a removal keeps the pod, and the next attempt checks storage again."""
     pod = add(fresh)
     again(fresh, pod)
     checks: list[list[str]] = []
@@ -88,7 +86,7 @@ def test_a_gap_that_is_noticed_while_storage_is_checked(fresh: Table, again: Cal
 
 
 def test_a_prefix_that_is_added_while_a_reconcile_begins(fresh: Table) -> None:
-    """A reconcile reads all prefixes that a gap noticed before it is about: it waits for whoever adds one."""
+    """A reconcile that begins waits for a prefix that is being added, and reads it."""
     pod = add(fresh)
     with fresh.connect() as adding, fresh.connect() as reading, ThreadPoolExecutor(1) as pool:
         with adding.transaction():
@@ -102,7 +100,7 @@ def test_a_prefix_that_is_added_while_a_reconcile_begins(fresh: Table) -> None:
 
 
 def test_prefixes_have_a_limit(fresh: Table) -> None:
-    """A pod is given no more prefixes than one may be registered with."""
+    """A pod gets no more prefixes than it may be registered with."""
     pod = add(fresh)
     more = [RepositoryName(f"more{number}") for number in range(pods.PREFIXES_LIMIT)]
     with pytest.raises(UsageError):
@@ -113,7 +111,7 @@ def test_prefixes_have_a_limit(fresh: Table) -> None:
 
 
 def test_a_prefix_of_a_pod_whose_links_are_elsewhere(fresh: Table) -> None:
-    """What such a pod had below a prefix before it was given it holds collection until an operator has said what."""
+    """A new prefix of a pod of kind relay blocks GC until an operator resolves the gap."""
     add(fresh, PodKind.RELAY)
     do(fresh, lambda engine: pods.resolve_gaps(engine, NEW, "it is new"))
     do(fresh, lambda engine: pods.add_prefixes(engine, NEW, [RepositoryName("more")]))
@@ -142,7 +140,7 @@ def nothing(*_: Any) -> bool:
     ids=["never reconciled", "a process died", "reconciled", "a gap"],
 )
 def test_a_pod_with_links_that_the_table_lacks(fresh: Table, before: Callable[[Any, int], object]) -> None:
-    """Whatever is known of a pod, it is not forgotten while storage has links of it that the table has not."""
+    """A pod is not removed while storage has links of it that the table does not have."""
     pod = add(fresh)
     before(fresh.connection, pod)
     with pytest.raises(ConflictError, match="reconcile it first"):
@@ -153,7 +151,7 @@ def test_a_pod_with_links_that_the_table_lacks(fresh: Table, before: Callable[[A
 
 
 def test_what_the_table_has_is_refused_without_a_check(fresh: Table) -> None:
-    """Where the table says what is left, that is told, and storage is not asked."""
+    """If the table has links of the pod, its removal is refused with that, and storage is not read."""
     set_kind(fresh.connection, "link", "pod-a")
     fresh.apply(fresh.link("a", "l", 0))
 
@@ -165,12 +163,12 @@ def test_what_the_table_has_is_refused_without_a_check(fresh: Table) -> None:
 
 
 def named(table: Table, repository: str, *facts: Fact) -> None:
-    """Apply facts of a repository of this very name."""
+    """Apply facts of a repository with exactly this name."""
     table.apply(*(fact._replace(repository=RepositoryName(repository)) for fact in facts))
 
 
 def test_what_baleen_made_goes_with_the_pod(fresh: Table) -> None:
-    """What probes ask for and doctors try goes with the pod, and what other pods have of it is still counted."""
+    """Repositories of probes and doctors are removed with the pod, and other pods' references stay counted."""
     scratch = f"pod-a/baleen-doctor-{'0' * 16}"
     named(fresh, "pod-a/baleen-probe", fresh.link("", "l"), fresh.push("", "m", ["l"]))
     named(fresh, f"{scratch}-other", fresh.link("", "x"))
@@ -193,7 +191,7 @@ def test_what_baleen_made_goes_with_the_pod(fresh: Table) -> None:
 )
 @pytest.mark.parametrize("links", [True, False], ids=["links", "holds"])
 def test_what_others_made_by_such_names_is_theirs(fresh: Table, repository: str, links: bool) -> None:
-    """Another image in the repository of probes stays in the way of a removal, and so do names that only look alike."""
+    """Another image in the repository of probes, or a name that only looks alike, prevents a removal."""
     named(fresh, "pod-a/baleen-probe", fresh.push("", "m", ["l"]))
     named(fresh, repository, fresh.link("", "other") if links else fresh.push("", "other", []))
     image = [fresh.digest(name) for name in ("l", "m")]
@@ -203,7 +201,7 @@ def test_what_others_made_by_such_names_is_theirs(fresh: Table, repository: str,
 
 
 def test_a_refused_removal_changes_nothing(fresh: Table) -> None:
-    """What is refused for another reason leaves the repositories that Baleen made as they are, and names a few."""
+    """A refused removal leaves Baleen's own repositories as they are, and names a few of the others."""
     named(fresh, "pod-a/baleen-probe", fresh.push("", "m", ["l"]))
     for name in "abcd":
         named(fresh, f"pod-a/{name}", fresh.push("", "other", []))
@@ -214,7 +212,7 @@ def test_a_refused_removal_changes_nothing(fresh: Table) -> None:
 
 
 def test_a_pod_whose_links_are_elsewhere(fresh: Table) -> None:
-    """Where storage cannot tell, the operator's word stands."""
+    """A pod of kind relay is removed without a check of storage."""
     gap(fresh, add(fresh, PodKind.RELAY))
     do(fresh, lambda engine: pods.remove(engine, NEW, anything))
 
@@ -222,14 +220,14 @@ def test_a_pod_whose_links_are_elsewhere(fresh: Table) -> None:
 def truth(table: Table, request_bound: timedelta = timedelta(hours=1), pod: PodName = NEW) -> queries.Truth:
     def asked(engine: Any) -> queries.Truth:
         with reading(engine) as connection:
-            return (queries.truths(connection, timedelta(minutes=1), request_bound))[pod]
+            return queries.truths(connection, timedelta(minutes=1), request_bound)[pod]
 
     found: queries.Truth = do(table, asked)
     return found
 
 
 def truth_while(table: Table, locked: str, work: Callable[[Any], object], pod: PodName = NEW) -> queries.Truth:
-    """What is told by who reads this table once some work is committed, and other tables before that or after it."""
+    """The truth as read while this table is locked, with other work committed in between."""
     with table.connect() as other, ThreadPoolExecutor(1) as pool:
         with other.transaction():
             other.execute(f"LOCK TABLE {locked} IN ACCESS EXCLUSIVE MODE")
@@ -240,7 +238,7 @@ def truth_while(table: Table, locked: str, work: Callable[[Any], object], pod: P
 
 
 def test_what_a_watermark_has_passed_is_reported(fresh: Table) -> None:
-    """A batch that is committed while the truth is read shows what it leaves open, if it shows how far it came."""
+    """A batch that is committed while the truth is read shows its dead letters together with its watermark."""
     add(fresh)
 
     # The reader stops before it reads watermarks: only they ask for endpoints.
@@ -249,7 +247,7 @@ def test_what_a_watermark_has_passed_is_reported(fresh: Table) -> None:
 
 @pytest.mark.parametrize("locked", ["endpoints", "findings"])
 def test_what_a_reconcile_has_found_is_reported(fresh: Table, locked: str) -> None:
-    """A reconcile that ends while the truth is read counts only with the manifests that it could not read."""
+    """A reconcile that ends while the truth is read counts only together with its unread manifests."""
     pod = PodName("pod-a")
 
     def reconciled(connection: Any) -> None:
@@ -263,7 +261,7 @@ def test_what_a_reconcile_has_found_is_reported(fresh: Table, locked: str) -> No
 
 
 def test_what_came_before_the_first_event(fresh: Table) -> None:
-    """A reconcile counts when it began so long after a pod's first event that all requests before that have ended."""
+    """A reconcile counts if it began so long after a pod's first event that all earlier requests have ended."""
     pod = add(fresh)
     add_process(fresh.connection, pod, first_seen=ago("2 hours"))
     ((first,),) = fresh.rows("SELECT first_seen FROM processes")
@@ -275,27 +273,19 @@ def test_what_came_before_the_first_event(fresh: Table) -> None:
 
 
 def test_gaps_that_only_a_later_reconcile_resolves(fresh: Table) -> None:
-    """From when on a reconcile settles a gap is told while that lies ahead: the latest time, if there are several."""
+    """A gap shows the time from which a reconcile resolves it, the latest one if there are several."""
     pod = add(fresh)
     gap(fresh, pod)
-    assert (
-        truth(fresh)
-        .opened.reasons("pod")[0]
-        .startswith("1 gap in which events may be lost: a reconcile of the pod resolves")
-    )
+    (shown,) = truth(fresh).opened.reasons("pod")
+    assert shown.startswith("1 gap in which events may be lost: a reconcile of the pod resolves")
     for hours in (2, 1):
-        gap(fresh, pod)
-        fresh.connection.execute(
-            "UPDATE gaps SET resolves_from = '2126-11-25'::timestamptz + %s * interval '1 hour'"
-            " WHERE id = (SELECT max(id) FROM gaps)",
-            (hours,),
-        )
+        add_gap(fresh.connection, pod, resolves_from=f"2126-11-25 0{hours}:00:00+00")
     (shown,) = truth(fresh).opened.reasons("pod")
     assert "a reconcile of the pod that begins after 2126-11-25 02:00:00 UTC resolves it" in shown
 
 
 def test_gaps_that_no_reconcile_can_resolve(fresh: Table) -> None:
-    """Of a pod whose links are elsewhere an operator settles the gaps with a reason; of any other a reconcile does."""
+    """An operator resolves the gaps of a pod of kind relay with a reason; those of any other need a reconcile."""
     pod = add(fresh, PodKind.RELAY)
     gap(fresh, pod)
     gap(fresh, pod)
@@ -316,7 +306,7 @@ def test_gaps_that_no_reconcile_can_resolve(fresh: Table) -> None:
 
 
 def test_what_no_reconcile_can_find(fresh: Table) -> None:
-    """Where links are elsewhere collection is held until an operator has said, after the first event, what there is."""
+    """A pod of kind relay blocks GC until an operator has confirmed, after the first event, what it has."""
     pod = add(fresh, PodKind.RELAY)
     command = "baleen pods resolve-gaps pod-new"
 
@@ -337,7 +327,7 @@ def test_what_no_reconcile_can_find(fresh: Table) -> None:
 
 
 def test_doubtful_removals_that_no_check_can_resolve(fresh: Table) -> None:
-    """Where nobody can look, an operator's word lifts what doubtful removals hold, and the things are kept."""
+    """An operator ends the doubtful removals of a pod of kind relay, and the blobs are kept."""
     add(fresh, PodKind.RELAY)
     fresh.connection.execute("UPDATE pod_prefixes SET pod_id = (SELECT max(id) FROM pods) WHERE prefix = 'pod-a'")
     set_kind(fresh.connection, "link", *fresh.pods)
@@ -350,8 +340,8 @@ def test_doubtful_removals_that_no_check_can_resolve(fresh: Table) -> None:
 
 
 def test_an_operator_releases_manifests_that_need_links(fresh: Table) -> None:
-    """Where nobody can list links, an operator who has compared them ends the wait of those pushed an hour ago; what
-    their bytes name and what the table has as links stays. One that was pushed since waits for the next word.
+    """An operator releases the held manifests of a pod of kind relay that were pushed an hour ago; their links
+    stay.
     """
     add(fresh, PodKind.RELAY)
     fresh.connection.execute("UPDATE pod_prefixes SET pod_id = (SELECT max(id) FROM pods) WHERE prefix = 'pod-a'")
@@ -387,6 +377,5 @@ def test_an_operator_releases_manifests_that_need_links(fresh: Table) -> None:
     assert expiry.expire_links(fresh.connection, timedelta(days=1)) == 0
     assert fresh.blob("linked") == Row(0, 1, BlobState.LIVE, unreferenced=False, size=7)
     assert fresh.blob("l") == Row(2, 0, BlobState.LIVE, unreferenced=False, size=7)
-    # Pushed again, it waits again.
     fresh.apply(fresh.push("a", "old", None, 10.0**7))
     assert len(held()) == 1

@@ -155,7 +155,7 @@ class Producer(EventProducer):
 
 
 class Request:
-    """What a process did for a client: when it had finished, and the event that tells of it."""
+    """A client's request that a process has finished, with the event about it."""
 
     def __init__(self, event: dict[str, Any], finished: datetime) -> None:
         self.event = event
@@ -181,6 +181,10 @@ class Process:
         self.posted: list[dict[str, Any]] = []
         #: It died without a trace: nobody who asked has ever seen it (see docs/adr/0008-watermarks.md).
         self.traceless = False
+
+    def event(self, identity: str, action: str, target: dict[str, Any], **more: Any) -> dict[str, Any]:
+        event = {"id": identity, "timestamp": datetime.now(UTC).isoformat(), "action": action, "target": target}
+        return event | {"source": {"instanceID": self.name}} | more
 
     def unseen(self, request: Request) -> bool:
         """Whether nobody could know of the request: behind an address where others answer, before it was asked."""
@@ -246,7 +250,7 @@ class World:
                 each.crowded = True
 
     def share(self, address: str) -> None:
-        """All is well; then another one joins, and one of both is cut off, is retired perhaps, and is given work."""
+        """Resolve everything; then a second process joins the address, and one of the two is cut off."""
         self.resolve()
         if len(self.at[address]) == 1:
             self.join(address)
@@ -272,7 +276,7 @@ class World:
             process.cut_off = False
 
     def who(self, address: str) -> Process | None:
-        """Who takes the next connection."""
+        """The process that takes the next connection."""
         return self.chance.choice(self.at[address]) if self.at[address] else None
 
     def kill(self, address: str) -> None:
@@ -293,8 +297,8 @@ class World:
             process.traceless = process.name not in self.echoed_by() and not counts
 
     def visit(self, address: str) -> None:
-        """All is well; then one that nobody hears comes up where another was or nobody, is asked, is given work and
-        ends, and another comes or the name leads there no more. Others are heard all the while.
+        """Resolve everything; then a process of which no event arrives comes up, gets requests and ends, while
+        others are heard.
         """
         self.resolve()
         while self.at[address]:
@@ -329,7 +333,7 @@ class World:
         self.looked_up = True
 
     def look_up(self) -> None:
-        """As the prober does before it asks."""
+        """Look the name up, as the prober does before each round."""
         if self.looked_up:
             self.addresses = set(self.name)
             processes.endpoints_seen(self.connection, self.pod, {URL: self.addresses}, findings.now(self.connection))
@@ -342,18 +346,13 @@ class World:
     def request_of(self, process: Process, *, understood: bool = True) -> None:
         if process.alive:
             number = next(_numbers)
-            event = {
-                "id": f"e{number}",
-                "timestamp": datetime.now(UTC).isoformat(),
-                "action": "push",
-                "target": {
-                    "mediaType": "application/octet-stream" if understood else "application/unheard-of",
-                    "digest": f"sha256:{number:064x}",
-                    "size": 1,
-                    "repository": f"pod-a/r{self.chance.randrange(6)}",
-                },
-                "source": {"instanceID": process.name},
+            target = {
+                "mediaType": "application/octet-stream" if understood else "application/unheard-of",
+                "digest": f"sha256:{number:064x}",
+                "size": 1,
+                "repository": f"pod-a/r{self.chance.randrange(6)}",
             }
+            event = process.event(f"e{number}", "push", target)
             process.queue.append(event)
             process.requests.append(Request(event, self.now()))
 
@@ -387,16 +386,9 @@ class World:
                 processes.probe_failed(self.connection, nonce, "refused", refused=True)
 
     def answer(self, process: Process, nonce: str) -> None:
-        process.queue.append(
-            {
-                "id": f"p{nonce}",
-                "timestamp": datetime.now(UTC).isoformat(),
-                "action": "pull",
-                "target": {"repository": "pod-a/baleen-probe", "digest": f"sha256:{0:064x}"},
-                "request": {"useragent": f"baleen-probe/{nonce}"},
-                "source": {"instanceID": process.name},
-            }
-        )
+        target = {"repository": "pod-a/baleen-probe", "digest": f"sha256:{0:064x}"}
+        agent = {"useragent": f"baleen-probe/{nonce}"}
+        process.queue.append(process.event(f"p{nonce}", "pull", target, request=agent))
         if self.chance.random() < 0.3:
             # Before the prober hears the answer.
             self.request_of(process)
@@ -495,7 +487,7 @@ class World:
         self.start(address)
 
     def deserted(self, address: str) -> None:
-        """A process is away for so long that a reconcile lets it go."""
+        """A process is away for so long that a reconcile retires it."""
         self.kill(address)
         self.probe(address)
         self.reconcile()
@@ -652,7 +644,7 @@ class World:
         assert at > began
 
     def all_echoed(self) -> None:
-        """Each process is asked, and tells all that it has to tell."""
+        """Probe each process, and deliver everything in its queue."""
         self.ask_all()
         for address in ADDRESSES:
             while any(process.queue for process in self.at[address]):
@@ -669,50 +661,19 @@ def step(name: str, *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[tup
     return st.tuples(st.just(name), st.tuples(*arguments))
 
 
+#: Some steps are twice as likely as the others.
 busy = [
-    step("request", here),
-    step("request", here),
-    step("request_in_vain", here),
-    step("probe", here),
-    step("probe", here),
-    step("deliver", here, st.integers(1, 4)),
-    step("deliver", here, st.integers(1, 4)),
-    step("deliver_again"),
-    step("broken", here),
-    step("together", here, st.integers(1, 3)),
-    step("together", here, st.integers(1, 3)),
-    step("apply"),
-    step("apply"),
-    step("apply_all"),
-    step("round"),
-    step("round"),
-    step("half_a_round", here),
+    *[step("request", here), step("probe", here), step("deliver", here, st.integers(1, 4))] * 2,
+    *[step("together", here, st.integers(1, 3)), step("apply"), step("round")] * 2,
+    *(step(name, here) for name in ("request_in_vain", "broken", "half_a_round")),
+    *(step(name) for name in ("deliver_again", "apply_all")),
 ]
 trouble = [
-    step("late_probe"),
-    step("forget"),
-    step("forget"),
-    step("kill", here),
-    step("restart", here),
-    step("deserted", here),
-    step("come_back", here),
-    step("come_and_go", here),
-    step("start", anywhere),
-    step("start", anywhere),
-    step("start_cut_off", anywhere),
-    step("visit", anywhere),
-    step("visit", anywhere),
-    step("share", here),
-    step("cut", anywhere),
-    step("repair", anywhere),
-    step("leave", anywhere),
-    step("lose_names"),
-    step("find_names"),
-    step("replay"),
-    step("reconcile"),
-    step("add_partition"),
-    step("grow"),
-    step("rebalance"),
+    *[step("forget"), step("start", anywhere), step("visit", anywhere)] * 2,
+    *(step(name, here) for name in ("kill", "restart", "deserted", "come_back", "come_and_go", "share")),
+    *(step(name, anywhere) for name in ("start_cut_off", "cut", "repair", "leave")),
+    *(step(name) for name in ("late_probe", "lose_names", "find_names", "replay", "reconcile")),
+    *(step(name) for name in ("add_partition", "grow", "rebalance")),
 ]
 histories = st.lists(st.one_of(st.one_of(busy), st.one_of(busy), st.one_of(trouble)), min_size=25, max_size=60)
 
@@ -744,7 +705,9 @@ def world(table: Table, runner: asyncio.Runner, engine: Engine) -> Callable[[int
 )
 @given(histories, st.integers(0, 2**16))
 def test_never_more_than_is_true(world: Callable[[int], World], made: list[tuple[str, Any]], seed: int) -> None:
-    """Whatever is lost, late, repeated, killed or added, W claims only what is true, and moves on when all is well."""
+    """A watermark never claims more than is true, whatever is lost, late, repeated or killed, and moves on when all
+    is well.
+    """
     played = world(seed)
     for name, arguments in made:
         if name == "request_in_vain":

@@ -39,6 +39,7 @@ from coordinator.storage.layout import BASE
 from coordinator.storage.port import ObjectInfo, ObjectStore
 from coordinator.table.progress import Partition
 from tests.cli.conftest import program_environment
+from tests.support.tables import add_done_job, id_of
 from tests.support.wait import eventually
 
 HOST = "127.0.0.1"
@@ -51,13 +52,8 @@ HTTP_SECRET = "shared-by-all-pods"
 EVENTS_TYPE = "application/vnd.docker.distribution.events.v1+json"
 LAYERS = "/_layers/sha256/"
 #: What stands in the command of each process that `baleen up` starts.
-SERVICES = {
-    "api": "api",
-    "worker": "workers",
-    "scheduler": "workers.scheduler",
-    "postgres": "postgres",
-    "kafka": "kafka",
-}
+SERVICES = {name: name for name in ("api", "postgres", "kafka")}
+SERVICES |= {"worker": "workers", "scheduler": "workers.scheduler"}
 
 Pairs = set[tuple[str, str]]
 PROBED = {prober.known_image().digest, *(blob.digest for blob in prober.known_image().blobs)}
@@ -92,7 +88,6 @@ class Registry:
         self.address = f"{HOST}:{made.port}"
 
     def log(self) -> str:
-        """All that it has logged."""
         return (self._made.directory / f"{self._made.name}.log").read_text()
 
     def kill(self) -> None:
@@ -188,21 +183,23 @@ class Baleen:
             with baleen.api:
                 yield baleen
 
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """Call the API, which must succeed; return its answer."""
+        answer = self.api.request(method, path, json=body)
+        assert answer.is_success, answer.text
+        return answer.json()
+
     # Pods and registries
 
     def add_pod(self, name: str, *, reconciled: bool = True, **others: str) -> Pod:
-        """Register a pod; `reconciled` as if its first reconcile were done, so that none mends what a test breaks."""
-        answer = self.api.post("/v1/pods", json={"name": name, "prefixes": [name]} | others)
-        assert answer.is_success, answer.text
+        """Register a pod; `reconciled` as if its first reconcile were done, so that none repairs what a test breaks."""
+        added = self.ask("POST", "/v1/pods", {"name": name, "prefixes": [name]} | others)
         if reconciled:
-            self.rows(
-                "INSERT INTO jobs (kind, pod_id, why, state, began_at, finished_at)"
-                " SELECT 'reconcile', id, 'a test', 'done', now(), now() FROM pods WHERE name = %s RETURNING id",
-                name,
-            )
+            with self._connection() as connection:
+                add_done_job(connection, id_of(name))
             # One may have been asked for in between.
             eventually(lambda: not self._reconciling(name), why=lambda: self._reconciling(name))
-        return Pod(name, answer.json()["event_token"])
+        return Pod(name, added["event_token"])
 
     def _reconciling(self, name: str) -> list[tuple[Any, ...]]:
         return self.rows(
@@ -212,13 +209,10 @@ class Baleen:
         )
 
     def reconcile(self, pod: Pod) -> dict[str, Any]:
-        """Ask for a reconcile and wait until the scheduler has done it; return the job."""
-        answer = self.api.post(f"/v1/pods/{pod.name}/reconcile", json={"why": "a test"})
-        assert answer.is_success, answer.text
-        return self.reconciled(answer.json()["id"])
+        """Request a reconcile and wait until the scheduler has done it; return the job."""
+        return self.reconciled(self.ask("POST", f"/v1/pods/{pod.name}/reconcile", {"why": "a test"})["id"])
 
     def reconciled(self, number: int) -> dict[str, Any]:
-        """Wait until a job is done, and return it."""
         job: dict[str, Any] = {}
 
         def ended() -> bool:
@@ -231,16 +225,12 @@ class Baleen:
         return job
 
     def list_registries(self, pod: Pod, *registries: Registry) -> None:
-        """Say where the pod's registries are: they are probed from now on."""
+        """List the pod's registries, which are probed from now on."""
         urls = [registry.url for registry in registries]
-        answer = self.api.put(f"/v1/pods/{pod.name}/registries", json={"registries": urls})
-        assert answer.is_success, answer.text
+        self.ask("PUT", f"/v1/pods/{pod.name}/registries", {"registries": urls})
 
     def pod(self, pod: Pod) -> dict[str, Any]:
-        """A pod as the API tells it."""
-        answer = self.api.get(f"/v1/pods/{pod.name}")
-        assert answer.is_success, answer.text
-        shown: dict[str, Any] = answer.json()
+        shown: dict[str, Any] = self.ask("GET", f"/v1/pods/{pod.name}")
         return shown
 
     def webhook(self, pod: Pod) -> str:
@@ -292,7 +282,6 @@ class Baleen:
             del self._registries[before:]
 
     def post(self, pod: Pod, *events: Mapping[str, Any]) -> None:
-        """Post events as a registry does."""
         headers = {"Authorization": f"Bearer {pod.token}", "Content-Type": EVENTS_TYPE}
         answer = httpx.post(
             self.webhook(pod), json={"events": events}, headers=headers, timeout=REQUEST_S, trust_env=False
@@ -319,7 +308,6 @@ class Baleen:
                 os.kill(process, signal.SIGCONT)
 
     def is_up(self) -> bool:
-        """Whether `baleen up` lives."""
         return self._up.exit_status is None
 
     def _child(self, service: str) -> int:
@@ -407,10 +395,7 @@ class Baleen:
         return (repository, digest) in self.holdings()
 
     def blob(self, digest: str) -> dict[str, Any]:
-        """One blob as the API tells it."""
-        answer = self.api.get(f"/v1/blobs/{digest}")
-        assert answer.is_success, answer.text
-        shown: dict[str, Any] = answer.json()
+        shown: dict[str, Any] = self.ask("GET", f"/v1/blobs/{digest}")
         return shown
 
     def status(self) -> dict[str, Any]:
@@ -422,24 +407,22 @@ class Baleen:
         return items
 
     def refused(self, reason: str) -> float:
-        """How many requests ingest has refused for a reason."""
-        return sum(
-            float(line.rpartition(" ")[2])
-            for line in self.api.get("/metrics").text.splitlines()
-            if line.startswith("baleen_ingest_refused_total{") and f'reason="{reason}"' in line
-        )
+        return self.counted("baleen_ingest_refused_total{", f'reason="{reason}"')
 
     def not_mounted(self, reason: str) -> float:
-        """How many mounts became uploads for a reason."""
-        return self._counted(f'baleen_mounts_total{{outcome="forwarded",reason="{reason}"}} ')
+        return self.counted(f'baleen_mounts_total{{outcome="forwarded",reason="{reason}"}} ')
 
-    def _counted(self, metric: str) -> float:
+    def counted(self, metric: str, label: str = "") -> float:
+        """The sum of the metrics that begin so and have this label."""
         lines = self.api.get("/metrics").text.splitlines()
-        return sum(float(line.removeprefix(metric)) for line in lines if line.startswith(metric))
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(metric) and label in line)
 
     def rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self._database(), autocommit=True, connect_timeout=5) as connection:
+        with self._connection() as connection:
             return connection.execute(statement, parameters).fetchall()
+
+    def _connection(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(self._database(), autocommit=True, connect_timeout=5)
 
     def _pairs(self, table: str, column: str) -> Pairs:
         found = self.rows(
@@ -452,18 +435,10 @@ class Baleen:
         return compose_database.database_url(self.settings)
 
     def _storage(self, _pod: Pod | None = None) -> Storage:
-        shown = self.settings
-        assert shown.s3_endpoint_url is not None
-        assert shown.s3_bucket is not None
-        assert shown.s3_access_key is not None
-        assert shown.s3_secret_key is not None
-        return Storage(
-            endpoint_url=shown.s3_endpoint_url,
-            bucket=shown.s3_bucket,
-            root=shown.s3_root,
-            access_key=shown.s3_access_key,
-            secret_key=shown.s3_secret_key.reveal(),
-        )
+        names = ("endpoint_url", "bucket", "root", "access_key")
+        known = {name: getattr(self.settings, f"s3_{name}") for name in names}
+        assert self.settings.s3_secret_key is not None
+        return Storage(**known, secret_key=self.settings.s3_secret_key.reveal())
 
     def _ready(self) -> bool:
         try:

@@ -72,16 +72,13 @@ class WebhookProxy(HTTPServer):
 
         class Answering(Handler):
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
                 kept = {name: self.headers[name] for name in ("Authorization", "Content-Type")}
-                status = proxy._take(body, kept)
+                status = proxy._take(self.body(), kept)
                 if status is None:
                     self.close_connection = True
                     return
                 try:
-                    self.send_response(status)
-                    self.send_header("Content-Length", "0")
-                    self.end_headers()
+                    self.reply(status)
                 except OSError:  # it has given up
                     self.close_connection = True
 

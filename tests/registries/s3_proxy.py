@@ -70,7 +70,7 @@ class S3Proxy(HTTPServer):
 
         class Answering(Handler):
             def _do(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                body = self.body()
                 call = Call(self.command, unquote(self.path), body)
                 # It may be set anew meanwhile.
                 decide = proxy.answer
@@ -79,7 +79,7 @@ class S3Proxy(HTTPServer):
                     self._pass_on(body)
                     return
                 proxy.answered.append(call)
-                self._send(answer.status, [("Content-Type", "application/xml")], answer.content)
+                self.reply(answer.status, answer.content, {"Content-Type": "application/xml"})
 
             do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _do
 

@@ -1,8 +1,5 @@
 """A registry with a bucket root of its own becomes a pod on the shared layer, and everything can be pulled from it."""
 
-import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ from coordinator.registry.client import RegistryClient
 from coordinator.registry.images import DOCKER, make_image, make_index, make_layer
 from coordinator.stack.distribution import DistributionRegistry
 from coordinator.storage.layout import BASE
-from tests.cli.conftest import program_environment
+from tests.cli.conftest import ROOT, program_environment, python
 from tests.registries.harness import HTTP_SECRET, Baleen, Registry
 from tests.registries.skopeo import Skopeo
 from tests.support.artifacts import make_artifact
@@ -36,16 +33,9 @@ def lone_registry(baleen: Baleen, kind: Any, name: str) -> tuple[Registry, str]:
 
 
 def adopt(baleen: Baleen, pod: str, url: str, *options: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "coordinator.cli", "adopt", pod, "--from", url, "--json", *options],
-        env=program_environment({"data_dir": baleen.settings.data_dir}),
-        capture_output=True,
-        text=True,
-        timeout=ADOPT_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    shown: dict[str, Any] = json.loads(done.stdout)
+    arguments = ("-m", "coordinator.cli", "adopt", pod, "--from", url, "--json", *options)
+    environment = program_environment({"data_dir": baleen.settings.data_dir})
+    shown: dict[str, Any] = python(ROOT, *arguments, env=environment, timeout=ADOPT_S).json
     return shown
 
 

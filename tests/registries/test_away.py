@@ -1,4 +1,4 @@
-"""What a pod's watermark says while ingest is away from its registry: nothing that was not applied."""
+"""A pod's watermark while ingest is away from its registry never covers what was not applied."""
 
 import datetime as dt
 
@@ -18,7 +18,7 @@ PUSHES = 30
 
 
 def test_a_watermark_never_passes_what_was_not_applied(baleen: Baleen) -> None:
-    """However long ingest is away, and while it catches up: a push that the watermark has passed is in the table."""
+    """A push that the watermark has passed is in the table, while ingest is away and catches up."""
     pod = baleen.add_pod("unheard")
     images = [make_image(f"{pod.name}/{number}", sizes=[300]) for number in range(PUSHES)]
     pushed: dict[tuple[str, str], dt.datetime] = {}

@@ -1,8 +1,6 @@
-"""The file that `baleen pods config` prints is one with which a registry is a pod."""
+"""A registry with the file that `baleen pods config` prints is a pod."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,30 +11,24 @@ from coordinator.stack import distribution
 from coordinator.stack.children import Children
 from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
-from tests.cli.conftest import program_environment
+from tests.cli.conftest import program_environment, python
 from tests.registries.harness import HOST, Baleen
 from tests.support.wait import eventually
 
 
 @pytest.mark.registry
 def test_a_registry_with_the_printed_configuration(baleen: Baleen, tmp_path: Path) -> None:
-    """With it and nothing else the program stores in the shared layer, tells of a push, and proves how far it told."""
+    """With the printed file alone a registry stores in the shared layer, reports pushes, and has a watermark."""
     pod = baleen.add_pod("printed")
     port = Ports(tmp_path / "ports.json", HOST).take("registry")
     url = f"http://{HOST}:{port}"
     assert baleen.api.put(f"/v1/pods/{pod.name}/registries", json={"registries": [url]}).is_success
     file = tmp_path / "registry.yml"
-    printed = subprocess.run(
-        [sys.executable, "-m", "coordinator.cli", "pods", "config", pod.name, "--with-secrets", "--token-file", "-"],
-        input=f"{pod.token}\n",
-        cwd=tmp_path,
-        env=program_environment({"data_dir": baleen.settings.data_dir}),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    file.write_text(printed.stdout)
+    arguments = ("-m", "coordinator.cli", "pods", "config", pod.name, "--with-secrets", "--token-file", "-")
+    environment = program_environment({"data_dir": baleen.settings.data_dir})
+    printed = python(tmp_path, *arguments, input=f"{pod.token}\n", env=environment)
+    assert printed.code == 0, printed.err
+    file.write_text(printed.out)
     found = distribution.available()
     assert found is not None
     process = ManagedProcess(

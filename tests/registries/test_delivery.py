@@ -1,4 +1,4 @@
-"""How events come, or do not come, from real registries: refused, late, repeated, without what they should say."""
+"""How events arrive from real registries: refused, late, repeated, or incomplete."""
 
 from collections import Counter
 from typing import Any
@@ -21,14 +21,14 @@ pytestmark = pytest.mark.registry
 
 
 def push_whole(client: RegistryClient, repository: str, image: Image, tag: str) -> None:
-    """Push every blob again, also what the registry has: each is announced."""
+    """Push every blob again, so that each is announced."""
     for blob in image.blobs:
         client.push_blob(repository, blob.content)
     client.put_manifest(repository, tag, image.media_type, image.content)
 
 
 def test_a_registry_that_does_not_report_references(baleen: Baleen) -> None:
-    """Without includereferences what manifests list is read from storage, for every kind of manifest."""
+    """Without includereferences the references of manifests are read from storage, for every kind."""
     pod = baleen.add_pod("silent")
     registry = baleen.registry(SilentDistribution, pod)
     image = make_image("silent/image")
@@ -46,7 +46,7 @@ def test_a_registry_that_does_not_report_references(baleen: Baleen) -> None:
 
 
 def test_events_with_a_wrong_token_are_lost_with_the_process(baleen: Baleen) -> None:
-    """A wrong token blocks a registry's queue, not its pushes; its end loses the queue, and only news bring it back."""
+    """A wrong token blocks a registry's queue, which is lost with its process; a new push brings the image back."""
     pod = baleen.add_pod("mistaken")
     registry = baleen.registry(DistributionRegistry, pod, token="not-the-token")
     before = baleen.refused("unauthorized")
@@ -73,7 +73,7 @@ def test_events_with_a_wrong_token_are_lost_with_the_process(baleen: Baleen) -> 
 
 
 def test_events_wait_until_their_token_is_right(baleen: Baleen) -> None:
-    """While the process lives nothing is lost: once Baleen knows its token, all comes, and in order."""
+    """While the process lives nothing is lost: once its token is right, all events come, in order."""
     pod = baleen.add_pod("early")
     token = "a-token-that-is-not-known-yet"
     images = [make_image(f"early/{number}", sizes=[300]) for number in range(4)]
@@ -121,7 +121,7 @@ def test_ingest_away_for_a_while(baleen: Baleen) -> None:
 
 
 def test_a_slow_ingest_gets_events_again(baleen: Baleen) -> None:
-    """An answer that is later than the registry's timeout brings the same event again: nothing is counted twice."""
+    """An event that is repeated because of a late answer is counted once."""
     pod = baleen.add_pod("slow")
     with WebhookProxy(baleen.webhook(pod)) as proxy:
         proxy.repeats = 3
@@ -138,7 +138,7 @@ def test_a_slow_ingest_gets_events_again(baleen: Baleen) -> None:
 
 
 def test_a_manifest_that_was_uploaded_as_a_blob(baleen: Baleen) -> None:
-    """A digest may be there as manifest and as blob: a delete of either is told alike, and the bucket decides."""
+    """If a digest is there as manifest and as blob, the bucket decides after a delete of either."""
     pod = baleen.add_pod("twice")
     image = make_image("twice/image")
     with RegistryClient(baleen.registry(DistributionRegistry, pod).url, timeout=20) as client:
@@ -156,7 +156,7 @@ def test_a_manifest_that_was_uploaded_as_a_blob(baleen: Baleen) -> None:
 
 
 def test_uploads_that_distribution_does_not_take(baleen: Baleen) -> None:
-    """An upload of no bytes fails on S3, and one in a single POST stores nothing: neither is told to anybody."""
+    """A refused upload of no bytes, and one in a single POST, are not announced."""
     pod = baleen.add_pod("refused")
     registry = baleen.registry(DistributionRegistry, pod)
     with RegistryClient(registry.url, timeout=20) as client:

@@ -35,7 +35,7 @@ def deleting_tags(call: Call) -> Answer | None:
 
 
 def tidying_up(call: Call) -> Answer | None:
-    """What is left of an upload when its bytes have been moved and linked."""
+    """The rest of an upload whose bytes have been moved and linked."""
     return DENIED if any(key.endswith("/startedat") for key in call.deletes) else None
 
 
@@ -58,7 +58,7 @@ class Misled(NamedTuple):
 
     @contextmanager
     def refused(self, what: Callable[[Call], Answer | None]) -> Iterator[None]:
-        """Storage refuses this meanwhile, at least once."""
+        """Let storage refuse these calls, at least one of them."""
         self.storage.answer = what
         try:
             yield
@@ -67,7 +67,7 @@ class Misled(NamedTuple):
         assert self.storage.answered
 
     def events(self, action: str, digest: str) -> list[dict[str, Any]]:
-        """The targets of those events about a digest that ingest has taken."""
+        """The targets of the accepted events about a digest."""
         targets = [event["target"] for event in self.webhook.accepted() if event["action"] == action]
         return [target for target in targets if target.get("digest") == digest]
 
@@ -90,7 +90,7 @@ def misled(baleen: Baleen, request: pytest.FixtureRequest) -> Iterator[Misled]:
 
 
 def test_a_tag_that_was_reported_and_never_written(misled: Misled) -> None:
-    """The manifest is linked, though its push failed: it is held."""
+    """A manifest whose push failed at its tag is linked, and so it is held."""
     app, image = f"{misled.pod.name}/app", make_image(f"{misled.pod.name}/image")
     with misled.refused(writing_a_tag), pytest.raises(RegistryError, match="answered 500"):
         misled.client.push_image(app, image, "v1")
@@ -104,7 +104,7 @@ def test_a_tag_that_was_reported_and_never_written(misled: Misled) -> None:
 
 
 def test_a_blob_that_was_stored_and_not_reported(misled: Misled) -> None:
-    """The blob is linked, though its upload failed and no event tells of it: a reconcile finds the link."""
+    """A blob whose upload failed without an event is linked, and a reconcile finds the link."""
     app, later = f"{misled.pod.name}/app", make_image(f"{misled.pod.name}/later")
     layer = make_layer(f"{misled.pod.name}/layer")
     with misled.refused(tidying_up), pytest.raises(RegistryError, match="answered 500"):
@@ -120,7 +120,7 @@ def test_a_blob_that_was_stored_and_not_reported(misled: Misled) -> None:
 
 
 def test_a_delete_that_left_the_tags(misled: Misled) -> None:
-    """The manifest's link is gone, though its delete failed and a tag leads to it: it is not held, and not served."""
+    """A manifest whose link is gone is not held or served, though its delete failed and a tag is left."""
     app, image = f"{misled.pod.name}/app", make_image(f"{misled.pod.name}/image")
     misled.client.push_image(app, image, "v1")
     misled.baleen.agree()
@@ -139,7 +139,7 @@ def test_a_delete_that_left_the_tags(misled: Misled) -> None:
 
 @pytest.mark.parametrize("what", [deleting_any_key, listing_links])
 def test_a_delete_that_storage_refused(misled: Misled, what: Callable[[Call], Answer | None]) -> None:
-    """A manifest and a blob whose links are still there are held and linked, though both were told to be gone."""
+    """A manifest and a blob whose links still exist are held, though their deletes were reported."""
     app, image = f"{misled.pod.name}/app", make_image(f"{misled.pod.name}/image")
     layer = image.layers[0].digest
     misled.client.push_image(app, image, "v1")

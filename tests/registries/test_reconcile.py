@@ -1,4 +1,4 @@
-"""What a registry's end takes with it, and what it kept before it was a pod, comes back by a reconcile."""
+"""A reconcile finds what a registry's end has lost, and what it had before it was a pod."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,9 +20,7 @@ ENDS: dict[str, Callable[[Registry], None]] = {"SIGKILL": Registry.kill, "SIGTER
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_registry_that_ends_with_a_full_queue(baleen: Baleen, end: str) -> None:
-    """Pushes, deletes and re-pushes that were never told of are found, whichever signal ended the process, and what the
-    next one tells of meanwhile counts as ever (scenario 25).
-    """
+    """Changes that were never reported are found, whichever signal ended the process (scenario 25)."""
     pod = baleen.add_pod(f"ended-{end.lower()}")
     known, lost, again, gone = (make_image(f"{pod.name}/{name}") for name in ("known", "lost", "again", "gone"))
     with WebhookProxy(baleen.webhook(pod)) as proxy:
@@ -63,7 +61,7 @@ def test_a_registry_that_ends_with_a_full_queue(baleen: Baleen, end: str) -> Non
 
 
 def test_a_registry_that_has_lived_for_years(baleen: Baleen) -> None:
-    """A registry on the shared root becomes a pod: by its first reconcile the table knows all that it holds."""
+    """The first reconcile of an old registry on the shared root finds all that it holds."""
     here = "lived"
     silent = Pod(here, "nobody-knows-this-token")
     registry = baleen.registry(DistributionRegistry, silent)

@@ -1,4 +1,4 @@
-"""A registry that ends again and again: each death is noticed, and a reconcile finds what went with the process."""
+"""A registry that is killed repeatedly: each death is noticed, and a reconcile finds what was lost."""
 
 import datetime as dt
 from collections.abc import Callable
@@ -34,9 +34,7 @@ ENDS = [
 
 
 def test_a_registry_that_is_restarted_again_and_again(baleen: Baleen) -> None:
-    """Each process that ended freezes the watermark, until the reconcile that this asks for has found what was lost and
-    retired it (scenario 25).
-    """
+    """Each ended process holds the watermark until a reconcile has found what was lost and retired it (scenario 25)."""
     pod = baleen.add_pod("restarted")
     app = f"{pod.name}/app"
     first, *others = (make_image(f"{pod.name}/{number}", sizes=[300]) for number in range(len(ENDS) + 1))

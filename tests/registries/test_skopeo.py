@@ -1,4 +1,4 @@
-"""What people do with skopeo to two real registries on one bucket."""
+"""Pushes, copies and deletes by skopeo on two real registries with one bucket."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -15,7 +15,7 @@ from tests.support.artifacts import make_artifact
 
 
 def test_what_registries_do_is_what_the_table_says(baleen: Baleen, kind: Any, request: pytest.FixtureRequest) -> None:
-    """Pushes, indexes, moved tags, deletes, mounts and pushes again: after each the table equals the bucket."""
+    """After each push, moved tag, delete and mount the table equals the bucket."""
     here = request.node.callspec.id
     pods = [baleen.add_pod(f"{here}-{character}") for character in "ab"]
     first, second = (RegistryClient(baleen.registry(kind, pod).url, timeout=20) for pod in pods)
@@ -97,7 +97,7 @@ def test_a_tag_that_moves_within_a_second(baleen: Baleen) -> None:
 
 @pytest.mark.registry
 def test_two_processes_of_one_pod(baleen: Baleen) -> None:
-    """Two processes of a pod push and delete the same things, each with a queue of its own: the bucket decides."""
+    """Two processes of a pod push and delete the same images: the bucket decides."""
     pod = baleen.add_pod("double")
     processes = [baleen.registry(DistributionRegistry, pod, process) for process in ("1", "2")]
     left, right = (RegistryClient(process.url, timeout=20) for process in processes)
@@ -145,7 +145,7 @@ def test_a_rename_that_gitlab_reports(baleen: Baleen) -> None:
 
 @pytest.mark.outage
 def test_an_empty_layer(baleen: Baleen) -> None:
-    """A blob of no bytes counts like any other, but no event says its size. (On S3 only the model takes one.)"""
+    """A blob of no bytes counts like any other, without a size. (On S3 only the model accepts one.)"""
     pod = baleen.add_pod("empty")
     image = make_image("empty/image", [Layer(b"", OCI.layer), make_layer("empty/layer")])
     with RegistryClient(baleen.registry(ModelRegistry, pod).url, timeout=20) as client:

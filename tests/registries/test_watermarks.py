@@ -23,12 +23,8 @@ def witness(running_baleen: Baleen) -> Iterator[Pod]:
         yield pod
 
 
-def test_a_watermark_moves_stands_still_and_moves_on(
-    baleen: Baleen, kind: Any, witness: Pod, request: pytest.FixtureRequest
-) -> None:
-    """It stands still while the process is stopped, and again when it was killed and another runs in its place, until
-    the dead one is retired (scenario 25: what a registry had queued is lost with it).
-    """
+def test_a_process_that_stops_and_dies(baleen: Baleen, kind: Any, witness: Pod, request: pytest.FixtureRequest) -> None:
+    """The watermark stands still while the process is stopped or dead, until the dead one is retired (scenario 25)."""
     here = request.node.callspec.id
     pod = baleen.add_pod(f"{here}-mark")
     assert "registry" in baleen.pod(pod)["waits_for"][0]
@@ -71,8 +67,7 @@ def test_a_watermark_moves_stands_still_and_moves_on(
     eventually(lambda: states(baleen, pod) == ["dead", "live"], why=lambda: baleen.pod(pod))
     stands_still(baleen, pod, witness, at)
     why = {"why": "it was killed by a test"}
-    answer = baleen.api.post(f"/v1/pods/{pod.name}/processes/{first['instance_id']}/retire", json=why)
-    assert answer.is_success, answer.text
+    baleen.ask("POST", f"/v1/pods/{pod.name}/processes/{first['instance_id']}/retire", why)
     moves_on(baleen, pod)
     eventually(lambda: states(baleen, pod) == ["live", "retired"], why=lambda: baleen.pod(pod))
     # What it had not told is a gap, until a reconcile that begins late enough.
@@ -81,10 +76,8 @@ def test_a_watermark_moves_stands_still_and_moves_on(
     baleen.agree()
 
 
-def test_a_process_that_is_replaced_at_once(
-    baleen: Baleen, kind: Any, witness: Pod, request: pytest.FixtureRequest
-) -> None:
-    """Where another process answers at once, the first is dead all the same; a second address goes on by itself."""
+def test_a_replaced_process(baleen: Baleen, kind: Any, witness: Pod, request: pytest.FixtureRequest) -> None:
+    """A process that is replaced at once is dead all the same; a second address goes on."""
     pod = baleen.add_pod(f"{request.node.callspec.id}-two")
     one, other = baleen.registry(kind, pod, "1"), baleen.registry(kind, pod, "2")
     baleen.list_registries(pod, one, other)
@@ -98,14 +91,14 @@ def test_a_process_that_is_replaced_at_once(
 
 
 def waits_for_nothing(baleen: Baleen, pod: Pod) -> bool:
-    """Whether all its processes live, and nothing keeps its watermark; one that is late is silent for a moment."""
+    """Whether all processes are live and the watermark waits for nothing."""
     shown = baleen.pod(pod)
     lives = {source["state"] for source in shown["processes"]} == {"live"}
     return lives and not shown["waits_for"] and not any("watermark:" in reason for reason in shown["blocked_by"])
 
 
 def stands_still(baleen: Baleen, pod: Pod, witness: Pod, at: dt.datetime | None = None) -> None:
-    """The watermark is not known or stays at `at`, where it is now, while that of the witness goes on."""
+    """Check that the watermark is unknown or stays at `at` while that of the witness moves on."""
     # What the process had told before may be under way.
     baleen.await_applied()
     at = at or watermark(baleen, pod)

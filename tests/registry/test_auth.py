@@ -1,4 +1,4 @@
-"""A registry that asks who we are is answered, and nobody else ever hears a password or a token."""
+"""The client logs in to a registry that requires it, and sends no password or token elsewhere."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +48,7 @@ def ask_for_tokens(guarded: GuardedRegistry, realm: str, scope: str = "repositor
 
 
 def test_basic(guarded: GuardedRegistry) -> None:
-    """A registry that asks for Basic gets user and password, after it has asked; then with each request."""
+    """A registry that requires Basic gets the credentials after its challenge, and then with each request."""
     guarded.challenge, guarded.good = 'Basic realm="registry"', {basic(CREDENTIALS)}
     with RegistryClient(guarded.url, credentials=CREDENTIALS) as client:
         assert client.has_manifest("a", DIGEST)
@@ -57,7 +57,7 @@ def test_basic(guarded: GuardedRegistry) -> None:
 
 
 def test_wrong_password(guarded: GuardedRegistry) -> None:
-    """A password that is refused is told as that, and not sent over and over."""
+    """A refused password is reported as that, and not sent repeatedly."""
     guarded.challenge, guarded.good = 'Basic realm="registry"', {basic(CREDENTIALS)}
     with RegistryClient(guarded.url, credentials=Credentials("prober", Secret("wrong"))) as client:
         for _ in range(2):
@@ -68,7 +68,7 @@ def test_wrong_password(guarded: GuardedRegistry) -> None:
 
 
 def test_a_token_is_fetched_once(guarded: GuardedRegistry, issuer: TokenIssuer) -> None:
-    """A token serves until it ends; another kind of request, or another repository, has one of its own."""
+    """A token is used until it ends; another kind of request, or repository, has its own."""
     ask_for_tokens(guarded, issuer.realm, "repository:a:pull repository:b:pull")
     with RegistryClient(guarded.url, credentials=CREDENTIALS) as client:
         for _ in range(3):
@@ -83,7 +83,7 @@ def test_a_token_is_fetched_once(guarded: GuardedRegistry, issuer: TokenIssuer) 
 
 
 def test_a_body_that_is_spent_is_not_sent_again(guarded: GuardedRegistry, issuer: TokenIssuer) -> None:
-    """The upload that opens a session brings the token for its bytes."""
+    """The request that opens an upload fetches the token for its bytes."""
     ask_for_tokens(guarded, issuer.realm)
     with RegistryClient(guarded.url, credentials=CREDENTIALS) as client:
         client.push_blob("a", b"content")
@@ -91,7 +91,7 @@ def test_a_body_that_is_spent_is_not_sent_again(guarded: GuardedRegistry, issuer
 
 
 def test_a_token_ends() -> None:
-    """Shortly before a token ends another is fetched; one that does not say when is taken to live a minute."""
+    """Shortly before a token ends another is fetched; one without an end is used for a minute."""
     now = 1000.0
     auth = RegistryAuth("http://registry", CREDENTIALS, clock=lambda: now)
 
@@ -118,7 +118,7 @@ def test_a_token_ends() -> None:
 
 
 def test_anybody_may_ask(guarded: GuardedRegistry, issuer: TokenIssuer) -> None:
-    """Without credentials the issuer is asked as anybody, and its refusal says what to set."""
+    """Without credentials the issuer gets an anonymous request, and its refusal names the setting."""
     ask_for_tokens(guarded, issuer.realm)
     with (
         RegistryClient(guarded.url) as client,
@@ -137,7 +137,7 @@ def test_anybody_may_ask(guarded: GuardedRegistry, issuer: TokenIssuer) -> None:
     ],
 )
 def test_credentials_do_not_go_anywhere(registry: str, challenge: str) -> None:
-    """A realm without TLS gets nothing from a registry with it, nor does what is no http URL."""
+    """Credentials are not sent to a realm without TLS from a registry with it, nor to other schemes."""
     flow = RegistryAuth(registry, CREDENTIALS).sync_auth_flow(httpx.Request("GET", f"{registry}/v2/"))
     request = next(flow)
     with pytest.raises(RegistryAuthenticationError, match="token issuer"):
@@ -145,7 +145,7 @@ def test_credentials_do_not_go_anywhere(registry: str, challenge: str) -> None:
 
 
 def test_the_challenge_of_another_place_is_not_heeded(guarded: GuardedRegistry, issuer: TokenIssuer) -> None:
-    """A registry may redirect to a place that names an issuer of its own: that one gets no password."""
+    """The issuer that the target of a redirect names gets no password."""
     guarded.good = {None}
     with GuardedRegistry() as elsewhere:
         ask_for_tokens(elsewhere, issuer.realm)
@@ -157,7 +157,7 @@ def test_the_challenge_of_another_place_is_not_heeded(guarded: GuardedRegistry, 
 
 
 def test_an_issuer_that_is_away(guarded: GuardedRegistry, tmp_path: Path) -> None:
-    """An issuer that does not answer is told by its address, and is no sign that the registry is gone."""
+    """An issuer that is away is named by its address, and does not count as a registry that is gone."""
     with TokenIssuer(tmp_path) as gone:
         ask_for_tokens(guarded, gone.realm)
     with RegistryClient(guarded.url, credentials=CREDENTIALS, timeout=5) as client:
@@ -185,7 +185,7 @@ def test_secrets_are_not_shown(guarded: GuardedRegistry, issuer: TokenIssuer) ->
 
 @pytest.mark.registry
 def test_token_flow_on_the_real_program(issuer: TokenIssuer, sink: NotificationSink, tmp_path: Path) -> None:
-    """CNCF distribution with token auth: an image is pushed, mounted, pulled and deleted, each with a token for it."""
+    """With token auth an image is pushed, mounted, pulled and deleted, each with its own token."""
     image = make_image("token flow")
     with (
         running_distribution(sink, tmp_path, more=issuer.configuration()) as registry,

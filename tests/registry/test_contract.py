@@ -1,4 +1,4 @@
-"""What Baleen relies on in a registry: storage, notifications, refusals; on the model and on the real one."""
+"""What Baleen relies on in a registry: storage, notifications and refusals, on the model and the real one."""
 
 import re
 from typing import Any
@@ -80,7 +80,7 @@ def summary(events: list[dict[str, Any]]) -> list[tuple[str, str, dict[str, Any]
 
 
 class Watch:
-    """Tells what was announced since it was last asked."""
+    """The events since the last call of `news`."""
 
     def __init__(self, registry: RunningRegistry) -> None:
         self._registry = registry
@@ -149,13 +149,9 @@ def test_mount(registry: RunningRegistry, client: RegistryClient, watch: Watch, 
     before = set(registry.stored())
     watch.news()
     wanted = {"mount": layer.digest, "from": "team/source"}
-    answer = httpx.post(
-        f"{registry.url}/v2/team/target/blobs/uploads/",
-        params=wanted if where == "query" else None,
-        data=wanted if where == "body" else None,
-        timeout=REQUEST_S,
-        trust_env=False,
-    )
+    sent: dict[str, Any] = {"params" if where == "query" else "data": wanted}
+    url = f"{registry.url}/v2/team/target/blobs/uploads/"
+    answer = httpx.post(url, timeout=REQUEST_S, trust_env=False, **sent)
     assert answer.status_code == 201
     assert answer.headers["Docker-Content-Digest"] == layer.digest
     assert answer.headers["Location"] == f"/v2/team/target/blobs/{layer.digest}"
@@ -166,9 +162,7 @@ def test_mount(registry: RunningRegistry, client: RegistryClient, watch: Watch, 
 
 
 @pytest.mark.parametrize("source", ["team/nowhere", "team/without-link", "NOT A NAME", None])
-def test_mount_that_cannot_be(
-    registry: RunningRegistry, client: RegistryClient, watch: Watch, source: str | None
-) -> None:
+def test_impossible_mount(registry: RunningRegistry, client: RegistryClient, watch: Watch, source: str | None) -> None:
     """A mount from where the blob is not linked becomes an upload: no link, no event, no refusal."""
     layer, other = make_image("app").layers
     client.push_blob("team/source", layer.content)
@@ -181,7 +175,7 @@ def test_mount_that_cannot_be(
 
 
 def test_unfinished_mount_leaves_an_upload(registry: RunningRegistry) -> None:
-    """A mount that became an upload leaves a session in the storage until somebody ends it."""
+    """A mount that became an upload leaves a session in the storage until it is ended."""
     url = f"{registry.url}/v2/team/target/blobs/uploads/?mount={UNKNOWN}&from=team/source"
     upload = httpx.post(url, timeout=REQUEST_S, trust_env=False).headers["Docker-Upload-UUID"]
     assert any(key.endswith(f"_uploads/{upload}/startedat") for key in registry.objects())
@@ -359,13 +353,8 @@ def test_digest_in_the_first_request_is_ignored(registry: RunningRegistry) -> No
     """Distribution 2.8 knows no upload in a single POST: it opens a session, as the specification allows."""
     layer = make_image("app").layers[0]
     url = f"{registry.url}/v2/team/app/blobs/uploads/?digest={layer.digest}"
-    answer = httpx.post(
-        url,
-        content=layer.content,
-        headers={"Content-Type": "application/octet-stream"},
-        timeout=REQUEST_S,
-        trust_env=False,
-    )
+    headers = {"Content-Type": "application/octet-stream"}
+    answer = httpx.post(url, content=layer.content, headers=headers, timeout=REQUEST_S, trust_env=False)
     assert answer.status_code == 202
     assert registry.stored() == {}
 
@@ -415,7 +404,7 @@ def test_envelope(registry: RunningRegistry, client: RegistryClient) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 404, 503])
-def test_refused_notification_blocks_the_queue(
+def test_refused_notifications_wait(
     registry: RunningRegistry, client: RegistryClient, watch: Watch, status: int
 ) -> None:
     """A refused event is sent again unchanged, before any later one, until it is accepted; pushes go on."""

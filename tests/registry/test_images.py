@@ -17,7 +17,7 @@ def test_same_seed_same_bytes() -> None:
 
 
 def test_layer_is_a_tar_of_the_given_size() -> None:
-    """A layer unpacks to one file of the asked size, and its diff_id is the digest of the tar."""
+    """A layer unpacks to one file of the given size, and its diff_id is the digest of the tar."""
     layer = make_layer("base", 12_345)
     raw = gzip.decompress(layer.content)
     with tarfile.open(fileobj=io.BytesIO(raw)) as tar:

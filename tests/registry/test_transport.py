@@ -1,4 +1,4 @@
-"""A registry is reached at the address that is asked for, under its own name, and a failure says what it was."""
+"""A registry is reached at a given address under its own name, and failures are named."""
 
 import contextlib
 import socket
@@ -34,7 +34,7 @@ def secured(ca_file: Path) -> Iterator[GuardedRegistry]:
 
 
 def test_at_an_address_under_its_name(secured: GuardedRegistry, ca_file: Path) -> None:
-    """TLS and the Host header name the registry, whatever address is connected to; its certificate is checked so."""
+    """TLS and the Host header name the registry, whatever address is used, and its certificate is verified."""
     url = f"https://{NAME}:{secured.port}"
     with RegistryClient(url, address="127.0.0.1", ca_file=str(ca_file)) as client:
         assert client.has_manifest("a", DIGEST)
@@ -45,7 +45,7 @@ def test_at_an_address_under_its_name(secured: GuardedRegistry, ca_file: Path) -
 
 @pytest.mark.parametrize(("name", "trusted"), [(NAME, False), ("another.invalid", True)])
 def test_a_certificate_that_is_not_accepted(secured: GuardedRegistry, ca_file: Path, name: str, trusted: bool) -> None:
-    """A certificate of nobody whom we know, or of another name, is told as that, and nothing is asked."""
+    """An untrusted certificate, or one of another name, is reported as that, and no request is sent."""
     ca = str(ca_file) if trusted else None
     with RegistryClient(f"https://{name}:{secured.port}", address="127.0.0.1", ca_file=ca) as client:
         with pytest.raises(RegistryUnreachableError, match="certificate is not accepted") as failed:
@@ -55,7 +55,7 @@ def test_a_certificate_that_is_not_accepted(secured: GuardedRegistry, ca_file: P
 
 
 def test_where_nobody_speaks_tls() -> None:
-    """An https:// URL of a port that speaks plain HTTP is told as that, and not as an error of the system."""
+    """An https:// URL of a port without TLS is reported as that."""
     with GuardedRegistry() as plain:
         url = plain.url.replace("http://", "https://")
         with (
@@ -69,7 +69,7 @@ def test_where_nobody_speaks_tls() -> None:
 
 
 def test_tls_that_ends_early() -> None:
-    """A port that takes a connection and ends it says nothing of the system either."""
+    """A port that closes the connection is reported without an error of the system."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def end() -> None:
@@ -86,7 +86,7 @@ def test_tls_that_ends_early() -> None:
 
 
 def test_where_nobody_listens() -> None:
-    """A refused connection is told apart from all other failures: it says that no process is there."""
+    """A refused connection is distinguished from all other failures."""
     with GuardedRegistry() as gone:
         url = gone.url
     with RegistryClient(url) as client, pytest.raises(RegistryGoneError, match="ECONNREFUSED"):
@@ -98,7 +98,7 @@ def test_where_nobody_listens() -> None:
 
 
 def test_a_redirect_to_where_nobody_listens() -> None:
-    """That a place which a registry names is gone does not say that the registry is."""
+    """A redirect to a port that refuses does not mean that the registry is gone."""
     with GuardedRegistry() as gone:
         url = gone.url
     with GuardedRegistry() as registry, RegistryClient(registry.url) as client:
@@ -111,7 +111,7 @@ def test_a_redirect_to_where_nobody_listens() -> None:
 
 
 def test_the_certificates_file_is_missing(tmp_path: Path) -> None:
-    """A file of certificates that cannot be read is told by the setting's name."""
+    """A file of certificates that cannot be read is reported by the setting's name."""
     (tmp_path / "empty.pem").write_text("nothing")
     for file in ("none.pem", "empty.pem"):
         with pytest.raises(SettingsError, match="BALEEN_REGISTRY_CA_FILE"):
@@ -119,13 +119,9 @@ def test_the_certificates_file_is_missing(tmp_path: Path) -> None:
 
 
 def test_names_are_looked_up() -> None:
-    """An address is itself; a name that is not there has none, which is no failure of the look-up."""
-    assert [is_address(text) for text in ("127.0.0.1", "2001:db8::1", "registry", "1.2.3")] == [
-        True,
-        True,
-        False,
-        False,
-    ]
+    """An address resolves to itself, and an unknown name to nothing."""
+    assert all(is_address(text) for text in ("127.0.0.1", "2001:db8::1"))
+    assert not any(is_address(text) for text in ("registry", "1.2.3"))
     assert resolve("127.0.0.1", 80) == ["127.0.0.1"]
     assert "127.0.0.1" in resolve("localhost", 80)
     with contextlib.suppress(UnavailableError):  # where no resolver could know

@@ -1,7 +1,7 @@
 """The router as it runs: with a configuration that was made for registries on one bucket, and requests to it.
 
-Route: `World.started` (store, three registries, a stand-in of Baleen) -> `World.router` -> `client`, or `raw`, which
-writes bytes as they are -> `Pod.seen`, the registry's own access log.
+Route: `World.started` (store, three registries, a stand-in of Baleen) -> `World.behind` (nginx or Envoy) -> `client`,
+or `raw`, which writes bytes as they are -> `Pod.seen`, the registry's own access log.
 Not here: what runs (proxies.py), what Baleen answers to a mount (stand_in.py), real clients (clients.py).
 """
 
@@ -40,12 +40,13 @@ from tests.support.wait import eventually
 DEADLINE_S = 120.0
 #: What each pod owns. `teams` is not `team`, and a repository may be called as an endpoint is.
 PREFIXES = {"pod-a": ["team"], "pod-b": ["teams", "other/manifests"], "pod-c": ["c.d"]}
+LAYER = b"a layer that two pods need" * 100
 #: The pod that lets the store send the bytes of blobs, and writes absolute URLs.
 REDIRECTS = "pod-c"
 
 
 class Seen(NamedTuple):
-    """One request as a registry wrote it down."""
+    """One request as a registry has logged it."""
 
     method: str
     target: str
@@ -53,8 +54,6 @@ class Seen(NamedTuple):
 
 
 class AbsoluteURLs(DistributionRegistry):
-    """A registry that writes absolute URLs."""
-
     def configuration(self) -> dict[str, Any]:
         known: dict[str, Any] = super().configuration()
         return known | {"http": known["http"] | {"relativeurls": False}}
@@ -70,7 +69,7 @@ class Pod(Registry):
         self._read = 0
 
     def seen(self) -> list[Seen]:
-        """What it was asked since this was called before. A short answer is written down before it is sent."""
+        """The requests since the last call. A short answer is logged before it is sent."""
         with self._log.open("rb") as log:
             log.seek(self._read)
             text = log.read()
@@ -88,16 +87,17 @@ class Answer(NamedTuple):
 
 @dataclass
 class Router:
-    """A running nginx or Envoy."""
-
     url: str
     address: str
     directory: Path
     process: ManagedProcess
     file: Path
-    #: What it was told, where that was not by the command.
+    #: Its options, if the command has not made its file.
     options: router.Options | None = None
     _read: int = field(default=0, repr=False)
+
+    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        return httpx.request(method, f"{self.url}{path}", timeout=DEADLINE_S, trust_env=False, **options)
 
     def raw(self, request: bytes) -> Answer:
         """Write a request as it is, and read the answer."""
@@ -107,7 +107,6 @@ class Router:
             return read_answer(connection)
 
     def log(self) -> list[dict[str, str]]:
-        """What the router wrote down since this was called before."""
         with (self.directory / "access.log").open("rb") as log:
             log.seek(self._read)
             # The last line may not be whole yet.
@@ -116,13 +115,13 @@ class Router:
         return [httpx.Response(200, content=line).json() for line in text.splitlines()]
 
     def skip_log(self) -> None:
-        """Leave out what was asked before, also where it is written down only now."""
+        """Leave out all earlier requests, also those that are logged only now."""
         mark = f"/{secrets.token_hex(8)}"
         self.raw(request(f"GET {mark} HTTP/1.1"))
         eventually(lambda: any(line["path"] == mark for line in self.log()))
 
     def lines(self, count: int = 1) -> list[dict[str, str]]:
-        """What was written down of the last requests, which is just after they were answered."""
+        """The log of the last requests, which is written just after they are answered."""
         found: list[dict[str, str]] = []
 
         def all_there() -> bool:
@@ -133,7 +132,6 @@ class Router:
         return found
 
     def routes(self, count: int = 1) -> list[str]:
-        """Which ways the last requests went."""
         return [line["route"] for line in self.lines(count)]
 
     def workers(self) -> list[int]:
@@ -178,7 +176,7 @@ def parse_answer(content: bytes) -> Answer:
 
 @dataclass
 class World:
-    """Three registries on one bucket, and what stands for Baleen."""
+    """Three registries on one bucket, a stand-in of Baleen, and a router."""
 
     directory: Path
     children: Children
@@ -186,28 +184,44 @@ class World:
     storage: Storage
     pods: dict[str, Pod]
     coordinator: StandIn
-    proxy: Proxy
-    router: Router
+    proxy: Proxy = field(init=False)
+    router: Router = field(init=False)
     _numbers: int = 0
+    #: The processes of other routers, and the addresses of those that may be reloaded.
+    _others: list[ManagedProcess] = field(default_factory=list)
     _reloadable: list[str] = field(default_factory=list)
 
     @classmethod
     @contextmanager
-    def started(cls, directory: Path, proxy: Proxy) -> Iterator[World]:
+    def started(cls, directory: Path) -> Iterator[World]:
         ports = Ports(directory / "ports.json", HOST)
         with Stack(directory / "stack", services=("s3",)) as stack, Children() as children:
             storage = s3_storage(stack.endpoints, "router")
             pods = {name: make_pod(name, directory, children, ports, storage) for name in PREFIXES}
             with StandIn({prefix: pods[pod].url for pod, owned in PREFIXES.items() for prefix in owned}) as coordinator:
-                made = start_router(proxy, directory, children, ports, routed(pods.values()), coordinator.url)
-                world = cls(directory, children, ports, storage, pods, coordinator, proxy, made)
-                yield world
-                for address in world._reloadable:
-                    forget(address)
+                yield cls(directory, children, ports, storage, pods, coordinator)
             stack.discard()
 
+    @contextmanager
+    def behind(self, proxy: Proxy) -> Iterator[World]:
+        """Run a router of this kind until the block ends."""
+        self.proxy = proxy
+        self.router = self.another_router()
+        self._others.clear()
+        yield self
+        self.children.end(self.router.process)
+
+    def end_others(self) -> None:
+        """End the routers that a test has started, since each takes processor time while it is idle."""
+        for process in self._others:
+            self.children.end(process)
+        for address in self._reloadable:
+            forget(address)
+        self._others.clear()
+        self._reloadable.clear()
+
     def seen(self) -> dict[str, list[Seen]]:
-        """What each pod was asked since this was called before, those that were not left out."""
+        """The requests since the last call to each pod that got some."""
         return {name: seen for name, pod in self.pods.items() if (seen := pod.seen())}
 
     def another_router(
@@ -230,31 +244,31 @@ class World:
             to_be_reloaded=to_be_reloaded,
             **options,
         )
+        self._others.append(made.process)
         if to_be_reloaded:
             self._reloadable.append(made.address)
         return made
 
     def reload(self, made: Router, pods: Iterable[router.RoutedPod]) -> None:
-        """Have a router that is to be reloaded go by other pods."""
         assert made.options is not None
         made.file.write_text(self.proxy.configuration(pods, made.options))
         if self.proxy.epochs is None:
             os.kill(made.process.pid, signal.SIGHUP)
         else:
-            self.children.start(self.proxy.epochs[1](made.directory, made.file, made.address))
+            following = self.proxy.epochs[1](made.directory, made.file, made.address)
+            self._others.append(self.children.start(following))
 
     def nowhere(self) -> str:
-        """An address where nobody listens."""
         self._numbers += 1
         return f"http://{HOST}:{self.ports.take(f'nowhere-{self._numbers}')}"
 
     def repository(self, pod: str) -> str:
-        """A repository of the pod that nobody has used."""
+        """A repository of the pod that no test has used."""
         self._numbers += 1
         return f"{PREFIXES[pod][0]}/r{self._numbers}"
 
     def client(self, pod: str | None = None) -> RegistryClient:
-        """Speak with the router, or straight with a pod."""
+        """A client of the router, or directly of a pod."""
         return RegistryClient(self.router.url if pod is None else self.pods[pod].url)
 
 
@@ -290,7 +304,7 @@ def start_router(
         coordinator=[parse_registry(baleen)],
         request_bound_s=60,
         listen=address,
-        # Of a Baleen that answers: a machine that is slow for a moment is no reason to leave it alone.
+        # Long, since a machine that is slow for a moment is no reason to leave Baleen out.
         coordinator_timeout_s=60,
         whole=True,
         state_dir=str(state),
@@ -309,7 +323,7 @@ def routed(pods: Iterable[Pod]) -> list[router.RoutedPod]:
 
 
 def frozen_stand_in(world: World) -> tuple[str, ManagedProcess]:
-    """A stand-in in a process of its own, so that it can be stopped where it is; its URL, and the process."""
+    """A stand-in in a process of its own, which can be paused; its URL, and the process."""
     port = world.ports.take("frozen")
     process = ManagedProcess(
         name="stand-in",

@@ -1,4 +1,4 @@
-"""What stands for Baleen behind the router: it hands a mount on to the pod as Baleen does, or fails in a chosen way.
+"""A stand-in of Baleen behind the router: it forwards a mount to the pod as Baleen does, or fails in a chosen way.
 
 Run as a program (`python -m tests.router.stand_in PORT`) it is a process that can be stopped where it is.
 Not here: whether a mount is allowed.
@@ -66,29 +66,28 @@ class StandIn(HTTPServer):
 
         class Answering(Handler):
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                stand_in.asked.append(
-                    Asked(self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body)
-                )
+                self._record()
                 stand_in.go.wait(DEADLINE_S)
                 try:
                     if stand_in.fails is None:
                         self._forward()
                     else:
                         outcome = {} if stand_in.outcome is None else {"X-Baleen-Mount": stand_in.outcome}
-                        self._send(stand_in.fails, outcome, b"its own")
+                        self.reply(stand_in.fails, b"its own", outcome)
                 except OSError:  # the router has given up
                     self.close_connection = True
 
             def do_GET(self) -> None:
-                stand_in.asked.append(
-                    Asked(self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, b"")
-                )
+                self._record()
                 time.sleep(stand_in.token_seconds)
                 if stand_in.fails is None:
-                    self._send(200, {"Content-Type": "application/json"}, b'{"token": "of Baleen"}')
+                    self.reply(200, b'{"token": "of Baleen"}', {"Content-Type": "application/json"})
                 else:
-                    self._send(stand_in.fails, {}, b"its own")
+                    self.reply(stand_in.fails, b"its own")
+
+            def _record(self) -> None:
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                stand_in.asked.append(Asked(self.command, self.path, headers, self.body()))
 
             def _forward(self) -> None:
                 """Begin a plain upload at the pod, whose answer is the client's."""
@@ -98,17 +97,9 @@ class StandIn(HTTPServer):
                     pod.request("POST", path, b"", {"Host": self.headers["Host"]})
                     answer = pod.getresponse()
                     headers = {k: v for k, v in answer.getheaders() if k.lower() not in {"content-length", "date"}}
-                    self._send(answer.status, headers | {"X-Baleen-Mount": "forwarded"}, answer.read())
+                    self.reply(answer.status, answer.read(), headers | {"X-Baleen-Mount": "forwarded"})
                 finally:
                     pod.close()
-
-            def _send(self, status: int, headers: dict[str, str], content: bytes) -> None:
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
 
         return Answering
 

@@ -14,7 +14,7 @@ from coordinator.registry.images import make_image, make_index
 from coordinator.router import nginx as router
 from coordinator.stack.distribution import DistributionRegistry
 from tests.registries.skopeo import Skopeo, oci_layout
-from tests.router.harness import DEADLINE_S, HOST, HTTP_SECRET, Pod, Router, World
+from tests.router.harness import HOST, HTTP_SECRET, Pod, Router, World
 from tests.router.programs import needs_go, run
 from tests.support.issuer import CREDENTIALS, ISSUER, SERVICE, TokenIssuer, basic
 
@@ -32,7 +32,7 @@ def mounts_asked(world: World) -> Sequence[str]:
 
 @pytest.mark.parametrize("pod", ["pod-a", "pod-c"])
 def test_skopeo_pushes_and_pulls(world: World, skopeo: Skopeo, tmp_path: Path, pod: str) -> None:
-    """An index with two images comes back the same, where the registry sends bytes and where the store does."""
+    """An index with two images comes back the same, whether the registry or the store sends its bytes."""
     index = make_index([make_image(f"{tmp_path} {number}") for number in range(2)])
     repository = world.repository(pod)
     skopeo.push(oci_layout(tmp_path / "layout", index), world.router.address, f"{repository}:v1", "--all")
@@ -44,7 +44,7 @@ def test_skopeo_pushes_and_pulls(world: World, skopeo: Skopeo, tmp_path: Path, p
 
 
 def test_skopeo_copies_between_pods(world: World, skopeo: Skopeo, tmp_path: Path) -> None:
-    """From one pod's repository to another's through one router, and deletes there."""
+    """An image is copied from one pod's repository to another's through the router, and deleted there."""
     image = make_image(str(tmp_path))
     source, target = world.repository("pod-b"), world.repository("pod-a")
     skopeo.push(oci_layout(tmp_path / "layout", image), world.router.address, f"{source}:v1")
@@ -58,7 +58,7 @@ def test_skopeo_copies_between_pods(world: World, skopeo: Skopeo, tmp_path: Path
 
 @needs_go
 def test_crane_copies_with_mounts(world: World, skopeo: Skopeo, tmp_path: Path) -> None:
-    """Crane asks for mounts; Baleen sees each of them, and the copy is complete although none is granted here."""
+    """Baleen gets each of crane's mounts, and the copy is complete although none is made."""
     image = make_image(str(tmp_path))
     source, target = world.repository("pod-b"), world.repository("pod-a")
     skopeo.push(oci_layout(tmp_path / "layout", image), world.router.address, f"{source}:v1")
@@ -93,7 +93,7 @@ def test_oras_pushes_copies_and_pulls(world: World, tmp_path: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Guarded(DistributionRegistry):
-    """A registry that asks for tokens, of which it names the router's address."""
+    """A registry that requires tokens of the router."""
 
     realm: str
     bundle: str
@@ -105,7 +105,7 @@ class Guarded(DistributionRegistry):
 
 @pytest.fixture
 def guarded(world: World, tmp_path: Path) -> Iterator[tuple[Router, TokenIssuer]]:
-    """A pod that asks for tokens, and a router that passes them on from the one issuer."""
+    """A pod that requires tokens, and a router that forwards token requests to the one issuer."""
     name = world.repository("pod-a").replace("/", "-")
     port = world.ports.take(name)
     with TokenIssuer(tmp_path) as issuer:
@@ -128,27 +128,19 @@ def guarded(world: World, tmp_path: Path) -> Iterator[tuple[Router, TokenIssuer]
 
 
 def test_a_token_is_got_and_used_through_the_router(guarded: tuple[Router, TokenIssuer]) -> None:
-    """The registry says where tokens are, the router leads to the issuer, and the token opens the repository."""
+    """The registry names the router's address for tokens, and the token opens the repository."""
     made, issuer = guarded
-    asked = httpx.get(f"{made.url}/v2/guarded/app/tags/list", timeout=DEADLINE_S, trust_env=False)
+    asked = made.ask("GET", "/v2/guarded/empty/tags/list")
     assert asked.status_code == 401
     assert asked.headers["WWW-Authenticate"].startswith(f'Bearer realm="{made.url}/jwt/auth",service="{SERVICE}"')
-    base = httpx.get(f"{made.url}/v2/", timeout=DEADLINE_S, trust_env=False)
-    assert base.status_code == 401
-    got = httpx.get(
-        f"{made.url}/jwt/auth",
-        params={"service": SERVICE, "scope": "repository:guarded/app:pull"},
-        headers={"Authorization": basic(CREDENTIALS)},
-        timeout=DEADLINE_S,
-        trust_env=False,
-    )
+    assert made.ask("GET", "/v2/").status_code == 401
+    wanted = {"service": SERVICE, "scope": "repository:guarded/empty:pull"}
+    got = made.ask("GET", "/jwt/auth", params=wanted, headers={"Authorization": basic(CREDENTIALS)})
     token = got.json()["token"]
-    assert issuer.asked[-1].scopes == ("repository:guarded/app:pull",)
+    assert issuer.asked[-1].scopes == ("repository:guarded/empty:pull",)
     headers = {"Authorization": f"Bearer {token}"}
-    answer = httpx.get(f"{made.url}/v2/guarded/app/tags/list", headers=headers, timeout=DEADLINE_S, trust_env=False)
-    assert answer.status_code == 404
-    other = httpx.get(f"{made.url}/v2/guarded/other/tags/list", headers=headers, timeout=DEADLINE_S, trust_env=False)
-    assert other.status_code == 401
+    assert made.ask("GET", "/v2/guarded/empty/tags/list", headers=headers).status_code == 404
+    assert made.ask("GET", "/v2/guarded/other/tags/list", headers=headers).status_code == 401
 
 
 def test_skopeo_pushes_with_a_token(guarded: tuple[Router, TokenIssuer], skopeo: Skopeo, tmp_path: Path) -> None:

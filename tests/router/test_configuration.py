@@ -1,4 +1,4 @@
-"""What the configuration says, without what reads it: the same for the same pods, and nothing that would be misread."""
+"""The text of the configuration: the same for the same pods, and safe against every value."""
 
 import json
 import random
@@ -55,7 +55,7 @@ def envoy_routes(options: Options = USUAL) -> list[dict[str, Any]]:
 @both
 @given(order=st.randoms(use_true_random=False))
 def test_the_same_pods_give_the_same_text(proxy: Proxy, order: random.Random) -> None:
-    """In whatever order pods, prefixes and registries come, so that a file changes only when something did."""
+    """The order of pods, prefixes and registries does not change the text."""
     shuffled = [
         RoutedPod(pod.name, order.sample(pod.prefixes, len(pod.prefixes)), list(pod.registries)) for pod in PODS
     ]
@@ -66,7 +66,7 @@ def test_the_same_pods_give_the_same_text(proxy: Proxy, order: random.Random) ->
 
 
 def test_every_wait_is_bounded_by_what_collection_expects() -> None:
-    """The bound on a request that garbage collection goes by is that of the router's waits."""
+    """All waits of the router are bounded by the longest request that GC expects."""
     text = configuration(PODS, replace(USUAL, request_bound_s=1234, whole=True))
     for wait in ("proxy_read_timeout", "proxy_send_timeout", "send_timeout", "client_body_timeout"):
         assert f"        {wait} 1234s;" in text
@@ -77,7 +77,7 @@ def test_every_wait_is_bounded_by_what_collection_expects() -> None:
 
 
 def test_envoy_asks_no_pod_that_its_script_has_not_named() -> None:
-    """A script that failed has said nothing: then no route leads to a pod, nor where Baleen should have been asked."""
+    """If Envoy's script fails, no route leads to a pod or skips Baleen."""
     for route in envoy_routes(replace(USUAL, issuer="baleen")):
         if "cluster_header" in route.get("route", {}):
             assert {"x-router-pod", "x-router-way"} & {each["name"] for each in route["match"]["headers"]}
@@ -93,7 +93,7 @@ def test_a_dot_of_a_prefix_is_a_dot() -> None:
 
 
 def test_it_listens_on_loopback_unless_set() -> None:
-    """Nobody outside of the machine reaches a router whose address nobody chose."""
+    """The router listens on loopback unless an address is set."""
     assert "    listen 127.0.0.1:5000;" in configuration(PODS, USUAL)
     secured = replace(USUAL, listen="[::]:443", tls=Certificate("/etc/ssl/router.pem", "/etc/ssl/router.key"))
     assert "    listen [::]:443 ssl;" in configuration(PODS, secured)
@@ -109,7 +109,7 @@ def test_it_listens_on_loopback_unless_set() -> None:
 
 @both
 def test_a_pod_without_a_registry_is_left_out(proxy: Proxy) -> None:
-    """It has no address that requests could be sent to."""
+    """A pod without a registry is left out."""
     assert proxy.configuration([*PODS, RoutedPod("pod-c", ["c"], [])], USUAL) == proxy.configuration(PODS, USUAL)
     with pytest.raises(UsageError, match="No pod has a registry"):
         proxy.configuration([RoutedPod("pod-c", ["c"], [])], USUAL)
@@ -126,7 +126,7 @@ def test_a_pod_without_a_registry_is_left_out(proxy: Proxy) -> None:
 )
 @both
 def test_what_could_not_be_verified_is_refused(proxy: Proxy, urls: list[str], reason: str) -> None:
-    """The pod is named, and what to do."""
+    """Registries that could not be verified are refused, with the pod and what to do."""
     with pytest.raises(UsageError, match=reason) as refused:
         proxy.configuration([RoutedPod("pod-a", ["team"], servers(*urls))], USUAL)
     assert "pod-a" in str(refused.value).lower()
@@ -135,14 +135,14 @@ def test_what_could_not_be_verified_is_refused(proxy: Proxy, urls: list[str], re
 @pytest.mark.parametrize("prefix", ['a"b', "a;b", "a$b", "a b", "a\nb", "A", "a/", "a{b", "(a)", ""])
 @both
 def test_a_prefix_that_is_no_name_is_refused(proxy: Proxy, prefix: str) -> None:
-    """The API would not take it; should it come all the same, it is no part of a configuration."""
+    """A prefix that is no name is refused, even if the API would accept it."""
     with pytest.raises(BaleenError):
         proxy.configuration([RoutedPod("pod-a", [prefix], servers("http://a:5000"))], USUAL)
 
 
 @pytest.mark.parametrize("text", ["relative", "/a;b", '/a"b', "/a$b", "/a\nb", "/a\\b", "/a/../b", "/a{b", ""])
 def test_a_file_that_nginx_would_misread_is_refused(text: str) -> None:
-    """Its name stands in the configuration as it is."""
+    """A file's name that nginx would misread is refused."""
     with pytest.raises(UsageError, match="--tls-key"):
         parse_file(text, "--tls-key")
 
@@ -151,13 +151,13 @@ def test_a_file_that_nginx_would_misread_is_refused(text: str) -> None:
     "text", ["5000", ":5000", "host", "host:0", "host:70000", "host:5000;", "a b:1", "[::1]", "*:5"]
 )
 def test_an_address_that_is_none_is_refused(text: str) -> None:
-    """Where the router listens is said wholly."""
+    """The address to listen on must be complete."""
     with pytest.raises(UsageError, match="--listen"):
         parse_listen(text)
 
 
 @pytest.mark.parametrize("text", ["issuer.example", "https://u:p@issuer.example/", "https://a/b?c", "https://a/$b", ""])
 def test_an_issuer_that_is_none_is_refused(text: str) -> None:
-    """An issuer is a scheme, a host and a path."""
+    """An issuer must be a scheme, a host and a path."""
     with pytest.raises(UsageError):
         parse_issuer(text, "--issuer")

@@ -1,4 +1,4 @@
-"""Pushes and pulls need no Baleen: where it is away, slow or failing, the pod gets what the client sent."""
+"""Pushes and pulls need no Baleen: while it is away, slow or failing, the pod gets what the client sent."""
 
 import os
 import signal
@@ -12,42 +12,36 @@ from coordinator.registry.client import RegistryClient
 from coordinator.registry.images import make_image
 from coordinator.router import nginx as router
 from coordinator.tokens import issuers
-from tests.router.harness import DEADLINE_S, Router, World, frozen_stand_in, request, routed
+from tests.router.harness import LAYER, Router, World, frozen_stand_in, request, routed
 from tests.router.stand_in import StandIn
 from tests.support.issuer import CREDENTIALS, TokenIssuer, basic
 from tests.support.wait import eventually
 
 pytestmark = pytest.mark.registry
 
-LAYER = b"a layer that two pods need" * 100
 FORM = "Content-Type: application/x-www-form-urlencoded"
 
 
-@pytest.fixture
-def source(world: World) -> tuple[str, str]:
-    """A repository of another pod and a blob there, which the registry can mount by itself."""
-    repository = world.repository("pod-b")
-    with world.client("pod-b") as client:
-        digest = client.push_blob(repository, LAYER)
-    world.seen()
-    return repository, digest
+def mount(repository: str, source: tuple[str, str], *, form: bool = False) -> bytes:
+    """The request for a mount, by its query or by a form."""
+    query = f"mount={source[1]}&from={source[0]}"
+    target = f"/v2/{repository}/blobs/uploads/"
+    if form:
+        return request(f"POST {target} HTTP/1.1", FORM, body=query.encode())
+    return request(f"POST {target}?{query} HTTP/1.1")
 
 
 def mounted_at_pod(world: World, made: Router, source: tuple[str, str], *, form: bool = False) -> None:
-    """Ask for a mount; the pod must have seen it as it was sent, and done it."""
-    repository = world.repository("pod-a")
-    query = f"mount={source[1]}&from={source[0]}"
-    target = f"/v2/{repository}/blobs/uploads/{'' if form else f'?{query}'}"
-    sent = request(f"POST {target} HTTP/1.1", *([FORM] if form else []), body=query.encode() if form else b"")
-    answer = made.raw(sent)
+    """Request a mount, which the pod must get as it was sent, and make."""
+    answer = made.raw(mount(world.repository("pod-a"), source, form=form))
     assert answer.status == 201, answer
     assert answer.headers["docker-content-digest"] == source[1]
     assert (world.seen()["pod-a"][-1].method, made.routes()) == ("POST", ["mount-at-pod"])
 
 
 @pytest.mark.parametrize("form", [False, True])
-def test_a_mount_goes_to_the_pod_while_baleen_is_away(world: World, source: tuple[str, str], form: bool) -> None:
-    """Nobody listens where Baleen should: the pod mounts as it would without Baleen, from query or form."""
+def test_a_mount_while_baleen_is_away(world: World, source: tuple[str, str], form: bool) -> None:
+    """While Baleen is away, the pod makes the mount, from query or form."""
     made = world.another_router(baleen=world.nowhere())
     for _ in range(4):
         mounted_at_pod(world, made, source, form=form)
@@ -55,10 +49,8 @@ def test_a_mount_goes_to_the_pod_while_baleen_is_away(world: World, source: tupl
 
 @pytest.mark.parametrize("status", [404, 405, 500, 502, 503, 504, 507, 520])
 @pytest.mark.parametrize("form", [False, True])
-def test_a_mount_goes_to_the_pod_when_baleen_fails(
-    world: World, source: tuple[str, str], status: int, form: bool
-) -> None:
-    """An answer that is none to a mount, such as of a Baleen that serves none or is overloaded, reaches no client."""
+def test_a_mount_when_baleen_fails(world: World, source: tuple[str, str], status: int, form: bool) -> None:
+    """An answer of Baleen that is none to a mount does not reach the client: the pod gets the mount."""
     world.coordinator.fails = status
     mounted_at_pod(world, world.router, source, form=form)
     assert len(world.coordinator.taken()) == 1
@@ -66,15 +58,11 @@ def test_a_mount_goes_to_the_pod_when_baleen_fails(
 
 @pytest.mark.parametrize(("status", "outcome"), [(400, None), (429, None), (503, "forwarded"), (404, "forwarded")])
 @pytest.mark.parametrize("form", [False, True])
-def test_what_baleen_refused_is_no_mount(
-    world: World, source: tuple[str, str], status: int, outcome: str | None, form: bool
-) -> None:
-    """A mount that Baleen cannot read, or has handed on to a pod that failed, becomes an upload, and none is made."""
+def test_refused_mounts(world: World, source: tuple[str, str], status: int, outcome: str | None, form: bool) -> None:
+    """A mount that Baleen cannot read, or has forwarded to a failing pod, becomes an upload."""
     world.coordinator.fails, world.coordinator.outcome = status, outcome
-    repository, query = world.repository("pod-a"), f"mount={source[1]}&from={source[0]}"
-    target = f"/v2/{repository}/blobs/uploads/{'' if form else f'?{query}'}"
-    sent = request(f"POST {target} HTTP/1.1", *([FORM] if form else []), body=query.encode() if form else b"")
-    assert world.router.raw(sent).status == 202
+    repository = world.repository("pod-a")
+    assert world.router.raw(mount(repository, source, form=form)).status == 202
     assert [each.target for each in world.seen()["pod-a"]] == [f"/v2/{repository}/blobs/uploads/"]
     assert world.router.routes() == ["upload-at-pod"]
     with world.client("pod-a") as client:
@@ -83,7 +71,7 @@ def test_what_baleen_refused_is_no_mount(
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_what_baleen_asks_of_the_client_reaches_it(world: World, source: tuple[str, str], status: int) -> None:
-    """Who may not mount or has to say who asks is told so: the pod is not asked instead."""
+    """Baleen's 401 or 403 reaches the client, and the pod does not get the mount."""
     world.coordinator.fails = status
     answer = world.router.raw(request(f"POST /v2/team/app/blobs/uploads/?mount={source[1]} HTTP/1.1"))
     assert answer.status == status
@@ -91,7 +79,7 @@ def test_what_baleen_asks_of_the_client_reaches_it(world: World, source: tuple[s
 
 
 def test_a_slow_baleen_is_waited_for_and_then_left_alone(world: World, source: tuple[str, str]) -> None:
-    """The pod gets a mount after a bound, and after two such in a row without any wait."""
+    """The pod gets a mount after a bound, and after two such in a row without a wait."""
     made = world.another_router(coordinator_timeout_s=1)
     world.coordinator.go.clear()
     for _ in range(4):
@@ -100,7 +88,7 @@ def test_a_slow_baleen_is_waited_for_and_then_left_alone(world: World, source: t
 
 
 def test_a_frozen_baleen_is_asked_again_when_it_moves(world: World, source: tuple[str, str]) -> None:
-    """A process that takes connections and says nothing holds up no push, and has its mounts again once it speaks."""
+    """A frozen Baleen delays no push, and gets mounts again once it answers."""
     url, process = frozen_stand_in(world)
     made = world.another_router(baleen=url, coordinator_timeout_s=1, coordinator_pause_s=1)
     os.kill(process.pid, signal.SIGSTOP)
@@ -119,19 +107,18 @@ def test_a_frozen_baleen_is_asked_again_when_it_moves(world: World, source: tupl
 
 
 def test_another_replica_of_baleen_is_asked(world: World, source: tuple[str, str]) -> None:
-    """Of two replicas the one that is away is left out, and no mount goes to the pod for it."""
+    """A replica of Baleen that is away is left out, and no mount goes to the pod for it."""
     replicas = [parse_registry(world.nowhere()), parse_registry(world.coordinator.url)]
     made = world.another_router(coordinator=replicas)
     for _ in range(6):
-        target = f"/v2/{world.repository('pod-a')}/blobs/uploads/?mount={source[1]}&from={source[0]}"
-        assert made.raw(request(f"POST {target} HTTP/1.1")).headers["x-baleen-mount"] == "forwarded"
+        assert made.raw(mount(world.repository("pod-a"), source)).headers["x-baleen-mount"] == "forwarded"
     asked = world.coordinator.taken()
     # Chunks of nothing would be left on a connection by a server that does not expect them.
     assert ["transfer-encoding" in each.headers for each in asked] == [False] * 6
 
 
 def test_a_push_and_a_pull_do_without_baleen(world: World, tmp_path: Path) -> None:
-    """An image with mounts is pushed and pulled while nobody listens where Baleen should."""
+    """An image with mounts is pushed and pulled while Baleen is away."""
     made = world.another_router(baleen=world.nowhere())
     image = make_image(str(tmp_path))
     with RegistryClient(made.url) as client:
@@ -141,7 +128,7 @@ def test_a_push_and_a_pull_do_without_baleen(world: World, tmp_path: Path) -> No
 
 
 def test_an_upload_waits_for_nobody(world: World) -> None:
-    """A frozen Baleen is not asked about what is no mount."""
+    """An upload does not wait for a frozen Baleen."""
     world.coordinator.go.clear()
     with world.client() as client:
         client.push_blob(world.repository("pod-a"), LAYER)
@@ -158,13 +145,13 @@ def ask(made: Router, *headers: str) -> tuple[int, bytes]:
 
 
 def test_without_an_issuer_there_are_no_tokens(world: World) -> None:
-    """A router of which nobody said who issues tokens has no such address."""
+    """A router without an issuer has no address for tokens."""
     assert ask(world.router)[0] == 404
     assert world.coordinator.taken() == []
 
 
 def test_baleen_issues_tokens(world: World) -> None:
-    """The client's credentials and scopes reach Baleen, and its answer the client; a form reaches it too."""
+    """The client's credentials and scopes reach Baleen, also as a form, and its answer the client."""
     made = world.another_router(issuer="baleen")
     assert ask(made, "Authorization: Basic eDp5") == (200, b'{"token": "of Baleen"}')
     (asked,) = world.coordinator.taken()
@@ -177,7 +164,7 @@ def test_baleen_issues_tokens(world: World) -> None:
 
 @pytest.mark.parametrize("status", [404, 500, 503, 520])
 def test_without_baleen_the_one_issuer_is_asked(world: World, tmp_path: Path, status: int) -> None:
-    """With one issuer for all pods clients get their tokens there while Baleen does not answer."""
+    """With one issuer for all pods clients get their tokens there while Baleen fails."""
     with TokenIssuer(tmp_path) as issuer:
         made = world.another_router(issuer="baleen", fallback_issuer=router.parse_issuer(issuer.realm, "--x"))
         world.coordinator.fails = status
@@ -189,14 +176,14 @@ def test_without_baleen_the_one_issuer_is_asked(world: World, tmp_path: Path, st
 
 
 def test_without_baleen_and_one_issuer_clients_come_again(world: World) -> None:
-    """Where pods have issuers of their own none is right for all: the answer says when to try again."""
+    """If each pod has its own issuer, the answer without Baleen says when to retry."""
     made = world.another_router(issuer="baleen", baleen=world.nowhere())
     answer = made.raw(request("GET /jwt/auth?service=x HTTP/1.1"))
     assert (answer.status, answer.headers["retry-after"]) == (503, "1")
 
 
 def test_mounts_that_wait_take_no_tokens_away(world: World, source: tuple[str, str]) -> None:
-    """A Baleen whose mounts wait, for a store or a database, is left alone with mounts and goes on making tokens."""
+    """A Baleen that is left out for slow mounts still makes tokens."""
     made = world.another_router(issuer="baleen", coordinator_timeout_s=1)
     world.coordinator.go.clear()
     for _ in range(3):
@@ -205,18 +192,17 @@ def test_mounts_that_wait_take_no_tokens_away(world: World, source: tuple[str, s
 
 
 def test_an_issuer_that_does_not_answer_is_waited_for(world: World, source: tuple[str, str]) -> None:
-    """A token without that issuer's part comes later than a mount may, and neither it nor the next ones are lost."""
+    """A slow token is waited for longer than a mount, and later requests are not lost."""
     assert router.ISSUERS_S >= issuers.SECONDS
     made = world.another_router(issuer="baleen", coordinator_timeout_s=3, issuers_s=3)
     world.coordinator.token_seconds = 3.2
     assert [ask(made)[0] for _ in range(2)] == [200] * 2
     made.routes(2)
-    target = f"/v2/{world.repository('pod-a')}/blobs/uploads/?mount={source[1]}&from={source[0]}"
-    assert made.raw(request(f"POST {target} HTTP/1.1")).headers["x-baleen-mount"] == "forwarded"
+    assert made.raw(mount(world.repository("pod-a"), source)).headers["x-baleen-mount"] == "forwarded"
 
 
 def test_a_baleen_that_was_away_makes_tokens_at_once(world: World) -> None:
-    """Where nobody else makes tokens the only Baleen is asked for each, however often it was not there."""
+    """The only Baleen gets each token request, however often it was away."""
     baleen = world.nowhere()
     made = world.another_router(issuer="baleen", baleen=baleen)
     assert [ask(made)[0] for _ in range(3)] == [503] * 3
@@ -225,7 +211,7 @@ def test_a_baleen_that_was_away_makes_tokens_at_once(world: World) -> None:
 
 
 def test_replicas_that_were_away_make_tokens_at_once(world: World) -> None:
-    """The same with several of them, that began again one after the other: one is left alone for another one only."""
+    """Of several replicas one is left out only while another can answer."""
     replicas = [world.nowhere(), world.nowhere()]
     made = world.another_router(issuer="baleen", coordinator=[parse_registry(each) for each in replicas])
     assert [ask(made)[0] for _ in range(12)] == [503] * 12
@@ -234,14 +220,14 @@ def test_replicas_that_were_away_make_tokens_at_once(world: World) -> None:
 
 
 def test_what_baleen_says_of_credentials_is_the_answer(world: World) -> None:
-    """Wrong credentials are not tried elsewhere."""
+    """Wrong credentials are not tried at another issuer."""
     made = world.another_router(issuer="baleen")
     world.coordinator.fails = 401
     assert ask(made) == (401, b"its own")
 
 
 def test_a_central_issuer_is_asked_itself(world: World, tmp_path: Path) -> None:
-    """With one issuer for all that is no business of Baleen's."""
+    """With a central issuer token requests do not reach Baleen."""
     with TokenIssuer(tmp_path) as issuer:
         made = world.another_router(issuer=router.parse_issuer(issuer.realm, "--x"))
         assert ask(made, f"Authorization: {basic(CREDENTIALS)}")[0] == 200
@@ -252,11 +238,15 @@ def test_a_central_issuer_is_asked_itself(world: World, tmp_path: Path) -> None:
 # Pods
 
 
+def half_away(world: World) -> Router:
+    """A router before a pod of two processes, of which the first is away."""
+    registries = [parse_registry(world.nowhere()), parse_registry(world.pods["pod-a"].url)]
+    return world.another_router(pods=[router.RoutedPod("pod-a", ["team"], registries)])
+
+
 def test_another_process_of_a_pod_goes_on(world: World) -> None:
     """A pod of two processes is served while one of them is away, uploads that the other began included."""
-    dead = parse_registry(world.nowhere())
-    pod = router.RoutedPod("pod-a", ["team"], [dead, parse_registry(world.pods["pod-a"].url)])
-    made = world.another_router(pods=[pod])
+    made = half_away(world)
     with RegistryClient(made.url) as client:
         for number in range(4):
             content = f"{made.address} {number}".encode()
@@ -266,9 +256,7 @@ def test_another_process_of_a_pod_goes_on(world: World) -> None:
 
 def test_a_big_upload_needs_one_process_of_a_pod(world: World) -> None:
     """Where another process is away, what is too big to be kept goes on at the first that is there."""
-    dead = parse_registry(world.nowhere())
-    pod = router.RoutedPod("pod-a", ["team"], [dead, parse_registry(world.pods["pod-a"].url)])
-    made = world.another_router(pods=[pod])
+    made = half_away(world)
     with RegistryClient(made.url) as client:
         for number in range(10):
             content = f"{made.address} {number}".encode() * 300_000
@@ -279,7 +267,7 @@ def test_a_big_upload_needs_one_process_of_a_pod(world: World) -> None:
 
 
 def test_a_reload_changes_who_is_asked(world: World) -> None:
-    """After a pod got another prefix and the router was reloaded, its repositories are found, and nothing stopped."""
+    """After a reload with a new prefix its repositories are found, and no request fails."""
     made = world.another_router(to_be_reloaded=True)
     asking = request("GET /v2/added/app/tags/list HTTP/1.1")
     assert b"NAME_UNKNOWN" in made.raw(asking).body
@@ -288,7 +276,7 @@ def test_a_reload_changes_who_is_asked(world: World) -> None:
     world.reload(made, [first._replace(prefixes=[*first.prefixes, "added"]), *others])
 
     def there() -> bool:
-        assert httpx.get(f"{made.url}/v2/team/app/tags/list", timeout=DEADLINE_S, trust_env=False).status_code == 404
+        assert made.ask("GET", "/v2/team/app/tags/list").status_code == 404
         made.raw(asking)
         return "/v2/added/app/tags/list" in [each.target for each in world.seen()["pod-a"]]
 

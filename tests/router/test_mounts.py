@@ -5,11 +5,10 @@ from urllib.parse import quote, urlsplit
 import httpx
 import pytest
 
-from tests.router.harness import DEADLINE_S, Answer, World, request
+from tests.router.harness import DEADLINE_S, LAYER, Answer, World, request
 
 pytestmark = pytest.mark.registry
 
-LAYER = b"a layer that two pods need" * 100
 FORM = "Content-Type: application/x-www-form-urlencoded"
 MULTIPART = "Content-Type: multipart/form-data; boundary=xyz"
 
@@ -18,16 +17,6 @@ def parts(**fields: str) -> bytes:
     """The fields as a form in parts."""
     sent = [f'--xyz\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in fields.items()]
     return "".join([*sent, "--xyz--\r\n"]).encode()
-
-
-@pytest.fixture
-def source(world: World) -> tuple[str, str]:
-    """A repository of another pod and a blob there: what a registry on the same storage can mount by itself."""
-    repository = world.repository("pod-b")
-    with world.client("pod-b") as client:
-        digest = client.push_blob(repository, LAYER)
-    world.seen()
-    return repository, digest
 
 
 def mounts(digest: str, repository: str) -> dict[str, tuple[str, list[str], bytes]]:
@@ -58,7 +47,7 @@ def mounts(digest: str, repository: str) -> dict[str, tuple[str, list[str], byte
 
 @pytest.mark.parametrize("beside", ["\xff", "%ff", "%00", "%"])
 def test_a_mount_beside_what_is_no_text(world: World, source: tuple[str, str], beside: str) -> None:
-    """Bytes that are no characters hide no mount: Baleen gets it, or nobody does."""
+    """Bytes that are no characters hide no mount: Baleen gets it, or it is refused."""
     repository = world.repository("pod-a")
     answer = begin(world, f"/v2/{repository}/blobs/uploads/?{beside}&mount={source[1]}&from={source[0]}", [], b"")
     assert answer.status == (202 if world.coordinator.taken() else 400)
@@ -73,7 +62,7 @@ def begin(world: World, target: str, headers: list[str], body: bytes) -> Answer:
 @pytest.mark.parametrize("way", mounts("", ""))
 @pytest.mark.parametrize("slash", ["/", ""])
 def test_a_mount_goes_to_baleen(world: World, source: tuple[str, str], way: str, slash: str) -> None:
-    """Baleen gets it, with query and body as they came and the address that the client used, and no pod does."""
+    """Baleen gets the mount with its query and body and the client's address, and no pod does."""
     query, headers, body = mounts(source[1], source[0])[way]
     repository = world.repository("pod-a")
     sent = [*headers, "Authorization: Bearer t", "X-Forwarded-For: 10.1.1.1"]
@@ -94,7 +83,7 @@ def test_a_mount_goes_to_baleen(world: World, source: tuple[str, str], way: str,
 
 
 def test_no_client_names_another_client(world: World) -> None:
-    """Names with underscores are the same ones to whoever reads headers as CGI does, as issuers may."""
+    """Headers with underscores cannot name another client."""
     spoofed = ["X_Forwarded_For: 10.1.1.1", "X_Forwarded-Proto: ftp", "X_Real_IP: 10.1.1.1"]
     begin(world, f"/v2/{world.repository('pod-a')}/blobs/uploads/?mount=x", spoofed, b"")
     (asked,) = world.coordinator.taken()
@@ -109,7 +98,7 @@ def test_no_client_names_another_client(world: World) -> None:
 
 @pytest.mark.parametrize("way", ["name encoded", "twice", "a form", "a form of names encoded", "parts"])
 def test_registries_do_read_these_as_mounts(world: World, source: tuple[str, str], way: str) -> None:
-    """Straight to a pod these ways mount, or the tests beside this one would prove nothing."""
+    """Directly at a pod these requests are mounts, which the tests beside this one rely on."""
     known = mounts(source[1], source[0]) | {
         "twice": (f"?mount={source[1]}&mount=&from={source[0]}", [], b""),
         "parts": ("", [MULTIPART], parts(**{"mount": source[1], "from": source[0]})),
@@ -131,7 +120,7 @@ def long_form(digest: str, repository: str) -> bytes:
 
 @pytest.mark.parametrize("way", ["parts", "chunked", "long", "two types", "two types the other way", "mixed parts"])
 def test_no_other_form_is_one(world: World, source: tuple[str, str], way: str) -> None:
-    """A form that Baleen cannot be given whole begins an upload at the pod, and mounts nothing there."""
+    """A form that Baleen cannot get whole begins an upload at the pod, and mounts nothing there."""
     plain = f"mount={source[1]}&from={source[0]}".encode()
     in_parts = parts(**{"mount": source[1], "from": source[0]})
     headers, body = {
@@ -150,7 +139,7 @@ def test_no_other_form_is_one(world: World, source: tuple[str, str], way: str) -
 
 
 def test_an_upload_that_goes_on_is_no_mount(world: World, source: tuple[str, str]) -> None:
-    """A POST to an upload's own address, for which distribution would mount, is refused; the upload still goes on."""
+    """A POST to an upload's own address, which distribution would mount, is refused."""
     repository = world.repository("pod-a")
     with world.client() as client:
         session = client.begin_upload(repository)
@@ -174,7 +163,7 @@ def test_an_upload_that_goes_on_is_no_mount(world: World, source: tuple[str, str
     ],
 )
 def test_what_is_no_mount_goes_straight_to_the_pod(world: World, query: str, headers: list[str], body: bytes) -> None:
-    """Baleen sees nothing of an upload, and the pod gets it with its query."""
+    """An upload goes to the pod with its query, and not to Baleen."""
     repository = world.repository("pod-a")
     answer = begin(world, f"/v2/{repository}/blobs/uploads/{query}", headers, body)
     assert answer.status == 202
@@ -183,14 +172,14 @@ def test_what_is_no_mount_goes_straight_to_the_pod(world: World, query: str, hea
 
 
 def test_a_mount_for_nobody_reaches_nobody(world: World, source: tuple[str, str]) -> None:
-    """Baleen is not asked about a repository that no pod owns."""
+    """A mount in a repository that no pod owns does not reach Baleen."""
     answer = begin(world, f"/v2/nobody/app/blobs/uploads/?mount={source[1]}", [], b"")
     assert answer.status == 404
     assert world.coordinator.taken() == []
 
 
 def test_a_mount_with_much_beside_it_is_refused(world: World, source: tuple[str, str]) -> None:
-    """What Baleen gets has a limit, and the answer says that it is the size."""
+    """A mount with a body beyond the limit is refused with its size as the reason."""
     answer = begin(world, f"/v2/team/app/blobs/uploads/?mount={source[1]}", [], b"x" * 200_000)
     assert answer.status == 413
     assert b"SIZE_INVALID" in answer.body
@@ -199,9 +188,9 @@ def test_a_mount_with_much_beside_it_is_refused(world: World, source: tuple[str,
 
 @pytest.mark.parametrize("pod", ["pod-a", "pod-c"])
 def test_an_upload_is_finished_where_it_began(world: World, pod: str) -> None:
-    """The address of an upload leads through the router, whether the registry writes a path or a whole URL."""
+    """An upload's address leads through the router, whether the registry writes a path or a URL."""
     repository = world.repository(pod)
-    answer = httpx.post(f"{world.router.url}/v2/{repository}/blobs/uploads/", timeout=DEADLINE_S, trust_env=False)
+    answer = world.router.ask("POST", f"/v2/{repository}/blobs/uploads/")
     location = urlsplit(answer.headers["Location"])
     assert (location.netloc == world.router.address) == (pod == "pod-c")
     with world.client() as client:

@@ -40,7 +40,7 @@ def storage(request: pytest.FixtureRequest) -> Iterator[tuple[Running, S3Proxy]]
 
 
 def mounts_again(running: Running) -> None:
-    """Wait until the router asks Baleen again, which it leaves alone for a while after it was slow."""
+    """Wait until the router sends mounts to Baleen again, which it left out while it was slow."""
     target = f"{running.router.url}/v2/{running.pods[1].name}/none/blobs/uploads/"
     nothing = {"mount": f"sha256:{'0' * 64}", "from": f"{running.pods[0].name}/none"}
 
@@ -66,10 +66,10 @@ def checks(call: Call) -> bool:
 
 
 @pytest.mark.parametrize("which", [any_call, checks, links])
-def test_a_push_while_the_store_says_nothing_to_baleen(
+def test_a_push_while_the_store_hangs(
     storage: tuple[Running, S3Proxy], tmp_path: Path, which: Callable[[Call], bool]
 ) -> None:
-    """The client uploads what is not mounted in time, and no link harms that lands when nobody waits for it."""
+    """A layer that is not mounted in time is uploaded, and a link that is written later does no harm."""
     running, way = storage
     mounts_again(running)
     here, layer = f"nothing-{which.__name__.replace('_', '-')}", make_layer(str(tmp_path), 20_000)
@@ -82,10 +82,8 @@ def test_a_push_while_the_store_says_nothing_to_baleen(
 
 
 @pytest.mark.parametrize("answer", [BROKEN, DENIED, None], ids=["broken", "denied", "slow"])
-def test_a_push_while_the_store_fails_baleen(
-    storage: tuple[Running, S3Proxy], tmp_path: Path, answer: Answer | None
-) -> None:
-    """The same where each of its calls fails, or takes long."""
+def test_a_push_while_the_store_fails(storage: tuple[Running, S3Proxy], tmp_path: Path, answer: Answer | None) -> None:
+    """A push succeeds while each of Baleen's calls to the store fails, or takes long."""
     running, way = storage
     mounts_again(running)
     here, layer = f"failing-{answer.status if answer else 'slow'}", make_layer(str(tmp_path), 20_000)
@@ -109,7 +107,7 @@ def test_a_push_while_the_store_fails_baleen(
 
 @pytest.mark.parametrize("service", ["api", "worker", "scheduler", "postgres", "kafka"])
 def test_a_push_while_a_part_is_frozen(storage: tuple[Running, S3Proxy], tmp_path: Path, service: str) -> None:
-    """An image with a layer of another pod is pushed and pulls back whole, whatever of Baleen says nothing."""
+    """An image with a layer of another pod is pushed and pulls back whole while a part of Baleen is frozen."""
     running, here = storage[0], f"frozen-{service}"
     layer = make_layer(str(tmp_path), 20_000)
     source = running.push(0, here, make_image(f"{tmp_path} first", [layer]))
@@ -120,7 +118,7 @@ def test_a_push_while_a_part_is_frozen(storage: tuple[Running, S3Proxy], tmp_pat
 
 @pytest.mark.parametrize("service", ["api", "worker", "scheduler"])
 def test_a_push_while_a_part_begins_again(storage: tuple[Running, S3Proxy], tmp_path: Path, service: str) -> None:
-    """The same where it is killed: what it had begun is begun anew."""
+    """The same push succeeds while a part of Baleen is killed and started again."""
     running, here = storage[0], f"killed-{service}"
     layer = make_layer(str(tmp_path), 20_000)
     source = running.push(0, here, make_image(f"{tmp_path} first", [layer]))
@@ -132,7 +130,7 @@ def test_a_push_while_a_part_begins_again(storage: tuple[Running, S3Proxy], tmp_
 @pytest.mark.parametrize("service", ["postgres", "kafka"])
 @pytest.mark.parametrize("proxy", BOTH_AT_LENGTH)
 def test_a_push_without_baleen(tmp_path: Path, proxy: Proxy, service: str) -> None:
-    """Without its database or its broker Baleen ends altogether, at some moment of these pushes: none of them fails."""
+    """No push fails while Baleen ends for lack of its database or its broker."""
     with (
         temporary_directory() as directory,
         Stack(directory / "store", services=("s3",)) as stack,

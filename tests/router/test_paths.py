@@ -93,7 +93,7 @@ def test_a_path_is_read_once(world: World, target: str, pod: str, read: str) -> 
 @pytest.mark.parametrize("method", ["GET", "PUT", "POST"])
 @pytest.mark.parametrize("target", REFUSED)
 def test_what_no_pod_owns_reaches_none(world: World, method: str, target: str) -> None:
-    """A path that is no endpoint of a repository with an owner is answered by the router, with every method."""
+    """A path that is no endpoint of an owned repository is answered by the router, with every method."""
     answer = world.router.raw(request(f"{method} {target} HTTP/1.1", body=b"x" if method != "GET" else b""))
     assert 400 <= answer.status < 500
     # A registry writes down no request that it cannot read; the router knows whom it has asked.
@@ -103,7 +103,7 @@ def test_what_no_pod_owns_reaches_none(world: World, method: str, target: str) -
 
 
 def test_a_long_path_holds_nobody_up(world: World) -> None:
-    """What a worker does for it, while all others wait, is little: the longest that it reads took it half a minute."""
+    """The longest path that is read costs a worker little time."""
     made = world.another_router()
     assert made.raw(request(f"GET /v2/{'a/' * 240_000}tags/list HTTP/1.1")).status in {404, 414}
     ticks = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13] for pid in made.workers()]
@@ -112,7 +112,7 @@ def test_a_long_path_holds_nobody_up(world: World) -> None:
 
 @pytest.mark.parametrize("target", ["/v2/nobody/manifests", "/v2/x/manifests"])
 def test_the_end_of_a_path_gives_no_type(world: World, target: str) -> None:
-    """What the router says by itself is JSON, whatever a tag ends with: not HTML, nor an image."""
+    """The router's own answers are JSON, whatever a tag ends with."""
     away = router.RoutedPod("pod-x", ["x"], [parse_registry(world.nowhere())])
     made = world.another_router(pods=[away])
     for tag in ("v1.html", "v1.jpg"):
@@ -130,7 +130,7 @@ def test_an_unowned_repository_is_refused_as_registries_do(world: World) -> None
 
 @pytest.mark.parametrize("target", ["/v2/nobody/app/tags/list", "/v2/team%25/app/tags/list", "/x"])
 def test_a_client_does_not_choose_the_pod(world: World, target: str) -> None:
-    """What the router says to itself in headers it believes of nobody else."""
+    """The router ignores its own internal headers in a client's request."""
     sent = ["X-Router-Pod: pod_pod-a", "X-Router-Endpoint: content", "X-Router-Way: mount-at-pod"]
     assert world.router.raw(request(f"GET {target} HTTP/1.1", *sent)).status == 404
     assert world.seen() == {}
@@ -138,7 +138,7 @@ def test_a_client_does_not_choose_the_pod(world: World, target: str) -> None:
 
 @pytest.mark.parametrize("line", ["get /v2/team/app/tags/list HTTP/1.1", "Post /v2/team/app/blobs/uploads/ HTTP/1.1"])
 def test_a_method_is_written_in_capitals(world: World, line: str) -> None:
-    """A method in another case is no method, and reaches nobody."""
+    """A method in another case is refused and reaches no pod."""
     assert world.router.raw(request(line)).status == 400
     assert world.seen() == {}
 
@@ -153,13 +153,13 @@ def test_an_old_client_is_served(world: World) -> None:
 @pytest.mark.parametrize("protocol", ["h2c", "TLS/1.2", "websocket", "h2c, TLS/1.2"])
 @pytest.mark.parametrize("target", ["/v2/team/app/blobs/uploads/", "/v2/team/app/blobs/uploads/?mount=x"])
 def test_a_client_that_offers_more_is_served(world: World, protocol: str, target: str) -> None:
-    """Who would rather speak another protocol is answered in this one, as by a registry."""
+    """A request that offers another protocol is answered in this one, as by a registry."""
     lines = [f"POST {target} HTTP/1.1", "Host: router.example", "Connection: Upgrade", f"Upgrade: {protocol}"]
     assert world.router.raw("\r\n".join([*lines, "Content-Length: 0", "", ""]).encode()).status == 202
 
 
 def test_two_lengths_are_refused(world: World) -> None:
-    """A body of which two lengths are said is not passed on: two readers could see two requests in it."""
+    """A body with two lengths is refused, since two readers could see two requests in it."""
     both = request("PUT /v2/team/app/manifests/v1 HTTP/1.1", "Transfer-Encoding: chunked", "Content-Length: 5")
     assert world.router.raw(both + b"0\r\n\r\n").status == 400
     assert world.seen() == {}
@@ -174,7 +174,7 @@ def test_the_base_is_a_pods(world: World) -> None:
 
 
 def test_the_base_needs_one_pod_only(world: World) -> None:
-    """While a pod is away, another one answers `/v2/`, and the repositories of the pod are told as away."""
+    """While a pod is away, another one answers `/v2/`, and the pod's repositories are unavailable."""
     world.pods["pod-a"].kill()
     try:
         assert world.router.raw(request("GET /v2/ HTTP/1.1")).status == 200
@@ -188,7 +188,7 @@ def test_the_base_needs_one_pod_only(world: World) -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_base_needs_one_process_only(world: World, count: int) -> None:
-    """While a process of each pod is away, another one answers `/v2/`, whichever is asked first."""
+    """While a process of each pod is away, another one answers `/v2/`."""
     dead = [parse_registry(world.nowhere()) for _ in range(count)]
     known = [
         pod._replace(registries=[gone, *pod.registries])
@@ -200,7 +200,7 @@ def test_the_base_needs_one_process_only(world: World, count: int) -> None:
 
 @pytest.mark.parametrize("status", [429, 500, 503, 507])
 def test_the_base_is_not_a_pods_that_fails(world: World, status: int) -> None:
-    """A pod that answers with a failure of its own does not keep clients from the others; the only one is believed."""
+    """If one pod fails, another answers `/v2/`; the failure of the only one is the answer."""
     world.coordinator.fails = status
     failing = router.RoutedPod("pod-0", ["zero"], [parse_registry(world.coordinator.url)])
     made = world.another_router(pods=[failing, *routed(world.pods.values())])
@@ -210,7 +210,7 @@ def test_the_base_is_not_a_pods_that_fails(world: World, status: int) -> None:
 
 
 def test_no_catalog_is_given(world: World) -> None:
-    """On one storage each pod would list the repositories of all: none is asked."""
+    """The catalog is refused, since on one storage each pod would list the repositories of all."""
     answer = world.router.raw(request("GET /v2/_catalog HTTP/1.1"))
     assert answer.status == 404
     assert b"UNSUPPORTED" in answer.body

@@ -1,4 +1,4 @@
-"""Bytes pass as they come, both ways: nothing is kept in a file, memory is bounded, and no wait is without end."""
+"""Bytes are streamed both ways: nothing is kept in a file, memory and waits are bounded."""
 
 import hashlib
 import re
@@ -28,7 +28,6 @@ def chunks() -> Iterator[bytes]:
 
 
 def memory_mib(made: Router) -> float:
-    """The most that a worker ever had."""
     peaks = [re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text()) for pid in made.workers()]
     return max(int(peak[1]) for peak in peaks if peak is not None) / 1024
 
@@ -52,7 +51,7 @@ def test_the_store_sends_what_a_registry_redirects(world: World) -> None:
         digest = client.push_blob(repository, content)
         world.router.log()
         assert client.get_blob(repository, digest) == content
-    answer = httpx.get(f"{world.router.url}/v2/{repository}/blobs/{digest}", timeout=DEADLINE_S, trust_env=False)
+    answer = world.router.ask("GET", f"/v2/{repository}/blobs/{digest}")
     assert answer.status_code == 307
     assert answer.headers["Location"].startswith(world.storage.endpoint_url)
     assert httpx.get(answer.headers["Location"], timeout=DEADLINE_S, trust_env=False).content == content
@@ -113,7 +112,7 @@ def test_a_pull_reaches_the_client_as_it_comes(world: World) -> None:
 
 
 def test_a_pod_steers_nothing(world: World) -> None:
-    """What a proxy would do on a server's word, such as ask elsewhere instead, it does not on a registry's."""
+    """A registry's headers cannot make the router request another address."""
     with one_connection(world) as (made, server), connect(made) as client:
         client.sendall(request("GET /v2/x/tags/list HTTP/1.1", "Authorization: Bearer of-a-client"))
         pod, _ = server.accept()
@@ -126,7 +125,7 @@ def test_a_pod_steers_nothing(world: World) -> None:
 
 
 def test_a_client_that_asks_first_may_go_on(world: World) -> None:
-    """A client that waits for `100 Continue` before it sends a body gets it, on the way to a pod and to Baleen."""
+    """A client that waits for `100 Continue` gets it, on the way to a pod and to Baleen."""
     form = "mount=x&from=y"
     for target, sent in (
         ("/v2/team/app/blobs/uploads/", ["Content-Type: application/x-www-form-urlencoded"]),
@@ -142,7 +141,7 @@ def test_a_client_that_asks_first_may_go_on(world: World) -> None:
 
 
 def test_a_registry_that_says_nothing_is_given_up(world: World) -> None:
-    """After the bound on a request the client has an answer, in the specification's words."""
+    """After the bound on a request the client gets an error of the specification."""
     with one_connection(world, request_bound_s=1) as (made, server):
         answers = []
         asking = threading.Thread(target=lambda: answers.append(made.raw(request("GET /v2/x/manifests/v1 HTTP/1.1"))))

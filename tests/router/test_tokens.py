@@ -64,21 +64,16 @@ class Guarded(NamedTuple):
         return f"{self.running.pods[pod].name}/{base}-{self.mark}{colon}{tag}"
 
     def uploads(self, pod: int, repository: str) -> int:
-        """How many blobs the pod's registry was sent."""
         path = f"/v2/{self.name(pod, repository)}/blobs/uploads/"
         return len(set(re.findall(rf'"(?:PATCH|PUT) {path}([0-9a-f-]+)', self.running.registries[pod].log())))
 
     def sent(self, pod: int, repository: str) -> set[str]:
-        """The statuses of the pod's answers to who wanted a blob's bytes."""
+        """The statuses of the pod's answers to requests for a blob's bytes."""
         path = f"/v2/{self.name(pod, repository)}/blobs/sha256:"
         return set(re.findall(rf'"GET {path}[0-9a-f]+ HTTP/1\.[01]" ([0-9]+) ', self.running.registries[pod].log()))
 
     def mounted(self) -> float:
-        """How many mounts Baleen has made."""
-        lines = self.running.baleen.api.get("/metrics").text.splitlines()
-        return sum(
-            float(line.split()[-1]) for line in lines if line.startswith('baleen_mounts_total{outcome="mounted"')
-        )
+        return self.running.baleen.counted('baleen_mounts_total{outcome="mounted"')
 
 
 def rights(pod: Pod) -> dict[str, set[str]]:
@@ -124,10 +119,7 @@ def behind() -> Iterator[Behind]:
             closing.enter_context(Issuer("issuer-b", ec_key(0), users, rights(pods[1]))),
         )
         for pod, issuer in zip(pods, issuers, strict=True):
-            known = issuer.registered()
-            text = {"url": known.url, "issuer": known.issuer, "service": known.service, "keys": known.keys}
-            answer = baleen.api.put(f"/v1/pods/{pod.name}/token-issuer", json=text)
-            assert answer.is_success, answer.text
+            baleen.ask("PUT", f"/v1/pods/{pod.name}/token-issuer", issuer.described())
         address = router_address(directory)
 
         @dataclass(frozen=True, kw_only=True)
@@ -156,9 +148,7 @@ def guarded(request: pytest.FixtureRequest, behind: Behind) -> Iterator[Guarded]
 
 
 def test_skopeo(guarded: Guarded, tmp_path: Path) -> None:
-    """It logs in once and copies an image to another pod: one token opens both, and all it sends is what it never
-    mounts, the configuration.
-    """
+    """One token opens both pods, and skopeo uploads only the configuration, which it never mounts."""
     skopeo, image, at = Skopeo(tmp_path), make_image(str(tmp_path)), guarded.running.router.address
     skopeo.login(at, USER, PASSWORD)
     skopeo.push(oci_layout(tmp_path / "layout", image), at, guarded.name(0, "skopeo:v1"))
@@ -167,6 +157,7 @@ def test_skopeo(guarded: Guarded, tmp_path: Path) -> None:
     assert guarded.mounted() == before + len(image.layers)
     assert guarded.uploads(0, "skopeo") == len(image.blobs)
     assert guarded.uploads(1, "skopeo") == 1
+    assert skopeo.digest(at, guarded.name(1, "skopeo:v1")) == image.digest
     skopeo.pull(at, guarded.name(1, "skopeo:v1"), tmp_path / "pulled")
     assert guarded.sent(1, "skopeo") == {"307"}
     guarded.running.baleen.agree()
@@ -174,7 +165,7 @@ def test_skopeo(guarded: Guarded, tmp_path: Path) -> None:
 
 @needs_go
 def test_crane(guarded: Guarded, tmp_path: Path) -> None:
-    """It mounts the configuration, too."""
+    """Crane mounts the configuration, too, and uploads nothing."""
     image, at = make_image(str(tmp_path)), guarded.running.router.address
     source, target = (f"{at}/{guarded.name(pod, 'crane')}:v1" for pod in (0, 1))
     with guarded.client(USER) as client:
@@ -191,7 +182,7 @@ def test_crane(guarded: Guarded, tmp_path: Path) -> None:
 
 @needs_go
 def test_oras(guarded: Guarded, tmp_path: Path) -> None:
-    """An artifact, of which nothing is sent."""
+    """Oras copies an artifact without an upload."""
     at = guarded.running.router.address
     (tmp_path / "file.txt").write_text(str(tmp_path))
     source, target = (f"{at}/{guarded.name(pod, 'oras')}:v1" for pod in (0, 1))
@@ -208,7 +199,7 @@ def test_oras(guarded: Guarded, tmp_path: Path) -> None:
 
 
 def test_a_second_tenant(guarded: Guarded, tmp_path: Path) -> None:
-    """Who may do nothing in the source's pod mounts nothing from it, and reads nothing there; the push is an upload."""
+    """A tenant without rights in the source's pod mounts and reads nothing of it; its push is an upload."""
     image = make_image(str(tmp_path))
     source, target = guarded.name(0, "tenant"), guarded.name(1, "tenant")
     with guarded.client(USER) as client:
@@ -226,7 +217,7 @@ def test_a_second_tenant(guarded: Guarded, tmp_path: Path) -> None:
 
 
 def test_nobody_sees_a_password(guarded: Guarded) -> None:
-    """Neither what Baleen writes down nor what the router does has a password or a token in it."""
+    """No log of Baleen or the router contains a password or a token."""
     answer = httpx.get(
         f"{guarded.running.router.url}/jwt/auth", params={"service": AUDIENCE}, auth=(USER, PASSWORD), timeout=CLIENT_S
     )

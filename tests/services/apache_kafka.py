@@ -12,7 +12,6 @@ import base64
 import os
 import shutil
 import signal
-import subprocess
 import uuid
 from pathlib import Path
 from typing import Self
@@ -22,11 +21,12 @@ from coordinator.stack.guard import Guard
 from coordinator.stack.noida import speaks_kafka
 from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
+from tests.services.cache import HOME, kept, run
 from tests.services.certificates import make_certificate
 
 VERSION = "4.1.0"
 HOST = "127.0.0.1"
-CACHE = Path.home() / ".cache" / "baleen-tests" / f"kafka-{VERSION}"
+CACHE = HOME / f"kafka-{VERSION}"
 POM = Path(__file__).with_name("kafka-pom.xml")
 FETCH_SECONDS = 300.0
 FORMAT_SECONDS = 60.0
@@ -77,29 +77,15 @@ Configuration:
 
 def libraries() -> Path:
     """The folder with the broker's jars; fetched on first use, and complete or absent."""
-    if CACHE.exists():
-        return CACHE
+    return kept(CACHE.name, _fetch)
+
+
+def _fetch(directory: Path) -> None:
     maven = shutil.which("mvn")
     if maven is None:
         raise StackError("Tests on Apache Kafka need Maven and Java 17: install the packages maven and a JDK.")
-    CACHE.parent.mkdir(parents=True, exist_ok=True)
-    new = CACHE.with_name(f"{CACHE.name}.{uuid.uuid4().hex}")
-    copy = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={new}"]
-    done = subprocess.run(
-        [maven, "-q", "-B", "-f", str(POM), *copy],
-        capture_output=True,
-        text=True,
-        timeout=FETCH_SECONDS,
-        check=False,
-    )
-    if done.returncode != 0:
-        shutil.rmtree(new, ignore_errors=True)
-        raise StackError(f"Maven could not fetch Apache Kafka: {(done.stdout + done.stderr)[-2000:]}")
-    try:
-        new.rename(CACHE)
-    except OSError:  # another run was first
-        shutil.rmtree(new, ignore_errors=True)
-    return CACHE
+    copy = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={directory}"]
+    run([maven, "-q", "-B", "-f", POM, *copy], "Maven could not fetch Apache Kafka", FETCH_SECONDS)
 
 
 #: Who may use the secured listener.
@@ -218,16 +204,8 @@ class ApacheKafka:
         java = ["java", "-Xmx256m", f"-Dlog4j2.configurationFile={self._directory / 'log4j2.yaml'}"]
         tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(properties)]
         tool += ["--add-scram", f"SCRAM-SHA-512=[name={USER},password={PASSWORD}]"]
-        done = subprocess.run(
-            [*java, "-cp", self._classpath, *tool],
-            capture_output=True,
-            text=True,
-            timeout=FORMAT_SECONDS,
-            check=False,
-            env=_environment(),
-        )
-        if done.returncode != 0:
-            raise StackError(f"Apache Kafka cannot format {logs}: {(done.stdout + done.stderr)[-2000:]}")
+        format_it = [*java, "-cp", self._classpath, *tool]
+        run(format_it, f"Apache Kafka cannot format {logs}", FORMAT_SECONDS, env=_environment())
 
 
 def _environment() -> dict[str, str]:

@@ -5,13 +5,16 @@ import subprocess
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from coordinator.errors import StackError
 
+HOME = Path.home() / ".cache" / "baleen-tests"
+
 
 def kept(name: str, make: Callable[[Path], None]) -> Path:
-    """The directory of that name, which `make` has filled the first time: it is complete or absent."""
-    cache = Path.home() / ".cache" / "baleen-tests" / name
+    """The directory of that name, which `make` fills the first time; it is complete or absent."""
+    cache = HOME / name
     if cache.exists():
         return cache
     cache.parent.mkdir(parents=True, exist_ok=True)
@@ -29,8 +32,8 @@ def kept(name: str, make: Callable[[Path], None]) -> Path:
     return cache
 
 
-def run(argv: Sequence[str | Path], failed: str, seconds: float, *, cwd: Path | None = None) -> None:
-    """Run what makes a program; raises StackError that begins with `failed`, and ends with what it said."""
-    done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=seconds, check=False)
+def run(argv: Sequence[str | Path], failed: str, seconds: float, **options: Any) -> None:
+    """Run a program; if it fails, raise StackError with `failed` and the end of its output."""
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=seconds, check=False, **options)
     if done.returncode != 0:
-        raise StackError(f"{failed}: {done.stderr[-2000:]}")
+        raise StackError(f"{failed}: {(done.stdout + done.stderr)[-2000:]}")

@@ -27,7 +27,6 @@ class DatabaseServer:
 
     @contextmanager
     def databases(self) -> Iterator["Databases"]:
-        """Make databases, and drop them at the end."""
         made = Databases(self)
         try:
             yield made
@@ -43,7 +42,6 @@ class DatabaseServer:
         return name
 
     def create(self, template: str) -> str:
-        """Make a copy of a database; return its name."""
         name = f"tests_{next(self._numbers)}"
         # Copied as files, and not page by page through the log.
         self._execute("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY", name, template)
@@ -64,11 +62,9 @@ class Databases:
         self.names: list[str] = []
 
     def empty(self) -> str:
-        """Return the URL of a new database without tables."""
         return self._create("template0")
 
     def migrated(self) -> str:
-        """Return the URL of a new database with this release's tables."""
         return self._create(self._server.template)
 
     def _create(self, template: str) -> str:

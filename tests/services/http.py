@@ -1,10 +1,14 @@
 """A small HTTP server of a test, on loopback, in threads of this process: until its block ends.
 
-Not here: what it answers, which is each one's own.
+Not here: its answers, which each test defines.
 """
 
+import ssl
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
+from types import MappingProxyType
 from typing import Any, Self
 
 HOST = "127.0.0.1"
@@ -20,6 +24,17 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
+    def body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def reply(self, status: int = 200, content: bytes = b"", headers: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(content))} | dict(headers)).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
@@ -32,11 +47,18 @@ class _Server(ThreadingHTTPServer):
 
 
 class HTTPServer:
-    """Serves from the beginning of its block to the end; what is asked before waits."""
+    """Serves from the beginning of its block to the end; an earlier request waits."""
 
-    def __init__(self, handler: type[Handler], port: int = 0) -> None:
-        """Port 0 is a free one."""
+    def __init__(self, handler: type[Handler], port: int = 0, server_file: Path | None = None) -> None:
+        """Port 0 is a free one. With a file of a key and its certificate, over TLS."""
         self._server = _Server((HOST, port), handler)
+        #: The names that TLS clients have sent.
+        self.names: list[str | None] = []
+        if server_file is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(server_file)
+            context.sni_callback = lambda _, name, __: self.names.append(name)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self._thread = Thread(target=self._server.serve_forever, args=(POLL_S,), daemon=True)
         self.port: int = self._server.server_port
         self.address = f"http://{HOST}:{self.port}"

@@ -28,8 +28,6 @@ PROGRAM_SECONDS = 120.0
 
 
 class Server(NamedTuple):
-    """One server, which runs."""
-
     directory: Path
     process: ManagedProcess
     #: Of its first database.
@@ -156,7 +154,6 @@ def restore_dump(file: Path, url: str, *options: str) -> None:
 
 
 def create_database(server: Server, name: str) -> str:
-    """Make an empty database; return its URL."""
     connection: psycopg.Connection[Any]
     with psycopg.connect(server.url, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))

@@ -1,4 +1,4 @@
-"""Baleen's own processes beside a stack: where the API is found. Not here: that they run (tests/cli/test_up.py)."""
+"""Baleen's own processes beside a stack: the address of the API. Not here: that they run (tests/cli/test_up.py)."""
 
 import pytest
 
@@ -20,20 +20,18 @@ from tests.services.http import Handler, HTTPServer
     ],
 )
 def test_where_the_api_is_found(host: str, url: str) -> None:
-    """Wherever it listens, commands and the supervisor are told an address at which it can be reached from here."""
+    """Commands get an address at which the API can be reached from here, wherever it listens."""
     assert reached_at(host, 8640) == url
     assert build({"url": url}).url == url
 
 
 class Alive(Handler):
     def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+        self.reply()
 
 
 def test_no_proxy_is_asked_whether_the_api_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy of the environment does not keep `baleen up` from seeing that its API is ready."""
+    """A proxy of the environment does not hide from `baleen up` that its API is ready."""
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     for name in ("HTTP_PROXY", "http_proxy"):

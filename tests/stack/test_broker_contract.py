@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Protocol, Self
 
 import pytest
@@ -75,23 +76,16 @@ def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
 
 @pytest.fixture
 def topic(broker: Broker) -> str:
-    """A new topic with eight partitions."""
     name = f"contract.{uuid.uuid4().hex[:12]}"
-    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap)
-    try:
+    with closing(KafkaAdminClient(bootstrap_servers=broker.bootstrap)) as admin:
         admin.create_topics([NewTopic(name, PARTITIONS, 1, topic_configs={"retention.ms": "86400000"})])
         eventually(lambda: len(described(broker, name)["partitions"]) == PARTITIONS)
-    finally:
-        admin.close()
     return name
 
 
 def described(broker: Broker, topic: str) -> dict[str, list[object]]:
-    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap)
-    try:
+    with closing(KafkaAdminClient(bootstrap_servers=broker.bootstrap)) as admin:
         return dict(admin.describe_topics([topic])[0])
-    finally:
-        admin.close()
 
 
 def produce(broker: Broker, topic: str, count: int, *, partition: int | None = None) -> list[tuple[int, int]]:
@@ -119,7 +113,6 @@ def consumer(broker: Broker, **more: object) -> KafkaConsumer:
 
 
 def read(reader: KafkaConsumer, count: int) -> list[object]:
-    """Exactly `count` records."""
     found: list[object] = []
     deadline = time.monotonic() + DEADLINE
     while len(found) < count:
@@ -160,13 +153,10 @@ class TestBroker:
 
     def test_topics_are_created_once_and_described(self, broker: Broker, topic: str) -> None:
         """A topic has the partitions it was made with, and a second creation is refused."""
-        admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap)
-        try:
+        with closing(KafkaAdminClient(bootstrap_servers=broker.bootstrap)) as admin:
             with pytest.raises(TopicAlreadyExistsError):
                 admin.create_topics([NewTopic(topic, PARTITIONS, 1)])
             assert topic in admin.list_topics()
-        finally:
-            admin.close()
         assert len(described(broker, topic)["partitions"]) == PARTITIONS
 
     def test_records_keep_key_value_headers_and_order(self, broker: Broker, topic: str) -> None:

@@ -61,7 +61,7 @@ def test_a_blob_that_one_pod_stored_is_served_by_another(
 
 
 def test_no_pod_caches_blob_descriptors(tmp_path: Path) -> None:
-    """A registry that remembers a purged blob would serve it for ever: the configuration has no cache."""
+    """The configuration has no cache, which would serve a purged blob for ever."""
     storage = Storage(endpoint_url="https://s3.example", bucket="b", root="r", access_key="a", secret_key="s")
     pod = DistributionRegistry(name="p", directory=tmp_path, port=1, storage=storage, http_secret="h")
     kept = pod.configuration()["storage"]

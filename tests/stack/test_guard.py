@@ -48,7 +48,7 @@ def test_a_child_that_was_taken_back_is_left_alone(sleeper: subprocess.Popen[byt
 
 
 def test_a_stranger_under_the_same_id_is_left_alone(sleeper: subprocess.Popen[bytes]) -> None:
-    """A process id that was used again names somebody else, and nothing is sent."""
+    """A process id that another process uses now gets no signal."""
     guard = Guard()
     guard.add(known(sleeper)._replace(identity="1"))
     guard.close()

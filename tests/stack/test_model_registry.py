@@ -13,11 +13,12 @@ import pytest
 from coordinator.errors import SettingsError, StackError
 from coordinator.registry.client import RegistryClient
 from coordinator.registry.images import make_image
-from coordinator.stack.distribution import Notifications, Storage
+from coordinator.stack.distribution import Notifications
 from coordinator.stack.model_registry import ModelConfig, ModelRegistry
 from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
-from coordinator.stack.seaweedfs import BUCKET, EmbeddedS3
+from coordinator.stack.supervisor import StackEndpoints
+from tests.services.s3 import s3_storage
 from tests.support.registries import REQUEST_S, TOKEN, RunningRegistry
 from tests.support.sink import NotificationSink
 
@@ -35,31 +36,13 @@ def _config(model: ModelRegistry) -> ModelConfig:
     return ModelConfig(host=model.host, port=model.port, storage=model.storage, notifications=model.notifications)
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3]:
-    directory = tmp_path_factory.mktemp("s3")
-    ports = Ports(directory / "ports.json", "127.0.0.1")
-    server = EmbeddedS3(directory / "s3", directory / "s3.log", host="127.0.0.1", ports=ports)
-    server.prepare()
-    process = server.process().start()
-    yield server
-    process.kill()
-
-
 @pytest.fixture
-def model(s3: EmbeddedS3, sink: NotificationSink, tmp_path: Path) -> ModelRegistry:
-    storage = Storage(
-        endpoint_url=s3.url,
-        bucket=BUCKET,
-        root=tmp_path.name,
-        access_key=s3.key.access,
-        secret_key=s3.key.secret,
-    )
+def model(embedded_stack: StackEndpoints, sink: NotificationSink, tmp_path: Path) -> ModelRegistry:
     return ModelRegistry(
         name="pod-a",
         directory=tmp_path,
         port=Ports(tmp_path / "ports.json", "127.0.0.1").take("registry"),
-        storage=storage,
+        storage=s3_storage(embedded_stack, f"model-{tmp_path.name}"),
         notifications=Notifications(url=sink.url, token=TOKEN, timeout=f"{REQUEST_S}s", backoff="20ms", pulls=True),
     )
 
@@ -100,7 +83,7 @@ def test_serves_from_the_bucket(
 def test_queue_is_lost(
     model: ModelRegistry, process: ManagedProcess, successor: ManagedProcess, sink: NotificationSink, end: str
 ) -> None:
-    """However the process ends, what it had not announced is never announced, though it is stored."""
+    """Events that a process has not sent when it ends are never sent, though their images are stored."""
     running = RunningOnS3(model, sink)
     running.events()
     sink.answer = 503
@@ -118,7 +101,7 @@ def test_queue_is_lost(
 
 
 def instances(events: Iterable[dict[str, Any]]) -> set[str]:
-    """The processes that tell of them."""
+    """The processes that sent these events."""
     return {event["source"]["instanceID"] for event in events}
 
 

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL by itself: whom it runs as when we are root, and how it begins after it was killed."""
+"""The embedded PostgreSQL: its user when it runs as root, and its start after it was killed."""
 
 import os
 import pwd
@@ -34,7 +34,7 @@ def test_made_by_several_at_once() -> None:
 
 @pytest.mark.outage
 def test_what_a_killed_server_has_left_is_waited_for() -> None:
-    """A server refuses to begin beside a backend of the one before it, which may take a while to notice its end."""
+    """A new server waits until the backends of a killed one have ended."""
     waits = threading.Event()
 
     def pause(seconds: float) -> None:

@@ -62,7 +62,7 @@ def test_a_child_that_ends_early_shows_the_end_of_its_log(tmp_path: Path) -> Non
 
 
 def test_the_end_of_a_log_is_for_people(tmp_path: Path) -> None:
-    """It is a few short lines; of a record in JSON what happened and why, of a trace the error alone."""
+    """The end of a log is a few short lines: of JSON the event and error, of a trace the error alone."""
     record = '{"event": "it ends", "level": "error", "pid": 7, "exception": "Trace:\\n  f\\nOSError: no luck"}'
     code = f"for n in range(50): print('line', n)\nprint('x' * 5000)\nprint({record!r})"
     process = child(tmp_path, code, probe=lambda: False)
@@ -91,7 +91,7 @@ def test_a_child_that_never_becomes_ready_is_stopped(tmp_path: Path) -> None:
 
 
 def test_a_missing_program_is_an_error_of_the_stack(tmp_path: Path) -> None:
-    """A program that is not there is told in our own words."""
+    """A missing program is reported in a sentence."""
     process = ManagedProcess(name="X", argv=[tmp_path / "nothing"], log_file=tmp_path / "log")
     with pytest.raises(StackError, match="cannot be started"):
         process.start()
@@ -117,7 +117,7 @@ def test_a_remembered_port_that_is_taken_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_port_that_was_asked_for_and_is_in_use_is_refused(tmp_path: Path) -> None:
-    """An explicit port is never replaced in silence."""
+    """A requested port that is in use is refused, and not replaced."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(StackError, match=f"Port {port} for s3 is in use"):
@@ -126,7 +126,7 @@ def test_a_port_that_was_asked_for_and_is_in_use_is_refused(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("content", ['{"a": 1', '{"a": 70000}', '{"a": 60000}', '{"a": -1}', '{"a": 1e400}', "[]"])
 def test_a_broken_memory_of_ports_is_forgotten(tmp_path: Path, content: str) -> None:
-    """Half a file, and numbers that are no ports, lead to new ports, not to an error."""
+    """A malformed file of ports leads to new ports, not to an error."""
     (tmp_path / "ports.json").write_text(content)
     chosen = Ports(tmp_path / "ports.json", "127.0.0.1").take("a", offset=10_000)
     assert port_module.LOWEST <= chosen < port_module.HIGHEST
@@ -134,7 +134,7 @@ def test_a_broken_memory_of_ports_is_forgotten(tmp_path: Path, content: str) -> 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
 def test_a_broken_key_of_the_store_is_reported(tmp_path: Path, content: str) -> None:
-    """Pods are configured with it: it is not replaced in silence."""
+    """A malformed key of the store, with which pods are configured, is refused, and not replaced."""
     ports = Ports(tmp_path / "ports.json", "127.0.0.1")
     server = EmbeddedS3(tmp_path, tmp_path / "s3.log", host="127.0.0.1", ports=ports)
     made = server.key
@@ -146,7 +146,7 @@ def test_a_broken_key_of_the_store_is_reported(tmp_path: Path, content: str) -> 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ports are claimed on Linux alone")
 def test_a_port_that_another_process_has_chosen(tmp_path: Path) -> None:
-    """Of stacks that start at once none chooses another's port, though nobody listens there yet, until that ends."""
+    """Stacks that start at once do not choose the same port, though nothing listens there yet."""
     program = (
         "import sys; from pathlib import Path; from coordinator.stack.ports import Ports;"
         "print(Ports(Path('none'), '127.0.0.1').take('a', offset=10_000), flush=True); sys.stdin.read()"

@@ -1,4 +1,4 @@
-"""The embedded stack as one: start, go on, end whatever happens to the parent."""
+"""The embedded stack as a whole: start, restart, and end, whatever happens to the parent."""
 
 from __future__ import annotations
 
@@ -48,8 +48,6 @@ def bucket(endpoints: StackEndpoints):  # type: ignore[no-untyped-def] # noqa: A
 
 
 class Parent:
-    """A process that runs the stack, and what it started."""
-
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
         assert process.stdout is not None
@@ -110,7 +108,7 @@ def test_children_whose_parent_and_guard_were_killed_are_ended_by_the_next_run(d
 
 
 def test_a_service_that_dies_is_named(data_dir: Path) -> None:
-    """wait() tells which child died, and the parent then ends the others."""
+    """wait() returns the child that died, and the parent then ends the others."""
     with parent(data_dir) as running:
         names = {psutil.Process(pid).name(): pid for pid in running.children}
         psutil.Process(names["weed"]).kill()
@@ -213,7 +211,7 @@ def test_a_pid_file_that_names_a_stranger_does_not_hinder_the_database(data_dir:
 
 
 def test_one_failing_service_leaves_none_running(data_dir: Path) -> None:
-    """When one service cannot start, the others are ended and the error tells of the one that failed."""
+    """When one service cannot start, the others are ended and the error names it."""
     (data_dir / "postgres").mkdir(parents=True)
     (data_dir / "postgres" / "data").mkdir()
     (data_dir / "postgres" / "data" / "PG_VERSION").write_text("9.6\n")
@@ -257,7 +255,7 @@ def test_a_missing_wheel_names_the_extra_and_the_setting(
 
 
 def test_too_little_disk_is_reported_before_anything_starts(tmp_path: Path) -> None:
-    """The check names the place and what is needed."""
+    """The check names the place and the needed space."""
     with pytest.raises(StackError, match="MB are needed"):
         check_disk(tmp_path, needed=10**18)
     check_disk(tmp_path)

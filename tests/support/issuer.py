@@ -1,4 +1,4 @@
-"""An issuer of tokens as docker's registries expect one: the right password is granted whatever it asks for."""
+"""An issuer of tokens as docker's registries expect one: it grants every scope to the right password."""
 
 import base64
 import datetime as dt
@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 import jwt
@@ -31,7 +31,7 @@ class Asked(NamedTuple):
 
 
 class TokenIssuer(HTTPServer):
-    """Signs tokens that CNCF distribution believes; `bundle` is what its configuration names."""
+    """Signs tokens that CNCF distribution trusts; `bundle` is the file that its configuration names."""
 
     def __init__(self, directory: Path) -> None:
         self.asked: list[Asked] = []
@@ -68,16 +68,10 @@ class TokenIssuer(HTTPServer):
                 asked = Asked(self.headers["Authorization"], tuple(query.get("scope", ())))
                 issuer.asked.append(asked)
                 if asked.authorization == basic(CREDENTIALS):
-                    self._answer(200, {"token": issuer.token(asked.scopes), "expires_in": issuer.seconds})
+                    answer = {"token": issuer.token(asked.scopes), "expires_in": issuer.seconds}
+                    self.reply(200, json.dumps(answer).encode())
                 else:
-                    self._answer(401, {"errors": [{"code": "UNAUTHORIZED"}]})
-
-            def _answer(self, status: int, content: dict[str, Any]) -> None:
-                body = json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                    self.reply(401, b'{"errors": [{"code": "UNAUTHORIZED"}]}')
 
         return Answering
 

@@ -1,4 +1,4 @@
-"""A webhook that records a registry's notifications and can be told to fail."""
+"""A webhook that records a registry's notifications and fails on request."""
 
 import json
 import threading
@@ -26,7 +26,7 @@ class Delivery:
 
 
 class NotificationSink(HTTPServer):
-    """Records every delivery; `answer` is the status that it gives, 200 unless told otherwise."""
+    """Records every delivery; `answer` is the status of its answers."""
 
     def __init__(self) -> None:
         self.answer = 200
@@ -56,15 +56,13 @@ class NotificationSink(HTTPServer):
 
         class Answering(Handler):
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
+                body = self.body()
                 with sink._changed:
                     status = sink.answer
                     headers = self.headers
                     delivery = Delivery(headers["Content-Type"], headers["Authorization"], json.loads(body), status)
                     sink._deliveries.append(delivery)
                     sink._changed.notify_all()
-                self.send_response(status)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
+                self.reply(status)
 
         return Answering

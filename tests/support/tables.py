@@ -9,8 +9,11 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.types.json import Jsonb
 
 NOW = sql.SQL("now()")
+#: A pod's id, also as SQL.
+PodId = int | sql.Composable
 
 
 def ago(age: timedelta | str) -> sql.Composable:
@@ -32,6 +35,18 @@ def insert(db: psycopg.Connection[Any], table: str, returning: str = "1", **valu
     return row[0]
 
 
+def value(db: psycopg.Connection[Any], statement: str, *parameters: object) -> Any:
+    """The value that a statement returns."""
+    row = db.execute(statement, parameters).fetchone()
+    assert row is not None
+    return row[0]
+
+
+def id_of(pod: str) -> sql.Composable:
+    """The id of the pod with this name, as a value of a row."""
+    return sql.SQL("(SELECT id FROM pods WHERE name = {})").format(pod)
+
+
 def add_pod(db: psycopg.Connection[Any], name: str, *prefixes: str, **values: Any) -> int:
     """A pod, with the prefix of its name if none is given; return its id."""
     pod: int = insert(db, "pods", "id", **{"name": name, "event_token_sha256": b"0" * 32} | values)
@@ -44,23 +59,28 @@ def add_prefixes(db: psycopg.Connection[Any], pod: int, *prefixes: str) -> None:
         insert(db, "pod_prefixes", prefix=prefix, pod_id=pod)
 
 
-def add_job(db: psycopg.Connection[Any], pod: int | None, kind: str = "reconcile", **values: Any) -> int:
+def add_job(db: psycopg.Connection[Any], pod: PodId | None, kind: str = "reconcile", **values: Any) -> int:
     """A job that waits; return its id."""
     job: int = insert(db, "jobs", "id", **{"kind": kind, "pod_id": pod, "why": "a test"} | values)
     return job
 
 
-def add_done_job(db: psycopg.Connection[Any], pod: int, began_at: Any = NOW) -> int:
+def add_done_job(db: psycopg.Connection[Any], pod: PodId, began_at: Any = NOW) -> int:
     """A reconcile that is done; return its id."""
     return add_job(db, pod, state="done", began_at=began_at, finished_at=NOW)
 
 
-def add_gap(db: psycopg.Connection[Any], pod: int, **values: Any) -> None:
+def add_collection(db: psycopg.Connection[Any], **options: Any) -> int:
+    """A collection that waits; return its id."""
+    return add_job(db, None, "gc", options=Jsonb(options))
+
+
+def add_gap(db: psycopg.Connection[Any], pod: PodId, **values: Any) -> None:
     """An open gap of a pod."""
     insert(db, "gaps", **{"pod_id": pod, "topic": "", "partition": -1, "reason": "log-cut", "from_offset": 0} | values)
 
 
-def add_process(db: psycopg.Connection[Any], pod: int, instance: str = "i", **values: Any) -> int:
+def add_process(db: psycopg.Connection[Any], pod: PodId, instance: str = "i", **values: Any) -> int:
     """A registry process; return its id."""
     process: int = insert(db, "processes", "id", pod_id=pod, instance_id=instance, **values)
     return process

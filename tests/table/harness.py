@@ -161,7 +161,7 @@ class Table(Names):
         return RepositoryRenamed(self.repository(source), self.repository(destination), below=below, at=at(second))
 
     def links_are(self, kind: str) -> None:
-        """Set the pods' linker: with `link` removals are checked in storage, and bytes are in the shared store."""
+        """Set the pods' kind: with `link` removals are checked in storage, and bytes are in the shared store."""
         self.connection.execute("UPDATE pods SET kind = %s WHERE mode = 'manifest'", (kind,))
 
     def blob(self, name: str) -> Row | None:

@@ -1,4 +1,4 @@
-"""Tokens that are good, and tokens that are not: what Baleen's verifier and a real registry are both tried with.
+"""Valid and invalid tokens, for the tests of Baleen's verifier and of a real registry.
 
 The bundle trusts `RSA`, `EC` and the certifying `ROOT`; nothing else.
 """

@@ -1,4 +1,4 @@
-"""Keys, certificates and tokens of every kind, also those that nobody should believe."""
+"""Keys, certificates and tokens of every kind, also those that must be refused."""
 
 import base64
 import datetime as dt
@@ -123,7 +123,6 @@ def raw(key: Private, header: bytes, stated: bytes) -> str:
 
 
 def hmac_with_public_key(key: Private) -> str:
-    """HS256 whose secret is what everybody knows: the public key."""
     header = json.dumps({"alg": "HS256", "typ": "JWT", "kid": kid(key)}).encode()
     signing = b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in (header, json.dumps(claims()).encode()))
     signature = hmac.new(public_pem(key), signing, hashlib.sha256).digest()

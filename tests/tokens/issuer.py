@@ -1,6 +1,7 @@
 """A pod's token issuer over HTTP, with keys and users of its own, and every way in which one can misbehave."""
 
 import base64
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -17,8 +18,6 @@ Rights = Mapping[str, set[str]]
 
 
 class Request(NamedTuple):
-    """What an issuer was asked."""
-
     method: str
     user: str | None
     password: str | None
@@ -37,7 +36,7 @@ class Reply(NamedTuple):
 
 
 class Issuer(HTTPServer):
-    """Grants its users what they may of what they ask. `reply`, if set, answers in its stead."""
+    """Grants its users their rights among the requested ones. `reply`, if set, answers instead."""
 
     def __init__(self, name: str, key: Private, users: Mapping[str, str], rights: Rights) -> None:
         self.name = name
@@ -53,8 +52,12 @@ class Issuer(HTTPServer):
         self.url = f"{self.address}/jwt/auth"
 
     def registered(self, keys: bytes | None = None) -> TokenIssuer:
-        """What a pod says of it."""
         return TokenIssuer(self.url, self.name, self.service, (keys or forge.public_pem(self.key)).decode())
+
+    def described(self, **others: str) -> dict[str, str]:
+        """The issuer as the API takes it."""
+        known = self.registered()
+        return {"url": known.url, "issuer": known.issuer, "service": known.service, "keys": known.keys} | others
 
     def granted(self, scopes: list[str]) -> list[dict[str, Any]]:
         found = []
@@ -95,7 +98,7 @@ class Issuer(HTTPServer):
                 self._answer(Request("GET", user, password, parse_qs(urlsplit(self.path).query), self._headers()))
 
             def do_POST(self) -> None:
-                fields = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+                fields = parse_qs(self.body().decode())
                 user, password = fields.get("username", [None])[0], fields.get("password", [None])[0]
                 if fields.get("grant_type") == ["refresh_token"]:
                     user, password = "alice", fields["refresh_token"][0].removeprefix("refresh-")
@@ -106,15 +109,8 @@ class Issuer(HTTPServer):
 
             def _answer(self, request: Request) -> None:
                 reply = issuer.answer(request)
-                try:
-                    self.send_response(reply.status)
-                    for name, value in reply.headers.items():
-                        self.send_header(name, value)
-                    self.send_header("Content-Length", str(len(reply.body)))
-                    self.end_headers()
-                    self.wfile.write(reply.body)
-                except OSError:
-                    pass  # whoever asked waits no more
+                with contextlib.suppress(OSError):  # the client has given up
+                    self.reply(*reply)
 
         return Answering
 

@@ -1,4 +1,4 @@
-"""A real registry and Baleen say the same of a token; and a registry takes Baleen's own, also while keys change."""
+"""A real registry and Baleen agree on tokens; a registry accepts Baleen's own, also while keys change."""
 
 import re
 import subprocess
@@ -26,7 +26,7 @@ CLIENT_S = 60.0
 
 
 def guarded(bundle: Path) -> str:
-    """The section of distribution's configuration that asks for tokens."""
+    """The section of distribution's configuration that requires tokens."""
     return (
         f"auth:\n  token: {{realm: 'http://127.0.0.1:9/jwt/auth', service: {AUDIENCE}, issuer: {ISSUER},"
         f" rootcertbundle: '{bundle}'}}\n"
@@ -37,7 +37,7 @@ class Registry(NamedTuple):
     url: str
 
     def takes(self, token: str) -> bool:
-        """Whether a pull from `team/app` is let through: there is nothing to be pulled."""
+        """Whether a pull from `team/app`, which has nothing, is permitted."""
         headers = {"Authorization": f"Bearer {token}"}
         answer = httpx.get(f"{self.url}/v2/team/app/tags/list", headers=headers, timeout=CLIENT_S, trust_env=False)
         assert answer.status_code in {401, 404}, answer.text
@@ -62,21 +62,21 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
 
 @pytest.mark.parametrize("name", cases.GOOD)
 def test_what_is_good(registry: Registry, name: str) -> None:
-    """What Baleen believes, a registry believes; but for the names of keys that only later ones know."""
+    """A registry accepts what Baleen accepts, except key names that only later registries know."""
     case = cases.GOOD[name]
     assert registry.takes(case.make()) is not case.registry_differs
 
 
 @pytest.mark.parametrize("name", cases.BAD)
 def test_what_is_bad(registry: Registry, name: str) -> None:
-    """What Baleen refuses, a registry refuses; but for what only a lenient reader takes."""
+    """A registry refuses what Baleen refuses, except what only a lenient reader accepts."""
     _, case = cases.BAD[name]
     assert registry.takes(case.make()) is case.registry_differs
 
 
 def test_rotation(tmp_path: Path) -> None:
-    """A new key is added to the bundle, then signs, then the old one is taken out: at each step the tokens that are
-    about are taken, and in the end only those of the old key are refused.
+    """When a key is added to the bundle, then signs, and the old one is removed, only the old key's tokens are
+    refused.
     """
     old, new = ec_key(50), rsa_key(50)
     old_certificate, new_certificate = forge.certificate(old), forge.certificate(new)
@@ -106,7 +106,7 @@ def test_rotation(tmp_path: Path) -> None:
 
 
 def test_the_commands_of_the_page(tmp_path: Path) -> None:
-    """The commands of docs/TOKENS.md make a key to sign with, and a certificate by which a registry believes it."""
+    """The commands of docs/TOKENS.md make a signing key, and a certificate with which a registry trusts it."""
     page = (Path(__file__).parents[2] / "docs" / "TOKENS.md").read_text()
     (commands,) = (block for block in re.findall(r"```\n(.*?)```", page, re.DOTALL) if "openssl" in block)
     subprocess.run(["bash", "-ec", commands], cwd=tmp_path, check=True, capture_output=True)

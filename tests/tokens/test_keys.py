@@ -1,4 +1,4 @@
-"""Keys are read as they are written, have the names that registries give them, and change while they are used."""
+"""Keys are read from files, have the names that registries give them, and change while they are used."""
 
 import base64
 import json
@@ -58,7 +58,7 @@ def test_both_forms(content: bytes) -> None:
 
 
 def test_the_thumbprint_of_the_specification() -> None:
-    """The example of RFC 7638, 3.1, has the thumbprint that stands there."""
+    """The example of RFC 7638, 3.1, has the thumbprint of the specification."""
     n = (
         "0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCiFV4n3oknjhMs"
         "tn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5haj"
@@ -70,7 +70,7 @@ def test_the_thumbprint_of_the_specification() -> None:
 
 
 def test_a_key_that_a_jwks_lists_twice() -> None:
-    """A key that stands there once for each algorithm has all of them; `null` is as good as nothing."""
+    """A key that is listed once for each algorithm has all of them; `null` counts as absent."""
     twice = parse_trusted(jwks(jwk(RSA, alg="RS256"), jwk(RSA, alg="RS512"), jwk(EC, alg=None, key_ops=None)))
     assert [key.algorithms for key in twice.keys] == [("RS256", "RS512"), ("ES256",)]
     assert [twice.find(kid(key)) for key in (RSA, EC)] == [*twice.keys]
@@ -79,7 +79,7 @@ def test_a_key_that_a_jwks_lists_twice() -> None:
 
 
 def test_what_a_jwks_calls_a_key() -> None:
-    """A key goes by the name that its JWKS gives it, and no name stands for another key than its own."""
+    """A key has the name that its JWKS gives it, and no name of another key."""
     keys = parse_trusted(jwks(jwk(RSA, kid="one"), jwk(EC, kid=kid(RSA))))
     assert keys.find("one") == keys.find(kid(RSA))
     assert keys.find(kid(RSA)) != make_key(EC.public_key())
@@ -116,7 +116,7 @@ def test_what_a_jwks_calls_a_key() -> None:
     ],
 )
 def test_what_is_refused(content: bytes, stated: str) -> None:
-    """What cannot be trusted is refused in a sentence that says why, and does not quote it."""
+    """A malformed key is refused in a sentence that gives the reason and does not quote it."""
     with pytest.raises(KeysError, match=stated) as refused:
         parse_trusted(content)
     assert "BEGIN" not in str(refused.value)
@@ -133,7 +133,7 @@ def test_what_is_refused(content: bytes, stated: str) -> None:
     ],
 )
 def test_what_cannot_sign(content: bytes, stated: str) -> None:
-    """The same of keys that are to sign; nothing of them is shown."""
+    """A key that cannot sign is refused, and nothing of it is shown."""
     with pytest.raises(KeysError, match=stated) as refused:
         parse_signing(content)
     assert "SECRET" not in str(refused.value)
@@ -161,7 +161,7 @@ def unread(setting: str) -> float | None:
 
 
 def test_a_file_that_changes(tmp_path: Path) -> None:
-    """It is read again when it changes, also if another of the same size and time replaces it; not at every look."""
+    """A file is read again when it changes, also if another of the same size and time replaces it."""
     path, clock = tmp_path / "keys.pem", Clock()
     path.write_bytes(public_pem(ec_key(0)))
     file = KeyFile("BALEEN_A", str(path), parse_trusted, clock)
@@ -177,7 +177,9 @@ def test_a_file_that_changes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("broken", [b"", b"no PEM", None])
 def test_a_file_that_breaks(tmp_path: Path, broken: bytes | None) -> None:
-    """What was known stays in force, the metric says so, and a file that is right again is taken."""
+    """While a file is malformed the earlier keys stay in force, the metric reports it, and a valid file is read
+    again.
+    """
     path, clock = tmp_path / "keys.pem", Clock()
     path.write_bytes(private_pem(ec_key(0)))
     file: KeyFile[SigningKeys] = KeyFile("BALEEN_B", str(path), parse_signing, clock)
@@ -196,7 +198,7 @@ def test_a_file_that_breaks(tmp_path: Path, broken: bytes | None) -> None:
 
 
 def test_a_file_that_is_not_there_at_the_beginning(tmp_path: Path) -> None:
-    """Nothing starts with keys that cannot be read, and the setting is named."""
+    """A process does not start with keys that cannot be read, and names the setting."""
     with pytest.raises(SettingsError, match="BALEEN_C cannot be read: No such file"):
         KeyFile("BALEEN_C", str(tmp_path / "none"), parse_trusted)
     (tmp_path / "bad").write_bytes(b"{}")
@@ -205,7 +207,7 @@ def test_a_file_that_is_not_there_at_the_beginning(tmp_path: Path) -> None:
 
 
 def test_how_far_a_chain_may_go() -> None:
-    """A root's path length is kept to, and a chain is short."""
+    """A root's path length is respected, and a chain has a limited length."""
     root = certificate(ec_key(1), ca=True, path_length=0, name="root")
     middle = certificate(ec_key(2), by=(root, ec_key(1)), ca=True, name="middle")
     under_root = certificate(RSA, by=(root, ec_key(1)), name="leaf")
@@ -221,7 +223,7 @@ def test_how_far_a_chain_may_go() -> None:
 
 
 def test_private_keys_that_others_can_read(tmp_path: Path) -> None:
-    """A file of private keys that is not for its owner alone is told of, and used."""
+    """A file of private keys that others can read is used with a warning."""
     path = tmp_path / "signing.pem"
     path.write_bytes(forge.private_pem(ec_key(0)))
     for mode, warned in ((0o600, False), (0o640, True), (0o604, True)):

@@ -1,4 +1,4 @@
-"""What the registry of a mount's source is shown of a client's token."""
+"""The narrowed token that the registry of a mount's source gets."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def settings(tmp_path: Path, **more: str) -> Settings:
 
 
 def test_to_pull_from_the_source_and_nothing_else(tmp_path: Path) -> None:
-    """Of rights in other pods nothing is shown, nor of any but to pull; it ends when the client's ends."""
+    """The token permits a pull from the source alone, and ends when the client's does."""
     known = settings(tmp_path)
     signing = compose_api.signing_keys(known)
     assert signing is not None
@@ -49,10 +49,10 @@ def test_to_pull_from_the_source_and_nothing_else(tmp_path: Path) -> None:
         shown("Bearer x.y.z", SOURCE)
 
 
-@pytest.mark.parametrize("kept", ["open", "no keys of ours"])
-def test_the_clients_own(tmp_path: Path, kept: str) -> None:
-    """Where nobody is asked who they are, or another makes the tokens, there is nothing to make of it."""
-    known = settings(tmp_path, mounts="open") if kept == "open" else settings(tmp_path)
+@pytest.mark.parametrize("mounts", ["open", "token"])
+def test_the_clients_own(tmp_path: Path, mounts: str) -> None:
+    """Without tokens, or without a key of ours to sign with, a client's token is not narrowed."""
+    known = settings(tmp_path, mounts=mounts)
     signing = compose_api.signing_keys(known)
     verifier = compose_api.token_verifier(known, signing)
-    assert compose_api.shown_to_sources(known, verifier, signing if kept == "open" else None) is None
+    assert compose_api.shown_to_sources(known, verifier, signing if mounts == "open" else None) is None

@@ -48,9 +48,7 @@ def pods(embedded_stack: StackEndpoints, tmp_path: Path) -> Iterator[Pods]:
         NotificationSink() as sink,
     ):
         for name, issuer in (("a", one), ("b", two)):
-            known = issuer.registered()
-            issuing = {"url": known.url, "issuer": known.issuer, "service": known.service, "keys": known.keys}
-            body = {"name": f"pod-{name}", "prefixes": [f"team-{name}"], "token_issuer": issuing}
+            body = {"name": f"pod-{name}", "prefixes": [f"team-{name}"], "token_issuer": issuer.described()}
             assert api.ask("POST", "/v1/pods", json=body).status_code == 201
         section = (
             f"auth:\n  token: {{realm: '{api.url}/jwt/auth', service: {AUDIENCE}, issuer: {OURS},"
@@ -61,7 +59,7 @@ def pods(embedded_stack: StackEndpoints, tmp_path: Path) -> Iterator[Pods]:
 
 
 def test_push_and_mount_across_pods(pods: Pods) -> None:
-    """A push to each pod is let in by its own issuer, and a mount needs both: one token has both rights."""
+    """A push to a pod needs its own issuer, and a mount both: one token has both rights."""
     image = make_image("app")
     with pods.client() as client:
         client.ping()
@@ -76,7 +74,7 @@ def test_push_and_mount_across_pods(pods: Pods) -> None:
 
 
 def test_who_may_not(pods: Pods) -> None:
-    """A second tenant's repository, a wrong password, and an issuer that is away: the registry lets nobody in."""
+    """The registry refuses another tenant, a wrong password, and a client whose issuer is away."""
     image = make_image("app")
     pods.two.rights = {}
     with pods.client() as client, pytest.raises(RegistryError) as refused:

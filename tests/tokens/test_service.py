@@ -1,4 +1,4 @@
-"""Several real issuers, one token: never more than each granted of its own, whatever the issuers do."""
+"""One token from several real issuers: never more than each of them granted for its own repositories."""
 
 import asyncio
 import contextlib
@@ -99,7 +99,7 @@ def world() -> Iterator[World]:
 
 
 def test_the_union(world: World) -> None:
-    """One token has what both grant, and each was asked only for its own, with the client's credentials."""
+    """One token has what both issuers grant; each issuer gets only its own scopes, with the client's credentials."""
     assert world.granted(A_APP, B_BASE) == {"team-a/app": ["pull", "push"], "team-b/base": ["pull"]}
     for issuer, scope in ((world.one, A_APP), (world.two, B_BASE)):
         (request,) = issuer.asked
@@ -122,7 +122,7 @@ def test_the_shape(world: World) -> None:
 
 
 def test_less_than_was_asked(world: World) -> None:
-    """What an issuer does not grant is not granted; the rest is."""
+    """Actions that an issuer does not grant are left out; the rest is granted."""
     assert world.granted("repository:team-a/app:pull,delete", "repository:team-b/base:push,pull") == {
         "team-a/app": ["pull"],
         "team-b/base": ["pull"],
@@ -140,7 +140,7 @@ def test_less_than_was_asked(world: World) -> None:
     ],
 )
 def test_what_is_nobodys(world: World, scope: str) -> None:
-    """What no pod owns, or one without an issuer, or what is no repository, is asked of nobody and not granted."""
+    """A scope without an owner with an issuer, or of no repository, is sent to no issuer and not granted."""
     assert world.granted(scope, A_APP) == {"team-a/app": ["pull", "push"]}
     assert [request.scopes() for request in world.one.asked] == [[A_APP]]
     assert world.two.asked == []
@@ -149,7 +149,7 @@ def test_what_is_nobodys(world: World, scope: str) -> None:
 
 
 def test_log_in(world: World) -> None:
-    """Nothing is asked for: one issuer that accepts the credentials is enough, and the token grants nothing."""
+    """Without scopes one issuer that accepts the credentials is enough, and the token grants nothing."""
     assert world.granted() == {}
     world.one.users = {}
     assert world.granted() == {}
@@ -161,7 +161,7 @@ def test_log_in(world: World) -> None:
 
 
 def test_log_in_where_one_pod_has_old_keys(world: World) -> None:
-    """Of two pods with one issuer, one has a key of it that signs no more: the other's is enough, either way round."""
+    """Of two pods with one issuer, one with an outdated key does not prevent a login."""
     good = Pod(["team-x"], world.one.registered())
     old = Pod(["team-y"], world.one.registered(forge.public_pem(ec_key(78))))
     for first, second in ((good, old), (old, good)):
@@ -174,7 +174,7 @@ def test_log_in_where_one_pod_has_old_keys(world: World) -> None:
 
 
 def test_wrong_credentials(world: World) -> None:
-    """401 if all that were asked refuse; with one that accepts, its part; nothing is signed for strangers."""
+    """Credentials that every issuer refuses get 401; if one accepts them, its part is granted."""
     wrong = Credentials("alice", basic("alice", "wrong"))
     with pytest.raises(CredentialsRefusedError):
         world.issue(A_APP, B_BASE, credentials=wrong)
@@ -194,23 +194,20 @@ def test_anybody(world: World) -> None:
 
 
 def test_a_form(world: World) -> None:
-    """OAuth2's form is passed on, to each its own part; an issuer that knows none is asked by GET with the password."""
+    """OAuth2's form is passed to each issuer with its own scopes; one without forms gets a GET with the password."""
     world.two.takes_forms = False
     assert world.granted(A_APP, B_BASE, credentials=FORM) == {"team-a/app": ["pull", "push"], "team-b/base": ["pull"]}
     (form,) = world.one.asked
     assert (form.method, form.fields["grant_type"], form.scopes()) == ("POST", ["password"], [A_APP])
-    assert [(request.method, request.user, request.password) for request in world.two.asked][-1] == (
-        "GET",
-        "alice",
-        PASSWORD,
-    )
+    last = world.two.asked[-1]
+    assert (last.method, last.user, last.password) == ("GET", "alice", PASSWORD)
     refresh = Credentials(form=(("grant_type", "refresh_token"), ("refresh_token", f"refresh-{PASSWORD}")))
     assert world.granted(A_APP, B_BASE, credentials=refresh) == {"team-a/app": ["pull", "push"]}
 
 
 @pytest.mark.parametrize("credentials", [ALICE, FORM], ids=["password", "form"])
 def test_what_an_issuer_receives(world: World, credentials: Credentials) -> None:
-    """Who asks, and that the answer is to come as JSON and not compressed; of what it sets nothing comes back."""
+    """An issuer receives our User-Agent and wants uncompressed JSON, and none of its cookies comes back."""
     world.one.reply = lambda _: world.one.issued([], "alice")._replace(headers={"Set-Cookie": "session=alice; Path=/"})
 
     async def twice(service: TokenService) -> None:
@@ -225,7 +222,7 @@ def test_what_an_issuer_receives(world: World, credentials: Credentials) -> None
 
 
 def misbehaving(world: World) -> dict[str, Callable[[Any], Reply | None]]:
-    """Answers of B's issuer that must add nothing to a token: what they claim is `team-b/base`, or more."""
+    """Answers of B's issuer that must add nothing to a token, whatever they claim."""
     one, two = world.one, world.two
     base = [{"type": "repository", "name": "team-b/base", "actions": ["pull"]}]
     stranger = ec_key(77)
@@ -235,7 +232,7 @@ def misbehaving(world: World) -> dict[str, Callable[[Any], Reply | None]]:
         return Reply(200, json.dumps({"token": forge.token(key, forge.claims(base, **known))}).encode())
 
     def stated(more: str) -> Reply:
-        """A grant of which this is more, as it stands here and not as a library would write it."""
+        """A grant with this member, written as it stands here and not as a library would."""
         access = f'[{{"type": "repository", "name": "team-b/base", "actions": ["pull"], "more": {more}}}]'
         claims = json.dumps(forge.claims([], iss=two.name, aud=two.service)).replace("[]", access)
         header = json.dumps({"alg": "ES256", "typ": "JWT", "kid": forge.kid(two.key)}).encode()
@@ -277,7 +274,7 @@ def misbehaving(world: World) -> dict[str, Callable[[Any], Reply | None]]:
 
 @pytest.mark.parametrize("how", misbehaving(mock.MagicMock()))
 def test_a_part_that_is_not_proved_is_left_out(world: World, how: str) -> None:
-    """Whatever one issuer answers, the other's part is granted and its own is not; alone it is 503, not a token."""
+    """An unproved answer of one issuer removes only its own part; if it was the only one, the answer is 503."""
     world.two.reply = misbehaving(world)[how]
     assert world.granted(A_APP, B_BASE) == {"team-a/app": ["pull", "push"]}
     assert len(world.one.asked) == 1, "credentials went where nobody sent them"
@@ -287,7 +284,7 @@ def test_a_part_that_is_not_proved_is_left_out(world: World, how: str) -> None:
 
 
 def test_an_issuer_that_grants_more_than_was_asked(world: World) -> None:
-    """Other repositories, other pods' repositories and further actions are cut off, whatever it signs."""
+    """Grants beyond the requested repositories and actions are cut off."""
     world.two.reply = lambda _: world.two.issued(
         [
             {"type": "repository", "name": "team-b/base", "actions": ["*"]},
@@ -311,22 +308,17 @@ def test_restrictions_stay(world: World) -> None:
 
 
 def test_what_a_registry_could_read_as_another_grant(world: World) -> None:
-    """Registries read names of members in any case: one that is a second `name` or `actions` so is not signed."""
+    """A member that a registry could read as a second `name` or `actions` is not signed."""
     grant = {"Name": "team-a/app", "ACTIONS": ["*"], "action\u017f": ["*"], "meta": {"Name": "kept"}}
     world.two.reply = lambda _: world.two.issued(
         [grant | {"type": "repository", "name": "team-b/base", "actions": ["pull"]}]
     )
     (stated,) = jwt.decode(world.issue(B_BASE).token, options={"verify_signature": False})["access"]
-    assert stated == {
-        "type": "repository",
-        "name": "team-b/base",
-        "actions": ["pull"],
-        "meta": {"Name": "kept"},
-    }
+    assert stated == {"type": "repository", "name": "team-b/base", "actions": ["pull"], "meta": {"Name": "kept"}}
 
 
 def test_a_grant_of_nothing(world: World) -> None:
-    """An issuer may write down what it does not grant, as those in Go do: the rest of its token counts."""
+    """A grant without actions is ignored, and the rest of its token counts."""
     base = {"type": "repository", "name": "team-b/base", "actions": ["pull"]}
     for nothing in ({"actions": []}, {"actions": None}, {}):
         refused = {"type": "repository", "name": "team-b/other", **nothing}
@@ -335,7 +327,7 @@ def test_a_grant_of_nothing(world: World) -> None:
 
 
 def test_no_longer_than_was_granted(world: World) -> None:
-    """The token ends with the first of those that it is made of, and begins with the last."""
+    """The token is valid only while all of its parts are."""
     world.two.claims = {"exp": now() + 90, "nbf": now() + 30}
     signed = world.issue(A_APP, B_BASE)
     claims = jwt.decode(signed.token, options={"verify_signature": False})
@@ -348,7 +340,7 @@ def test_no_longer_than_was_granted(world: World) -> None:
 
 
 def test_whose_token(world: World) -> None:
-    """The subject is what all issuers say, or else the user who asked."""
+    """The subject is the one that all issuers name, or else the user of the request."""
     assert world.verified(world.issue(A_APP, B_BASE)).subject == "alice"
     world.two.claims = {"sub": "alice-in-b", "auth_type": "build"}
     assert world.verified(world.issue(B_BASE)).subject == "alice-in-b"
@@ -357,7 +349,7 @@ def test_whose_token(world: World) -> None:
 
 
 def test_one_is_away(world: World) -> None:
-    """An issuer that is away takes away its part alone; if it was the only one asked the client may come again."""
+    """An issuer that is away removes its part alone; if it was the only one, the client may retry."""
     world.two.close()
     assert world.granted(A_APP, B_BASE) == {"team-a/app": ["pull", "push"]}
     assert world.granted() == {}
@@ -369,7 +361,7 @@ def test_one_is_away(world: World) -> None:
 
 
 def test_one_is_slow(world: World) -> None:
-    """It is waited for until the bound, also if it answers drop by drop, and then is as good as away."""
+    """A slow issuer is waited for until the bound, and then treated as away."""
     # The other issuer has as long for its answer.
     world.seconds = 3.0
     waiting = threading.Event()
@@ -382,7 +374,7 @@ def test_one_is_slow(world: World) -> None:
 
 
 def test_a_slow_one_does_not_pile_up(world: World) -> None:
-    """Beyond the bound nobody waits for it any more, others are answered meanwhile, and the service has a bound too."""
+    """Requests to a slow issuer are bounded, others are answered meanwhile, and the service has a bound too."""
     waiting, arrived = threading.Event(), threading.Semaphore(0)
 
     def hang(_: Request) -> None:
@@ -414,7 +406,7 @@ def test_a_slow_one_does_not_pile_up(world: World) -> None:
 
 
 def test_another_service(world: World) -> None:
-    """A client that asks for another registry's token is told so, and nobody is asked."""
+    """A request for another registry's token is refused, and no issuer is called."""
     with pytest.raises(UsageError, match="BALEEN_JWT_AUDIENCE"):
         world.issue(A_APP, service="another")
     assert world.one.asked == []
@@ -422,14 +414,14 @@ def test_another_service(world: World) -> None:
 
 
 def test_no_issuer_at_all(world: World) -> None:
-    """Where no pod has an issuer it is said how to give it one."""
+    """If no pod has an issuer, the error says how to set one."""
     world.pods = {A: Pod(["team-a"], None)}
     with pytest.raises(UnavailableError, match="set-issuer"):
         world.issue(A_APP)
 
 
 def test_a_pods_keys_change(world: World) -> None:
-    """With both keys registered an issuer changes its key unnoticed; a key that is taken away is refused."""
+    """With both keys registered an issuer changes its key unnoticed; a removed key is refused."""
     old, new = world.two.key, ec_key(60)
     world.pods[B] = world.pods[B]._replace(issuer=world.two.registered(forge.public_pem(old, new)))
     for world.two.key in (old, new):
@@ -442,7 +434,7 @@ def test_a_pods_keys_change(world: World) -> None:
 
 
 def test_our_keys_change_under_requests(world: World) -> None:
-    """Published, then signing, then published only: every token that was made is proved by the keys of its time."""
+    """While our keys are exchanged, every token is proved by the keys that are published then."""
     old, new = ec_key(50), rsa_key(50)
 
     async def requests(service: TokenService) -> None:
@@ -462,7 +454,7 @@ def test_our_keys_change_under_requests(world: World) -> None:
 
 
 def test_nothing_secret_is_logged(world: World) -> None:
-    """Whatever goes wrong, no log entry and no error has a password or a token in it."""
+    """No log entry and no error has a password or a token, whatever goes wrong."""
     world.seconds = 0.5
     stated: list[str] = []
     replies = list(misbehaving(world).values())
@@ -481,7 +473,8 @@ def test_nothing_secret_is_logged(world: World) -> None:
         assert secret not in text
 
 
-names = st.sampled_from(["team-a/app", "team-a/x", "shared/a", "team-b/base", "team-b/x", "team-c/x", "nobody"])
+NAMES = ["team-a/app", "team-a/x", "shared/a", "team-b/base", "team-b/x", "team-c/x", "nobody"]
+names = st.sampled_from(NAMES)
 action_sets = st.sets(st.sampled_from(["pull", "push", "delete", "*"]), min_size=1)
 rights = st.dictionaries(names, action_sets, max_size=5)
 asked_scopes = st.dictionaries(names, action_sets, max_size=5)
@@ -492,15 +485,13 @@ asked_scopes = st.dictionaries(names, action_sets, max_size=5)
 def test_never_more_than_granted(
     world: World, first: dict[str, set[str]], second: dict[str, set[str]], asked: dict[str, set[str]]
 ) -> None:
-    """Issuers that sign whatever they like, asked or not: an action is in the token only if it was asked for and the
-    repository's own issuer signed it.
-    """
+    """An action is in the token only if it was requested and the repository's own issuer signed it."""
     for issuer, signs in ((world.one, first), (world.two, second)):
         access = [{"type": "repository", "name": name, "actions": sorted(each)} for name, each in signs.items()]
         issuer.reply = lambda _, issuer=issuer, access=access: issuer.issued(access)  # type: ignore[misc]
     made = world.verified(world.issue(*(f"repository:{name}:{','.join(each)}" for name, each in asked.items())))
     owners = {"team-a": first, "shared": first, "team-b": second}
-    for name in ["team-a/app", "team-a/x", "shared/a", "team-b/base", "team-b/x", "team-c/x", "nobody"]:
+    for name in NAMES:
         granted = owners.get(name.partition("/")[0], {}).get(name, set())
         for action in ("pull", "push", "delete"):
             both = bool({action, "*"} & granted) and bool({action, "*"} & asked.get(name, set()))
@@ -508,7 +499,7 @@ def test_never_more_than_granted(
 
 
 def test_time_is_bounded(world: World) -> None:
-    """A body that never ends costs no more than the bound."""
+    """A body that never ends takes no longer than the bound."""
     world.seconds = 0.5
     world.two.reply = lambda _: Reply(200, b"{}", {"Content-Length": "1000"})
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""A token is believed by distribution's rules, and whatever fails one of them is refused by that one."""
+"""A token is verified by distribution's rules, and refused by the check that it fails."""
 
 import json
 import time
@@ -20,7 +20,7 @@ VERIFIER = TokenVerifier(lambda: TRUSTED, issuer=ISSUER, audience=AUDIENCE)
 
 @pytest.mark.parametrize("name", GOOD)
 def test_good(name: str) -> None:
-    """Whatever way the key is named, the token grants what it says, to whom it says."""
+    """A token grants its access to its subject, whichever way it names the key."""
     verified = VERIFIER.verify(GOOD[name].make())
     assert verified.access.may("team/app", "pull")
     assert verified.access.may("team/app", "push") is (name == "everything")
@@ -30,7 +30,7 @@ def test_good(name: str) -> None:
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad(name: str) -> None:
-    """It is refused by the check that it fails, with 401 and without a word of it."""
+    """A token is refused by the check that it fails, with 401, and is not quoted."""
     check, case = BAD[name]
     made = case.make()
     with pytest.raises(TokenRefusedError) as refused:
@@ -41,7 +41,7 @@ def test_bad(name: str) -> None:
 
 
 def test_other_types_grant_nothing() -> None:
-    """Only repositories are repositories: a grant of a catalogue of that name is none."""
+    """A grant of another type than repository grants nothing."""
     stated = [
         {"type": "registry", "name": "team/app", "actions": ["*"]},
         {"type": "Repository", "name": "team/app", "actions": ["*"]},
@@ -50,13 +50,13 @@ def test_other_types_grant_nothing() -> None:
 
 
 def test_nothing_granted() -> None:
-    """A token without any access, or with null, is good and grants nothing."""
+    """A token without any access, or with null, is valid and grants nothing."""
     for stated in (claims([]), claims() | {"access": None}):
         assert VERIFIER.verify(token(RSA, stated)).access.grants == ()
 
 
 def test_what_else_a_grant_says_is_kept() -> None:
-    """GitLab's protected tags stand beside the actions: they are neither lost nor merged."""
+    """GitLab's protected tags are neither lost nor merged."""
     first = {"type": "repository", "name": "team/app", "actions": ["pull"], "meta": {"deny": ["a"]}}
     second = first | {"actions": ["push"], "meta": {"deny": ["b"]}}
     grants = VERIFIER.verify(token(RSA, claims([first, second]))).access.grants
@@ -64,7 +64,7 @@ def test_what_else_a_grant_says_is_kept() -> None:
 
 
 def test_huge_and_deep() -> None:
-    """What is too long is not even read, and what is nested too deeply is refused before anybody writes it again."""
+    """A token that is too long is not read, and one that is nested too deeply is refused."""
     began = time.perf_counter()
     for text in ("x" * (TOKEN_LIMIT + 1), ".".join(["e30" * 30_000] * 3)):
         with pytest.raises(TokenRefusedError) as refused:
@@ -83,13 +83,13 @@ def test_huge_and_deep() -> None:
 
 @pytest.mark.parametrize("stated", ['{"exp": NaN}', '{"exp": 1e999}', '{"exp": ' + "9" * 5000 + "}", "\ud800"])
 def test_strange_numbers(stated: str) -> None:
-    """Numbers that are none, or have no end, are refused as everything else is."""
+    """Malformed and infinite numbers are refused."""
     with pytest.raises(TokenRefusedError):
         VERIFIER.verify(forge.raw(RSA, header(), stated.encode("utf-8", "surrogatepass")))
 
 
 def test_tampered() -> None:
-    """Whatever is changed after the signature is noticed."""
+    """Any change after the signature is noticed."""
     for key in (RSA, EC):
         made = token(key)
         for change in (
@@ -104,7 +104,7 @@ def test_tampered() -> None:
 
 @given(st.text(max_size=200) | st.binary(max_size=200).map(lambda data: data.decode("latin-1")))
 def test_whatever_comes(text: str) -> None:
-    """Any text is refused, and never otherwise than as a token that is not believed."""
+    """Any text is refused as a token, without another error."""
     with pytest.raises(TokenRefusedError):
         VERIFIER.verify(text)
 
@@ -123,14 +123,14 @@ def test_whatever_comes(text: str) -> None:
     )
 )
 def test_whatever_header_comes(stated: dict[str, object]) -> None:
-    """Whatever a header holds, an error is one of ours."""
+    """Any header is refused with an error of ours."""
     made = forge.raw(RSA, json.dumps({"alg": "RS256"} | stated).encode(), json.dumps(claims()).encode())
     with pytest.raises(BaleenError):
         VERIFIER.verify(made)
 
 
 def test_keys_of_now() -> None:
-    """A key that is trusted no more is refused with the next token, and one that is trusted now is taken."""
+    """A removed key is refused with the next token, and an added one is accepted."""
     keys = parse_trusted(forge.public_pem(RSA))
     verifier = TokenVerifier(lambda: keys, issuer=ISSUER, audience=AUDIENCE)
     assert verifier.verify(token(RSA)).subject == "alice"

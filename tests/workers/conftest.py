@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -17,6 +18,7 @@ from coordinator.stack.supervisor import StackEndpoints
 from tests.conftest import temporary_directory
 from tests.services.apache_kafka import ApacheKafka
 from tests.services.databases import Databases
+from tests.services.s3 import s3_settings
 from tests.workers.harness import Log, Maker, Place, Table
 from tests.workers.services import Broker, Database
 
@@ -25,43 +27,26 @@ _numbers = itertools.count(1)
 
 @pytest.fixture
 def guard() -> Iterator[Guard]:
-    guard = Guard()
-    try:
+    with closing(Guard()) as guard:
         yield guard
-    finally:
-        guard.close()
 
 
 @pytest.fixture
 def broker(guard: Guard) -> Iterator[Broker]:
-    with temporary_directory() as directory:
-        broker = Broker(guard, directory)
-        broker.start()
-        try:
-            yield broker
-        finally:
-            broker.kill()
+    with temporary_directory() as directory, Broker(guard, directory) as broker:
+        yield broker
 
 
 @pytest.fixture
 def database(guard: Guard) -> Iterator[Database]:
-    with temporary_directory() as directory:
-        database = Database(guard, directory)
-        database.start()
+    with temporary_directory() as directory, Database(guard, directory) as database:
         migrate.upgrade(database.url)
         Table(database.url).add_pods()
-        try:
-            yield database
-        finally:
-            database.kill()
+        yield database
 
 
 def place_of(services: StackEndpoints, database: str, bootstrap: str) -> Place:
     """Settings under which every delete that is newer than its push is certain."""
-    assert services.s3_endpoint_url is not None
-    assert services.s3_bucket is not None
-    assert services.s3_access_key is not None
-    assert services.s3_secret_key is not None
     return Place(
         {
             "database_url": database,
@@ -69,14 +54,11 @@ def place_of(services: StackEndpoints, database: str, bootstrap: str) -> Place:
             "kafka_partitions": "4",
             # A test publishes once, however busy the machine is.
             "ingest_timeout": "60s",
-            "s3_endpoint_url": services.s3_endpoint_url,
-            "s3_bucket": services.s3_bucket,
             "s3_root": f"root-{next(_numbers)}",
-            "s3_access_key": services.s3_access_key,
-            "s3_secret_key": services.s3_secret_key,
             "safety_clock_skew": "0s",
             "unsafe_times": "true",
         }
+        | s3_settings(services)
     )
 
 

@@ -18,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -93,7 +93,6 @@ class Child:
 
     @property
     def status(self) -> int | None:
-        """How it ended; None while it runs."""
         return self._popen.poll()
 
     def send(self, number: signal.Signals) -> None:
@@ -108,7 +107,7 @@ class Child:
             self._popen.wait(DEADLINE)
 
     def has_given_up(self) -> bool:
-        """Whether it ended, or was about to, because it could not go on."""
+        """Whether it ended, or was about to, by itself."""
         return "worker ends" in self.log()
 
     def log(self) -> str:
@@ -201,7 +200,7 @@ class Log:
         self.forget()
 
     def forget(self) -> None:
-        """Connect anew at the next question: the broker was away."""
+        """Connect again at the next call, since the broker was away."""
         if self._consumer is not None:
             self._consumer.close()
             self._consumer = None
@@ -237,36 +236,22 @@ class Log:
         partition: int | None = None,
         timestamp_ms: int | None = None,
     ) -> None:
-        producer = KafkaProducer(bootstrap_servers=self._bootstrap, acks="all", max_request_size=16 * 1024 * 1024)
-        try:
-            sent = [
-                producer.send(topic, key=key, value=value, partition=partition, timestamp_ms=timestamp_ms)
-                for value in values
-            ]
-            for each in sent:
-                each.get(timeout=DEADLINE)
-        finally:
-            producer.close(timeout=DEADLINE)
+        self._send(topic, ((key, value) for value in values), partition=partition, timestamp_ms=timestamp_ms)
 
     def write_events(self, events: Sequence[RegistryEvent], *, partition: int | None = None) -> None:
         """Write events as a pod with Kafka credentials of its own does."""
-        producer = KafkaProducer(bootstrap_servers=self._bootstrap, acks="all")
+        self._send(EVENTS, ((key_of(event), encoded(event)) for event in events), partition=partition)
+
+    def _send(self, topic: str, records: Iterable[tuple[bytes | None, bytes]], **where: int | None) -> None:
+        producer = KafkaProducer(bootstrap_servers=self._bootstrap, acks="all", max_request_size=16 * 1024 * 1024)
         try:
-            sent = [
-                producer.send(EVENTS, key=key_of(event), value=encoded(event), partition=partition) for event in events
-            ]
-            for each in sent:
+            for each in [producer.send(topic, key=key, value=value, **where) for key, value in records]:
                 each.get(timeout=DEADLINE)
         finally:
             producer.close(timeout=DEADLINE)
 
-    @contextmanager
-    def admin(self) -> Iterator[KafkaAdminClient]:
-        admin = KafkaAdminClient(bootstrap_servers=self._bootstrap)
-        try:
-            yield admin
-        finally:
-            admin.close()
+    def admin(self) -> closing[KafkaAdminClient]:
+        return closing(KafkaAdminClient(bootstrap_servers=self._bootstrap))
 
     def delete_topics(self) -> None:
         with self.admin() as admin:
@@ -294,8 +279,7 @@ class Log:
     def read(self, topic: str, partition: int, count: int) -> list[Any]:
         """The first records of a partition, as a client gets them."""
         at = TopicPartition(topic, partition)
-        consumer = KafkaConsumer(bootstrap_servers=self._bootstrap, enable_auto_commit=False)
-        try:
+        with closing(KafkaConsumer(bootstrap_servers=self._bootstrap, enable_auto_commit=False)) as consumer:
             consumer.assign([at])
             consumer.seek(at, 0)
             found: list[Any] = []
@@ -304,11 +288,8 @@ class Log:
                 assert time.monotonic() < deadline
                 found += consumer.poll(timeout_ms=200).get(at, [])
             return found
-        finally:
-            consumer.close()
 
     def remove_before(self, topic: str, partition: int, offset: int) -> None:
-        """Remove records as retention does."""
         with self.admin() as admin:
             admin.delete_records({TopicPartition(topic, partition): offset})
 
@@ -320,13 +301,11 @@ class Log:
 def shares(place: Place) -> Counter[str]:
     """How many partitions each member of the group has."""
     name = place.settings().worker_group
-    admin = KafkaAdminClient(bootstrap_servers=place.values["kafka_bootstrap"])
-    try:
-        group = admin.describe_groups([name])[name]
-    except KafkaError:  # nobody has joined yet
-        return Counter()
-    finally:
-        admin.close()
+    with closing(KafkaAdminClient(bootstrap_servers=place.values["kafka_bootstrap"])) as admin:
+        try:
+            group = admin.describe_groups([name])[name]
+        except KafkaError:  # no worker has joined yet
+            return Counter()
     return Counter({member["member_id"]: _assigned(member["member_assignment"]) for member in group["members"]})
 
 
@@ -340,17 +319,20 @@ class Table:
     def __init__(self, url: str) -> None:
         self.url = url
 
+    def connect(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(self.url, autocommit=True, connect_timeout=CONNECT_S)
+
     def rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self.url, autocommit=True, connect_timeout=CONNECT_S) as connection:
+        with self.connect() as connection:
             return connection.execute(statement, parameters).fetchall()
 
     def do(self, statement: str, *parameters: object) -> None:
-        with psycopg.connect(self.url, autocommit=True, connect_timeout=CONNECT_S) as connection:
+        with self.connect() as connection:
             connection.execute(statement, parameters)
 
     def add_pods(self, pods: Collection[str] = PODS) -> None:
-        """Register pods by name. Nobody looks at their links."""
-        with psycopg.connect(self.url, autocommit=True, connect_timeout=CONNECT_S) as connection:
+        """Register pods by name. No reconcile reads their links."""
+        with self.connect() as connection:
             for pod in pods:
                 add_pod(connection, pod, kind="relay")
 
@@ -379,7 +361,7 @@ class Table:
             time.sleep(0.03)
 
     def counts(self) -> dict[str, Counts]:
-        """What the table says of every digest, in the oracle's words."""
+        """The counts of every digest, in the oracle's form."""
         found = self.rows(
             """
             WITH needs AS (
@@ -416,7 +398,7 @@ def encoded(event: RegistryEvent) -> bytes:
 
 
 def captured() -> list[Outcome]:
-    """What ingest makes of every captured notification, in order."""
+    """The outcomes of every captured notification, in order."""
     outcomes: list[Outcome] = []
     for line in FIXTURES.read_text().splitlines():
         entry = json.loads(line)
@@ -466,14 +448,8 @@ class Maker:
 
     def manifest(self, repository: str, digest: str, references: Sequence[str] | None) -> RegistryEvent:
         listed = None if references is None else [{"digest": each, "size": 7} for each in references]
-        return self.event(
-            action="push",
-            repository=repository,
-            digest=digest,
-            media_type="application/vnd.oci.image.manifest.v1+json",
-            size=500,
-            references=listed,
-        )
+        pushed = {"action": "push", "repository": repository, "digest": digest, "references": listed}
+        return self.event(media_type="application/vnd.oci.image.manifest.v1+json", size=500, **pushed)
 
     def delete(self, repository: str, digest: str) -> RegistryEvent:
         return self.event(action="delete", repository=repository, digest=digest)
@@ -484,6 +460,13 @@ def digest_of(text: str) -> str:
     return f"sha256:{text.encode().hex():0<64.64}"
 
 
+def apply_events(place: Place, table: Table, log: Log, events: Sequence[RegistryEvent], **where: int) -> None:
+    """Write events, and run a worker until it has applied them."""
+    with worker(place):
+        log.write_events(events, **where)
+        table.applied(log)
+
+
 def assert_all_applied(table: Table, maker: Maker) -> None:
-    """The table says of every digest what plain sets say of all that was made."""
+    """Check that the table has the counts of plain sets."""
     assert table.counts() == Oracle().take(maker.made).counts()

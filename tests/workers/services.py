@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 from coordinator.stack.guard import Child, Guard, identity
 from coordinator.stack.noida import EmbeddedKafka
@@ -29,6 +30,13 @@ class GuardedProcess:
             self._guard.add(Child(pid, started, signal.SIGKILL))
         self._process.wait_ready()
 
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
     def stop(self) -> None:
         if self._process is not None:
             self._process.stop()
@@ -43,8 +51,6 @@ class GuardedProcess:
 
 
 class Broker(GuardedProcess):
-    """The embedded broker, empty at first."""
-
     def __init__(self, guard: Guard, directory: Path) -> None:
         port = Ports(directory / "ports.json", "127.0.0.1").take("kafka")
         self.directory = directory / "kafka"
@@ -59,8 +65,6 @@ class Broker(GuardedProcess):
 
 
 class Database(GuardedProcess):
-    """A PostgreSQL of a test's own, that it may stop and kill."""
-
     def __init__(self, guard: Guard, directory: Path) -> None:
         port = Ports(directory / "ports.json", "127.0.0.1").take("postgres")
         server = EmbeddedPostgres(directory / "pg", directory / "pg.log", host="127.0.0.1", port=port)

@@ -35,14 +35,11 @@ REPLACED = "log-replaced"
 
 def pushes(maker: Maker, name: str, count: int) -> list[RegistryEvent]:
     """Manifests of a repository of their own, each with a layer of its own and one that all share."""
-    return [
-        maker.manifest(
-            f"pod-a/{name}",
-            digest_of(f"{name} manifest {number}"),
-            [digest_of(f"{name} layer {number}"), digest_of("shared layer")],
-        )
-        for number in range(count)
-    ]
+    events = []
+    for number in range(count):
+        layers = [digest_of(f"{name} layer {number}"), digest_of("shared layer")]
+        events.append(maker.manifest(f"pod-a/{name}", digest_of(f"{name} manifest {number}"), layers))
+    return events
 
 
 class Cut:
@@ -66,10 +63,8 @@ def gap_for_each_pod(reason: str, start: int, end: int | None = None) -> list[tu
     return [(pod, EVENTS, 0, reason, start, end) for pod in PODS]
 
 
-def test_a_broker_that_is_restarted_is_read_on(
-    place: Place, table: Table, log: Log, broker: Broker, maker: Maker
-) -> None:
-    """After a clean restart of the broker the worker goes on, and nothing is a gap."""
+def test_a_broker_that_is_restarted(place: Place, table: Table, log: Log, broker: Broker, maker: Maker) -> None:
+    """After a clean restart of the broker the worker continues, without a gap."""
     with worker(place):
         log.write_events(pushes(maker, "before", 5))
         table.applied(log)
@@ -110,9 +105,7 @@ def test_a_lost_tail_is_a_gap_to_a_worker_that_runs(
     assert table.gaps() == gap_for_each_pod(REPLACED, stood)
 
 
-def test_a_lost_tail_is_a_gap_to_a_worker_that_starts(
-    place: Place, table: Table, log: Log, broker: Broker, maker: Maker
-) -> None:
+def test_a_lost_tail_before_a_worker_starts(place: Place, table: Table, log: Log, broker: Broker, maker: Maker) -> None:
     """A log that grew beyond the known offset while nobody read it is still another log."""
     log.write_events(pushes(maker, "kept", 4), partition=0)
     cut = Cut(broker)
@@ -130,9 +123,7 @@ def test_a_lost_tail_is_a_gap_to_a_worker_that_starts(
 
 
 @pytest.mark.parametrize("more", [2, 9])
-def test_a_topic_made_anew_is_a_gap_to_a_worker_that_runs(
-    place: Place, table: Table, log: Log, maker: Maker, more: int
-) -> None:
+def test_a_new_topic_while_a_worker_runs(place: Place, table: Table, log: Log, maker: Maker, more: int) -> None:
     """A topic that was deleted and created again is read from its beginning, whatever its length."""
     runs = [InProcess(place).start()]
     try:
@@ -163,8 +154,8 @@ def test_a_topic_made_anew_is_a_gap_to_a_worker_that_runs(
     assert {(gap[0], gap[3]) for gap in table.gaps()} >= {(pod, REPLACED) for pod in PODS}
 
 
-def test_a_topic_made_anew_is_a_gap_to_a_worker_that_starts(place: Place, table: Table, log: Log, maker: Maker) -> None:
-    """The same while no worker runs."""
+def test_a_new_topic_before_a_worker_starts(place: Place, table: Table, log: Log, maker: Maker) -> None:
+    """A new topic of the same name is a gap to a worker that starts later."""
     log.write_events(pushes(maker, "old", 5), partition=0)
     with worker(place):
         table.applied(log)
@@ -177,8 +168,8 @@ def test_a_topic_made_anew_is_a_gap_to_a_worker_that_starts(place: Place, table:
     assert table.gaps() == gap_for_each_pod(REPLACED, 5)
 
 
-def test_records_removed_before_they_were_applied_are_a_gap(place: Place, table: Table, log: Log, maker: Maker) -> None:
-    """Retention that was faster than the workers: the gap says which offsets are lost."""
+def test_records_removed_before_a_worker_starts(place: Place, table: Table, log: Log, maker: Maker) -> None:
+    """Records that retention removed before they were applied are a gap with their offsets."""
     log.write_events(pushes(maker, "seen", 3), partition=0)
     with worker(place):
         table.applied(log)
@@ -192,10 +183,10 @@ def test_records_removed_before_they_were_applied_are_a_gap(place: Place, table:
     assert table.gaps() == gap_for_each_pod("records-removed", 3, 7)
 
 
-def test_records_removed_under_a_worker_that_runs_are_a_gap(
+def test_records_removed_while_a_worker_runs(
     place: Place, table: Table, log: Log, maker: Maker, tmp_path: Path
 ) -> None:
-    """A worker that was held up for so long that retention overtook it notices when it goes on."""
+    """A paused worker that retention overtakes notices when it continues."""
     with Child(place, tmp_path / "worker.log") as child:
         log.write_events(pushes(maker, "seen", 3), partition=0)
         table.applied(log)

@@ -1,4 +1,4 @@
-"""A scheduler counts collections by what became of them, and what they did to blobs."""
+"""A scheduler counts collections by their outcome, and what they did to blobs."""
 
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -29,7 +29,6 @@ def figures() -> list[float]:
 
 
 def run(progress: Mapping[str, Any], error: Exception | None = None, **options: Any) -> None:
-    """Run a collection that comes to this."""
 
     def runner(_: Work) -> Any:
         if error is not None:
@@ -53,10 +52,8 @@ def run(progress: Mapping[str, Any], error: Exception | None = None, **options: 
         (RuntimeError("x"), DID, "failed", [3, 2, 1, 30, 20]),
     ],
 )
-def test_what_became_of_it(
-    error: Exception | None, progress: Mapping[str, Any], outcome: str, counts: list[float]
-) -> None:
-    """However a run ends it is counted once, with what it had done by then, and its error goes on."""
+def test_outcomes(error: Exception | None, progress: Mapping[str, Any], outcome: str, counts: list[float]) -> None:
+    """A run is counted once, with what it had done, however it ends, and its error is passed on."""
     runs, before = value("baleen_gc_runs_total", outcome=outcome), figures()
     if error is None:
         run(progress)
@@ -68,7 +65,7 @@ def test_what_became_of_it(
 
 
 def test_a_dry_run_did_nothing() -> None:
-    """What a dry run would have done is not counted as done."""
+    """What a dry run would have done is not counted."""
     runs, before = value("baleen_gc_runs_total", outcome="dry"), figures()
     run(DID, dry=True)
     assert value("baleen_gc_runs_total", outcome="dry") == runs + 1

@@ -50,7 +50,7 @@ def interleaved(outcomes: Sequence[Outcome], chance: random.Random) -> list[Outc
 
 
 def test_captured_notifications_come_to_the_oracles_counts(place: Place, table: Table, log: Log) -> None:
-    """All that real registries sent, through ingest's rules and the broker, gives the counts of plain sets."""
+    """All captured notifications, through ingest and the broker, give the counts of plain sets."""
     outcomes = captured()
     with worker(place):
         publish(place.settings(), outcomes)
@@ -77,9 +77,7 @@ def test_events_that_come_twice_change_nothing(place: Place, table: Table, log: 
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.randoms(use_true_random=False))
-def test_the_order_between_repositories_does_not_matter(
-    place: Place, log: Log, databases: Databases, chance: random.Random
-) -> None:
+def test_repositories_in_any_order(place: Place, log: Log, databases: Databases, chance: random.Random) -> None:
     """Repositories interleaved at random come to the same counts."""
     log.delete_topics()
     log.forget()
@@ -95,7 +93,7 @@ def test_the_order_between_repositories_does_not_matter(
 
 
 class Reader:
-    """Looks at the counts again and again while something else happens."""
+    """Reads the counts repeatedly while something else happens."""
 
     def __init__(self, table: Table) -> None:
         self._table = table

@@ -48,10 +48,8 @@ def shared_by(place: Place, members: int) -> bool:
     return len(found) == members and sum(found.values()) == 8 and all(found.values())
 
 
-def test_two_workers_share_partitions_and_one_may_be_paused(
-    place: Place, table: Table, log: Log, maker: Maker, tmp_path: Path
-) -> None:
-    """A worker that is stopped until its partitions have moved changes nothing when it wakes up with old batches."""
+def test_a_paused_worker_of_two(place: Place, table: Table, log: Log, maker: Maker, tmp_path: Path) -> None:
+    """A worker that is paused until its partitions have moved changes nothing when it continues."""
     with ExitStack() as stack:
         first, second = (
             stack.enter_context(Child(place.but(worker_batch="50"), tmp_path / f"{number}.log")) for number in (1, 2)
@@ -75,10 +73,8 @@ def test_two_workers_share_partitions_and_one_may_be_paused(
     assert table.dead_letters() == []
 
 
-def test_markers_of_transactions_are_no_gap_and_stop_nothing(
-    place: Place, table: Table, log: Log, maker: Maker
-) -> None:
-    """A pod may write in transactions: their markers take offsets without being records."""
+def test_markers_of_transactions_are_no_gap(place: Place, table: Table, log: Log, maker: Maker) -> None:
+    """The markers of transactions take offsets without being records, and are no gap."""
     producer = KafkaProducer(bootstrap_servers=place.values["kafka_bootstrap"], transactional_id="pod-a")
     try:
         producer.init_transactions()
@@ -125,10 +121,10 @@ def test_what_a_transaction_aborted_was_never_published(place: Place, table: Tab
 
 
 @pytest.mark.parametrize("more", [2, 9])
-def test_a_topic_made_anew_is_a_gap_to_a_worker_that_runs(
+def test_a_new_topic_while_a_worker_runs(
     place: Place, table: Table, log: Log, maker: Maker, tmp_path: Path, more: int
 ) -> None:
-    """Kafka's topic ids tell one topic from another of its name, whatever their lengths and what was read."""
+    """A new topic of the same name is a gap to a running worker, whatever its length."""
     log.write_events(blobs(maker, "old", 5), partition=0)
     children = [Child(place, tmp_path / "worker.log")]
     try:
@@ -155,8 +151,8 @@ def test_a_topic_made_anew_is_a_gap_to_a_worker_that_runs(
     assert {(pod, EVENTS, 0, "log-replaced", *stood, None) for pod in PODS} <= set(table.gaps())
 
 
-def test_a_topic_made_anew_is_a_gap_to_a_worker_that_starts(place: Place, table: Table, log: Log, maker: Maker) -> None:
-    """The same while no worker runs."""
+def test_a_new_topic_before_a_worker_starts(place: Place, table: Table, log: Log, maker: Maker) -> None:
+    """A new topic of the same name is a gap to a worker that starts later."""
     log.write_events(blobs(maker, "old", 5), partition=0)
     with worker(place):
         table.applied(log)
@@ -169,8 +165,8 @@ def test_a_topic_made_anew_is_a_gap_to_a_worker_that_starts(place: Place, table:
     assert {(pod, EVENTS, 0, "log-replaced", 5, None) for pod in PODS} <= set(table.gaps())
 
 
-def test_records_removed_before_they_were_applied_are_a_gap(place: Place, table: Table, log: Log, maker: Maker) -> None:
-    """Retention that was faster than the workers: the gap says which offsets are lost."""
+def test_records_removed_before_a_worker_starts(place: Place, table: Table, log: Log, maker: Maker) -> None:
+    """Records that retention removed before they were applied are a gap with their offsets."""
     log.write_events(blobs(maker, "seen", 3), partition=0)
     with worker(place):
         table.applied(log)

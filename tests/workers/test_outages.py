@@ -41,10 +41,8 @@ def blobs(maker: Maker, name: str, count: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
-def test_a_database_that_goes_away_is_waited_for(
-    place: Place, log: Log, maker: Maker, database: Database, how: str
-) -> None:
-    """Events that come while the database is stopped or killed are applied when it is there again."""
+def test_a_database_that_goes_away(place: Place, log: Log, maker: Maker, database: Database, how: str) -> None:
+    """Events that come while the database is stopped or killed are applied when it is back."""
     table = Table(database.url)
     with worker(place.but(database_url=database.url)):
         log.write(EVENTS, blobs(maker, "before", 50))
@@ -59,7 +57,7 @@ def test_a_database_that_goes_away_is_waited_for(
 
 
 def test_a_worker_may_start_before_its_database(place: Place, log: Log, maker: Maker, database: Database) -> None:
-    """Partitions that are assigned while the database is away are read from where it says, once it is there."""
+    """Partitions that are assigned while the database is away are read from its position once it is back."""
     table = Table(database.url)
     log.write(EVENTS, blobs(maker, "early", 50))
     database.stop()
@@ -74,7 +72,7 @@ def test_a_worker_may_start_before_its_database(place: Place, log: Log, maker: M
 def test_a_worker_ends_when_stopped_whatever_is_away(
     place: Place, log: Log, maker: Maker, database: Database, broker: Broker, tmp_path: Path, away: str
 ) -> None:
-    """SIGTERM ends a worker with 0 within seconds, in the middle of work that cannot be finished."""
+    """SIGTERM ends a worker with 0 within seconds, even in the middle of work that cannot be finished."""
     table = Table(database.url)
     with Child(place.but(database_url=database.url), tmp_path / "worker.log") as child:
         log.write(EVENTS, blobs(maker, "before", 20))
@@ -87,10 +85,8 @@ def test_a_worker_ends_when_stopped_whatever_is_away(
         assert child.wait() == 0, child.log()
 
 
-def test_a_store_that_is_away_does_not_stop_what_needs_no_store(
-    place: Place, table: Table, log: Log, maker: Maker
-) -> None:
-    """A delete that is doubtful stays so while storage does not answer; what comes after it is applied."""
+def test_a_store_that_is_away(place: Place, table: Table, log: Log, maker: Maker) -> None:
+    """A doubtful delete stays doubtful while storage does not answer; later events are applied."""
     place = place.but(safety_clock_skew="5m", s3_endpoint_url="http://127.0.0.1:9")
     with worker(place):
         log.write_events([maker.blob("pod-a/app", digest_of("kept"))], partition=0)
@@ -103,7 +99,7 @@ def test_a_store_that_is_away_does_not_stop_what_needs_no_store(
 
 
 def test_what_was_lost_on_the_way_is_read_again(place: Place, table: Table, log: Log, maker: Maker) -> None:
-    """A partition whose last records never reached the processor is found at the next look, and by its next record."""
+    """Records that never reached the processor are found by the next check, and by the partition's next record."""
     with worker(place) as running:
         log.write(EVENTS, blobs(maker, "first", 5), partition=0)
         table.applied(log)
@@ -131,7 +127,7 @@ async def not_assigned() -> int:
 def test_a_check_of_where_a_partition_is_read_that_comes_to_nothing(
     place: Place, table: Table, log: Log, maker: Maker, monkeypatch: pytest.MonkeyPatch, answer: Callable[[], Any]
 ) -> None:
-    """Where the client does not say how far it has read, the look is left to the next one, and the worker goes on."""
+    """If the client does not know its position, the check is left to the next one, and the worker goes on."""
     with worker(place) as running:
         log.write(EVENTS, blobs(maker, "first", 2), partition=0)
         table.applied(log)
@@ -143,16 +139,14 @@ def test_a_check_of_where_a_partition_is_read_that_comes_to_nothing(
 
 
 def skip(running: InProcess, offset: int) -> None:
-    """Let Faust read on from an offset, as if what is before it had been dropped on the way."""
+    """Let Faust continue at an offset, as if the records before it had been dropped."""
     consumer = running.worker.app.consumer
     (tp,) = (tp for tp in consumer.assignment() if tp == (EVENTS, 0))
     running.do(lambda: consumer.seek_applied(tp, offset))  # type: ignore[attr-defined]
 
 
-def test_a_worker_killed_at_random_applies_everything_once(
-    place: Place, table: Table, log: Log, maker: Maker, tmp_path: Path
-) -> None:
-    """SIGKILL at any moment: the next worker goes on where the database stands."""
+def test_a_worker_that_is_killed(place: Place, table: Table, log: Log, maker: Maker, tmp_path: Path) -> None:
+    """After SIGKILL at any moment the next worker continues where the database stands."""
     chance = random.Random(20261124)
     for attempt in range(2):
         # The embedded broker never forgets a member that was killed: each start is a group of its own.
@@ -172,7 +166,7 @@ def test_a_worker_killed_at_random_applies_everything_once(
 def test_a_worker_leaves_nothing_where_it_was_started(
     place: Place, table: Table, log: Log, maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All state is in the database: the directory may be read-only."""
+    """A worker writes nothing to its directory: all state is in the database."""
     monkeypatch.chdir(tmp_path)
     with worker(place):
         log.write(EVENTS, blobs(maker, "some", 3))

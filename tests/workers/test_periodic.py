@@ -1,4 +1,4 @@
-"""Work is done again and again, whatever becomes of other work, until told to stop."""
+"""Periodic work is repeated, whatever other work does, until it is stopped."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ DEADLINE = 20.0
 
 
 class NoLeases(Leases):
-    """Says of each lease what the test says, and knows no database."""
+    """Grants each lease as the test wants, without a database."""
 
     def __init__(self, ours: Callable[[str], bool] = lambda _: True) -> None:
         self._ours = ours
@@ -72,7 +72,7 @@ def test_work_that_hangs_delays_no_other() -> None:
 
 
 def test_work_that_hangs_does_not_hold_the_process() -> None:
-    """Told to stop, the process waits for work a moment and no longer."""
+    """When stopped, the process waits a moment for its work and no longer."""
     begun, hanging = threading.Event(), threading.Event()
     works = [Periodic("hangs", 0.01, lambda: (begun.set(), hanging.wait(DEADLINE)))]
     run(works, NoLeases(), begun, end_s=0.1)
@@ -80,7 +80,7 @@ def test_work_that_hangs_does_not_hold_the_process() -> None:
 
 
 def test_without_the_lease_nothing_is_done() -> None:
-    """What one process is enough for is done by who has its lease; what all may do is done by all."""
+    """Work of one process is done only with its lease; work of all is always done."""
     done: set[str] = set()
     enough = threading.Event()
     names = ("ours", "theirs", "shared")
@@ -101,7 +101,7 @@ def test_without_the_lease_nothing_is_done() -> None:
 
 
 def test_leases_that_cannot_be_asked_for() -> None:
-    """While the database is away nothing is done alone, and it is tried again."""
+    """While the database is away no work that needs a lease is done, and leases are tried again."""
     enough = threading.Event()
     asked = counting(enough, 3)
 

@@ -1,8 +1,9 @@
-"""Moments in which a partition's position is decided, held still: each with a real log and a real database."""
+"""The moments in which a partition's position is decided, each with a real log and a real database."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import psycopg
 import pytest
@@ -36,11 +37,8 @@ def inspector(place: Place) -> Iterator[Inspector]:
 
 @pytest.fixture
 def positions(place: Place, inspector: LogInspector) -> Iterator[Positions]:
-    connections = Connections(place.values["database_url"], name="test")
-    try:
+    with closing(Connections(place.values["database_url"], name="test")) as connections:
         yield Positions(connections, inspector)
-    finally:
-        connections.close()
 
 
 def write(log: Log, name: str, count: int) -> None:
@@ -49,7 +47,7 @@ def write(log: Log, name: str, count: int) -> None:
 
 
 def stand_at(table: Table, inspector: LogInspector, offset: int) -> None:
-    """Let the partition stand where a worker that read on would have left it."""
+    """Set the partition's progress as a worker that read on would have left it."""
     table.do(
         "UPDATE partition_progress SET next_offset = %s, fingerprint = %s WHERE topic = %s AND partition = %s",
         offset,
@@ -61,7 +59,7 @@ def stand_at(table: Table, inspector: LogInspector, offset: int) -> None:
 def test_records_applied_during_a_check_do_not_make_the_log_seem_shorter(
     table: Table, log: Log, inspector: Inspector, positions: Positions
 ) -> None:
-    """What a worker applies after the log's end was asked for is no proof of another log."""
+    """Records that a worker applies after the log's end was read are no proof of another log."""
     write(log, "first", 3)
     positions.of([PARTITION])
     stand_at(table, inspector, 3)
@@ -76,10 +74,8 @@ def test_records_applied_during_a_check_do_not_make_the_log_seem_shorter(
     assert table.progress()[PARTITION] == 5
 
 
-def test_another_log_that_was_read_on_in_step_is_noticed(
-    table: Table, log: Log, inspector: LogInspector, positions: Positions
-) -> None:
-    """A topic that was made anew and grew past the known offset before anybody looked is still another log."""
+def test_another_log_of_the_same_length(table: Table, log: Log, inspector: LogInspector, positions: Positions) -> None:
+    """A new topic that grew past the known offset before the next check is still another log."""
     write(log, "old", 5)
     positions.of([PARTITION])
     stand_at(table, inspector, 5)
@@ -91,10 +87,10 @@ def test_another_log_that_was_read_on_in_step_is_noticed(
     assert table.gaps() == [(pod, EVENTS, 0, "log-replaced", 9, None) for pod in PODS]
 
 
-def test_records_that_retention_removed_after_they_were_applied_are_no_gap(
+def test_applied_records_that_are_removed(
     table: Table, log: Log, inspector: LogInspector, positions: Positions
 ) -> None:
-    """Neither the last applied record nor the one of the last look has to be kept for ever."""
+    """Neither the last applied record nor that of the last check has to be kept."""
     write(log, "all", 6)
     positions.of([PARTITION])
     for stands, kept in ((2, 0), (4, 3), (6, 6)):
@@ -106,7 +102,7 @@ def test_records_that_retention_removed_after_they_were_applied_are_no_gap(
 
 
 def test_an_operator_may_set_progress_back(place: Place, table: Table, log: Log) -> None:
-    """A running worker that is told to go back reads everything again with the next record, and nothing is a gap."""
+    """A running worker whose progress is set back reads everything again with the next record, without a gap."""
     write(log, "one", 200)
     with worker(place):
         table.applied(log)

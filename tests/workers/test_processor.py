@@ -20,7 +20,7 @@ PARTITION = (EVENTS, 0)
 
 
 def process(place: Place, chunks: Sequence[Chunk]) -> list[tuple[Partition, int]]:
-    """Give chunks to a processor that nobody else feeds; return where it asked to read on."""
+    """Give chunks to a processor; return where it sought to."""
     sought: list[tuple[Partition, int]] = []
     worker = building.build(place.settings())
 
@@ -33,7 +33,7 @@ def process(place: Place, chunks: Sequence[Chunk]) -> list[tuple[Partition, int]
         for chunk in chunks:
             await worker.processor.submit(chunk)
         async with asyncio.timeout(DEADLINE):
-            while not worker.processor.idle and not pump.done():  # noqa: ASYNC110 - nothing else tells
+            while not worker.processor.idle and not pump.done():  # noqa: ASYNC110 - it has no event
                 await asyncio.sleep(0.01)
         pump.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -72,19 +72,17 @@ def chunk(records: Sequence[Any], start: int, end: int) -> Chunk:
         [(number, min(number + 3, 12)) for number in range(12)],
     ],
 )
-def test_what_was_applied_is_cut_off_and_the_rest_is_applied(
+def test_overlapping_chunks(
     place: Place, table: Table, maker: Maker, records: Sequence[Any], pieces: list[tuple[int, int]]
 ) -> None:
-    """Chunks that overlap what is applied lose exactly that part, and nothing has to be read again."""
+    """Chunks that overlap what is applied lose exactly that part, and nothing is read again."""
     assert process(place, [chunk(records, *piece) for piece in pieces]) == []
     assert_all_applied(table, maker)
     assert table.progress()[PARTITION] == 12
 
 
-def test_what_does_not_follow_is_read_again_from_where_the_partition_stands(
-    place: Place, table: Table, maker: Maker, records: Sequence[Any]
-) -> None:
-    """A chunk behind a hole is given up, and the partition is sought back to the first record that is missing."""
+def test_chunks_behind_a_hole(place: Place, table: Table, maker: Maker, records: Sequence[Any]) -> None:
+    """A chunk behind a hole is dropped, and the partition is sought back to the first missing record."""
     sought = process(place, [chunk(records, 0, 3), chunk(records, 6, 9), chunk(records, 9, 12)])
     assert set(sought) == {(PARTITION, 3)}
     assert table.counts() == Oracle().take(maker.made[:3]).counts()

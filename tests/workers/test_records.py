@@ -1,4 +1,4 @@
-"""Single records: manifests that nobody described, strangers, garbage, and what the database refuses."""
+"""Single records: manifests without references, unknown pods, garbage, and what the database refuses."""
 
 from __future__ import annotations
 
@@ -21,21 +21,36 @@ from coordinator.table.apply import BatchApply
 from coordinator.table.batch import Item
 from tests.oracle import Counts, Oracle
 from tests.support.wait import eventually
-from tests.workers.harness import Log, Maker, Place, Table, assert_all_applied, digest_of, encoded, publish, worker
+from tests.workers.harness import (
+    Log,
+    Maker,
+    Place,
+    Table,
+    apply_events,
+    assert_all_applied,
+    digest_of,
+    encoded,
+    publish,
+    worker,
+)
 from workers.app import FETCH_BYTES
 
 POD_A = frozenset({"pod-a"})
 
 
-def stored_manifest(place: Place, layers: Sequence[str]) -> str:
-    """Lay a manifest's bytes in shared storage; return its digest."""
+def manifest_of(*layers: str) -> str:
     document = {
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": {"digest": digest_of("config"), "size": 7},
         "layers": [{"digest": layer, "size": 7} for layer in layers],
     }
-    return stored(place, json.dumps(document).encode())
+    return json.dumps(document)
+
+
+def stored_manifest(place: Place, layers: Sequence[str]) -> str:
+    """Put a manifest's bytes into shared storage; return its digest."""
+    return stored(place, manifest_of(*layers).encode())
 
 
 def stored(place: Place, body: bytes, digest: str | None = None) -> str:
@@ -48,9 +63,8 @@ def test_what_no_registry_reported_is_read_from_storage(place: Place, table: Tab
     """A manifest that is announced without its references counts what its bytes list."""
     layers = [digest_of("one"), digest_of("two")]
     manifests = [stored_manifest(place, [*layers, digest_of(f"own {number}")]) for number in range(40)]
-    with worker(place):
-        log.write_events([maker.manifest(f"pod-a/{number}", digest, None) for number, digest in enumerate(manifests)])
-        table.applied(log)
+    announced = [maker.manifest(f"pod-a/{number}", digest, None) for number, digest in enumerate(manifests)]
+    apply_events(place, table, log, announced)
     contents = {
         digest: {digest_of("config"), *layers, digest_of(f"own {number}")} for number, digest in enumerate(manifests)
     }
@@ -60,10 +74,8 @@ def test_what_no_registry_reported_is_read_from_storage(place: Place, table: Tab
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_anothers_word_does_not_end_the_reading(
-    place: Place, table: Table, log: Log, maker: Maker, together: bool
-) -> None:
-    """What one pod reports of a manifest, or that it lists nothing, neither takes nor adds: its bytes decide."""
+def test_reports_of_another_pod(place: Place, table: Table, log: Log, maker: Maker, together: bool) -> None:
+    """A pod's report of a manifest neither adds nor removes references: the manifest's bytes decide."""
     layer = digest_of("layer")
     digests = [stored_manifest(place, [layer, digest_of(f"own {number}")]) for number in range(2)]
     other = Maker("pod-b")
@@ -85,10 +97,8 @@ def test_anothers_word_does_not_end_the_reading(
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_report_does_not_end_the_reading_of_an_unread_manifest(
-    place: Place, table: Table, log: Log, there: bool
-) -> None:
-    """A manifest that nobody has read yet is read now, whatever another pod reports of it, or kept by links."""
+def test_reports_of_an_unread_manifest(place: Place, table: Table, log: Log, there: bool) -> None:
+    """An unread manifest is read or kept by links, whatever another pod reports of it."""
     layer = digest_of("layer")
     digest = stored_manifest(place, [layer]) if there else digest_of("nowhere")
     ((pod,),) = table.rows("UPDATE pods SET kind = 'link' WHERE name = 'pod-a' RETURNING id")
@@ -105,7 +115,7 @@ def test_a_report_does_not_end_the_reading_of_an_unread_manifest(
 
 
 def test_a_name_beyond_all_limits_holds_nothing_up(place: Place, table: Table, log: Log, maker: Maker) -> None:
-    """A record that the database could never take becomes a dead letter, and what comes after it is applied."""
+    """A record that the database could never store becomes a dead letter, and the next one is applied."""
     good = maker.manifest("pod-a/x", digest_of("m"), [digest_of("layer")])
     bad = json.loads(encoded(good)) | {"pod": "p" * 12_000}
     with worker(place):
@@ -116,10 +126,8 @@ def test_a_name_beyond_all_limits_holds_nothing_up(place: Place, table: Table, l
 
 
 @pytest.mark.parametrize("per_second", [10**6, 10**9], ids=["microseconds", "nanoseconds"])
-def test_a_record_whose_time_is_in_another_unit_holds_nothing_up(
-    place: Place, table: Table, log: Log, maker: Maker, per_second: int
-) -> None:
-    """A record that cannot be understood, and has a time that nobody can read, is a dead letter that can be read."""
+def test_a_record_with_an_impossible_time(place: Place, table: Table, log: Log, maker: Maker, per_second: int) -> None:
+    """A malformed record with an impossible time becomes a dead letter that can be read."""
     good = maker.manifest("pod-a/x", digest_of("m"), [digest_of("layer")])
     with worker(place):
         log.write(EVENTS, [b"garbage"], key=b"pod-a/x", partition=0, timestamp_ms=1_790_000_000 * per_second)
@@ -131,14 +139,8 @@ def test_a_record_whose_time_is_in_another_unit_holds_nothing_up(
 
 
 def of_layers(*, change: tuple[str, str] = ("", ""), more: str = "", layer: str = digest_of("layer")) -> bytes:
-    """A manifest that lists a layer, with something about it that readers of JSON take in different ways."""
-    document = {
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": {"digest": digest_of("config"), "size": 7},
-        "layers": [{"digest": layer, "size": 7}],
-    }
-    text = json.dumps(document)
+    """A manifest that lists a layer, with something that readers of JSON take in different ways."""
+    text = manifest_of(layer)
     assert change[0] in text
     return (text.replace(*change)[:-1] + more + "}").encode()
 
@@ -155,14 +157,10 @@ def of_layers(*, change: tuple[str, str] = ("", ""), more: str = "", layer: str 
     ],
     ids=["other letters", "twice", "escaped", "deep", "long number", "two kinds"],
 )
-def test_an_odd_manifest_needs_what_its_bytes_name(
-    place: Place, table: Table, log: Log, maker: Maker, body: bytes
-) -> None:
-    """Attempt 14: a manifest that is read in different ways keeps every digest in it, and nothing waits for anybody."""
+def test_an_ambiguous_manifest(place: Place, table: Table, log: Log, maker: Maker, body: bytes) -> None:
+    """Attempt 14: a manifest that can be read in different ways needs every digest in it, and delays nothing."""
     digest = stored(place, body)
-    with worker(place):
-        log.write_events([maker.manifest("pod-a/app", digest, None)])
-        table.applied(log)
+    apply_events(place, table, log, [maker.manifest("pod-a/app", digest, None)])
     assert table.dead_letters() == []
     counts = table.counts()
     assert [counts[each].reference_count for each in (digest, digest_of("config"), digest_of("layer"))] == [1, 1, 1]
@@ -174,9 +172,7 @@ def test_an_index_that_is_empty_to_some_readers(place: Place, table: Table, log:
     """Attempt 14: an empty index that says `Manifests` needs nothing, and is no dead letter."""
     body = b'{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "Manifests": []}'
     digest = stored(place, body)
-    with worker(place):
-        log.write_events([maker.manifest("pod-a/app", digest, None)])
-        table.applied(log)
+    apply_events(place, table, log, [maker.manifest("pod-a/app", digest, None)])
     assert (table.dead_letters(), table.rows("SELECT refs, by_links FROM manifests")) == ([], [([], False)])
 
 
@@ -198,10 +194,10 @@ def layer_of(digest: str) -> str:
         ),
     ],
 )
-def test_a_manifest_that_does_not_report_what_it_needs_is_kept_by_links(
+def test_an_unreadable_manifest_is_kept_by_links(
     place: Place, table: Table, log: Log, maker: Maker, wrong: str
 ) -> None:
-    """Attempt 14: all that its repository links is kept, layers and manifests, and then nothing blocks GC any more."""
+    """Attempt 14: an unreadable manifest keeps all that its repository links, and then no longer blocks GC."""
     table.do("UPDATE pods SET kind = 'link'")
     digest = {
         "absent": lambda: digest_of("nowhere"),
@@ -247,45 +243,31 @@ def test_a_layer_by_another_algorithm(place: Place, table: Table, log: Log, make
 
 
 def test_strangers_and_intruders_are_dead_letters(place: Place, table: Table, log: Log, maker: Maker) -> None:
-    """A pod that nobody registered, and a repository that the pod does not own, change nothing and are kept."""
-    stranger = Maker(pod="pod-x")
-    with worker(place):
-        log.write_events(
-            [
-                stranger.blob("pod-x/app", digest_of("one")),
-                maker.blob("pod-b/app", digest_of("two")),
-                maker.blob("nobody/app", digest_of("three")),
-                maker.blob("pod-a/app", digest_of("four")),
-            ],
-            partition=0,
-        )
-        table.applied(log)
+    """Events of an unregistered pod, or of a repository that the pod does not own, become dead letters."""
+    events = [
+        Maker(pod="pod-x").blob("pod-x/app", digest_of("one")),
+        maker.blob("pod-b/app", digest_of("two")),
+        maker.blob("nobody/app", digest_of("three")),
+        maker.blob("pod-a/app", digest_of("four")),
+    ]
+    apply_events(place, table, log, events, partition=0)
     assert table.dead_letters() == [("pod-x", "not-owned"), ("pod-a", "not-owned"), ("pod-a", "not-owned")]
     assert table.counts() == {digest_of("four"): Counts(0, 1, frozenset({"pod-a/app"}), POD_A)}
 
 
 @pytest.mark.parametrize("kind", ["name", "namespace"])
-def test_what_is_below_a_repository_that_is_renamed_moves_with_it(
-    place: Place, table: Table, log: Log, maker: Maker, kind: str
-) -> None:
-    """Whichever part of its name is another, and whoever takes the old one: a delete there takes nothing of it."""
+def test_repositories_below_a_renamed_one(place: Place, table: Table, log: Log, maker: Maker, kind: str) -> None:
+    """Repositories below a renamed one move with it, so that a delete at the old name removes nothing of them."""
     manifest, layer = digest_of("manifest"), digest_of("layer")
-    with worker(place):
-        log.write_events(
-            [
-                maker.manifest("pod-a/app", manifest, [layer]),
-                maker.manifest("pod-a/app/cache", manifest, [layer]),
-                maker.event(
-                    action="rename",
-                    repository="pod-a/app",
-                    rename={"type": kind, "source": "pod-a/app", "destination": "pod-a/new"},
-                ),
-                maker.manifest("pod-a/app/cache", manifest, [layer]),
-                maker.delete("pod-a/app/cache", manifest),
-            ],
-            partition=0,
-        )
-        table.applied(log)
+    rename = {"type": kind, "source": "pod-a/app", "destination": "pod-a/new"}
+    events = [
+        maker.manifest("pod-a/app", manifest, [layer]),
+        maker.manifest("pod-a/app/cache", manifest, [layer]),
+        maker.event(action="rename", repository="pod-a/app", rename=rename),
+        maker.manifest("pod-a/app/cache", manifest, [layer]),
+        maker.delete("pod-a/app/cache", manifest),
+    ]
+    apply_events(place, table, log, events, partition=0)
     assert table.counts()[layer].reference_count == 2
     assert table.rows(
         "SELECT r.name FROM repositories r JOIN repository_manifests h ON h.repository_id = r.id ORDER BY r.name"
@@ -293,7 +275,7 @@ def test_what_is_below_a_repository_that_is_renamed_moves_with_it(
 
 
 def test_the_key_says_whose_an_undecodable_record_is(place: Place, table: Table, log: Log) -> None:
-    """A record that cannot be decoded is a dead letter of the pod in its key, and of nobody if no pod can be in it."""
+    """A record that cannot be decoded is a dead letter of the pod in its key, if that has one."""
     pods = {b"pod-a/app": "pod-a", b"pod-a": "pod-a", None: "", b"Not A Pod/app": "", b"\xff/app": "", b"/": ""}
     with worker(place):
         for key in pods:
@@ -303,7 +285,7 @@ def test_the_key_says_whose_an_undecodable_record_is(place: Place, table: Table,
 
 
 def garbage(maker: Maker) -> list[bytes]:
-    """Values that no reader of registry.events can take for an event."""
+    """Values that are no event to any reader of registry.events."""
     good = encoded(maker.blob("pod-a/bad", digest_of("bad")))
     event = json.loads(good)
     return [
@@ -340,10 +322,8 @@ def garbage(maker: Maker) -> list[bytes]:
     ]
 
 
-def test_garbage_is_kept_as_dead_letters_and_holds_nothing_up(
-    place: Place, table: Table, log: Log, maker: Maker
-) -> None:
-    """Whatever bytes stand in either topic, each record is a dead letter, and those around it are applied."""
+def test_malformed_records(place: Place, table: Table, log: Log, maker: Maker) -> None:
+    """Each malformed record in either topic is a dead letter, and the records around it are applied."""
     bad = garbage(maker)
     good = [maker.blob("pod-a/good", digest_of(f"good {number}")) for number in range(len(bad) + 1)]
     values = [encoded(good[0])]
@@ -355,12 +335,11 @@ def test_garbage_is_kept_as_dead_letters_and_holds_nothing_up(
         table.applied(log)
     assert len(table.dead_letters()) == 2 * len(bad)
     assert set(table.counts()) == {digest_of(f"good {number}") for number in range(len(good))}
-    # They can be read again, as the operator's questions do.
     assert len(table.rows("SELECT received_at, payload, detail FROM dead_letters")) == 2 * len(bad)
 
 
 def refuse(table: Table, digest: str, message: str) -> None:
-    """Let the database refuse one digest, as a constraint that nobody thought of would."""
+    """Let the database refuse one digest, as an unforeseen constraint would."""
     table.do(
         f"""
         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -378,10 +357,8 @@ def refuse(table: Table, digest: str, message: str) -> None:
         "RETURN NULL",  # a row that silently is not there: the apply finds that the state is another, for ever
     ],
 )
-def test_a_record_that_the_database_refuses_is_a_dead_letter(
-    place: Place, table: Table, log: Log, maker: Maker, message: str
-) -> None:
-    """One poisonous record does not take its batch with it, nor hold up its partition."""
+def test_a_record_that_the_database_refuses(place: Place, table: Table, log: Log, maker: Maker, message: str) -> None:
+    """A record that the database refuses is a dead letter; its batch and its partition go on."""
     refuse(table, digest_of("poison"), message)
     before = [maker.blob("pod-a/app", digest_of(f"before {number}")) for number in range(5)]
     poison = Maker().blob("pod-a/app", digest_of("poison"))
@@ -398,7 +375,7 @@ def test_a_record_that_the_database_refuses_is_a_dead_letter(
 
 @pytest.mark.lengthy
 def test_the_largest_record_comes_through(place: Place, table: Table, log: Log, maker: Maker) -> None:
-    """A manifest with as many references as there may be, more than one fetch brings, is applied like others."""
+    """A manifest with the most references permitted, more than one fetch brings, is applied like others."""
     layers = [f"sha256:{number:064x}" for number in range(REFERENCES_LIMIT)]
     maker.blob("pod-a/app", digest_of("before"))
     assert len(encoded(maker.manifest("pod-a/app", digest_of("big"), layers))) > FETCH_BYTES

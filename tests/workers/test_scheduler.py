@@ -1,4 +1,4 @@
-"""`python -m workers.scheduler`: one works, the other goes on when that one is gone, and each ends when told to."""
+"""`python -m workers.scheduler`: one works, another takes over when that one is gone, and each ends on a signal."""
 
 from __future__ import annotations
 
@@ -27,8 +27,6 @@ UNKNOWN_BROKER = "127.0.0.1:9"
 
 
 class Scheduler(Child):
-    """One scheduler as a process."""
-
     module = "workers.scheduler"
 
     def __init__(self, place: Place, log_file: Path) -> None:
@@ -36,7 +34,6 @@ class Scheduler(Child):
         super().__init__(place.but(scheduler_metrics_port=str(self._port)), log_file)
 
     def leases(self) -> set[str]:
-        """The leases that it took."""
         written, _, _ = self.log().rpartition("\n")  # of the last line there may be half
         lines = [json.loads(line) for line in written.splitlines() if line.startswith("{")]
         return {line["lease"] for line in lines if line["event"] == "lease taken"}
@@ -111,7 +108,7 @@ def test_it_ends_while_something_hangs(scheduled: Place, table: Table, tmp_path:
 
 @pytest.mark.lengthy
 def test_it_needs_a_database(tmp_path: Path) -> None:
-    """Without a database it says which setting is missing; half a login is told too."""
+    """Without a database, or with half a login, it ends and names the missing setting."""
     with Scheduler(Place({}), tmp_path / "none.log") as scheduler:
         assert scheduler.wait() != 0
         assert "BALEEN_DATABASE_URL" in scheduler.log()
@@ -123,7 +120,7 @@ def test_it_needs_a_database(tmp_path: Path) -> None:
 
 @pytest.mark.lengthy
 def test_it_waits_for_the_database(tmp_path: Path) -> None:
-    """While the database is away it tries again, and still ends when told to."""
+    """While the database is away it retries, and still ends on a signal."""
     away = {"database_url": "postgresql://127.0.0.1:9/x", "kafka_bootstrap": UNKNOWN_BROKER, "s3_bucket": "none"}
     place = Place({**away, "probe_every": "100ms"})
     with Scheduler(place, tmp_path / "log") as scheduler:

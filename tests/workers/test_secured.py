@@ -1,4 +1,4 @@
-"""Everything that speaks to Kafka also does so by TLS with a password, and says so if that is wrong."""
+"""All clients of Kafka use TLS with a password, and report if that is wrong."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_whole_path_is_secured(kafka_place: Place, apache_kafka_server: Apac
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_a_wrong_password_is_reported(kafka_place: Place, apache_kafka_server: ApacheKafka, mechanism: str) -> None:
-    """The error names the settings to look at, and does not say the password."""
+    """The error names the settings to check, and does not contain the password."""
     place = secured(kafka_place, apache_kafka_server, mechanism, password="not-the-password")
     with pytest.raises(BaleenError) as refused:
         ensure_topics(place.settings())
@@ -49,7 +49,7 @@ def test_a_wrong_password_is_reported(kafka_place: Place, apache_kafka_server: A
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused(kafka_place: Place, apache_kafka_server: ApacheKafka) -> None:
-    """Without the CA's file the broker's own certificate is not believed."""
+    """Without the CA's file the broker's certificate is refused."""
     place = secured(kafka_place, apache_kafka_server, "PLAIN")
     values = {name: value for name, value in place.values.items() if name != "kafka_ca_file"}
     with pytest.raises(BaleenError):
