@@ -90,7 +90,8 @@ def test_what_a_status_waits_for(world: World) -> None:
 def test_a_plan_while_blobs_come(world: World, step: str | None) -> None:
     """Every blob of the plan's first page is listed once while others are added, also in short pages."""
     for number in range(4):
-        world.hidden(f"hidden{number}")
+        world.unreferenced(f"hidden{number}")
+    world.garbage.collect()
     for number in range(4):
         world.unreferenced(f"l{number}")
     hour = timedelta(hours=1)
