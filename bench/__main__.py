@@ -34,8 +34,8 @@ from bench import (
     throughput,
     webhook,
 )
-from bench.machine import describe, line
-from bench.run import SEED, Context, show
+from bench.machine import format_line, read_machine
+from bench.run import SEED, Context, print_progress
 from bench.services import ROOT, Services
 
 RESULTS = Path(__file__).parent / "results"
@@ -64,7 +64,7 @@ MEASUREMENTS: dict[str, Callable[[Context], dict[str, Any]]] = {
 def main() -> int:
     options = _options()
     if options.report is not None:
-        report.write(DOCUMENT, [json.loads(file.read_text()) for file in options.report])
+        report.write_document(DOCUMENT, [json.loads(file.read_text()) for file in options.report])
         return 0
     # So that SIGTERM also ends the started services.
     signal.signal(signal.SIGTERM, _end)
@@ -72,24 +72,24 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="baleen-bench-", ignore_cleanup_errors=True) as directory:
         run, failed = _run(options, Path(directory))
     run["at"] = at.isoformat(timespec="seconds")
-    print(f"{line(run['machine'])}\n\n{report.text(run['results'])}")
+    print(f"{format_line(run['machine'])}\n\n{report.format_results(run['results'])}")
     file = options.json or RESULTS / f"{at:%Y-%m-%dT%H%M%S}{'-quick' if options.quick else ''}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n")
-    show(f"written to {file}")
+    print_progress(f"written to {file}")
     if failed:
-        show(f"failed: {', '.join(failed)}")
+        print_progress(f"failed: {', '.join(failed)}")
     return 1 if failed else 0
 
 
 def _run(options: argparse.Namespace, directory: Path) -> tuple[dict[str, Any], list[str]]:
     with Services(directory) as services:
-        machine = describe(directory, services.server_url)
+        machine = read_machine(directory, services.server_url)
         context = Context(services, options.quick, options.scale, options.seed)
         failed = []
         wanted = options.only or MEASUREMENTS
         for name in (name for name in MEASUREMENTS if name in wanted):
-            show(name)
+            print_progress(name)
             try:
                 context.results[name] = MEASUREMENTS[name](context)
             except Exception:  # noqa: BLE001 - the others can still be measured

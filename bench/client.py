@@ -36,28 +36,28 @@ class Connection:
         self._socket.sendall(request)
         answer = bytearray()
         while (end := answer.find(b"\r\n\r\n")) < 0:
-            answer += self._received()
+            answer += self._receive()
         head = bytes(answer[:end]).lower()
         length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
         while len(answer) < end + 4 + length:
-            answer += self._received()
+            answer += self._receive()
         return int(head[9:12]), bytes(answer[end + 4 :])
 
-    def _received(self) -> bytes:
+    def _receive(self) -> bytes:
         part = self._socket.recv(256 * 1024)
         if not part:
             raise ConnectionError("The server closed the connection.")
         return part
 
 
-def request(method: str, path: str, token: str, body: bytes = b"", content_type: str = "") -> bytes:
+def make_request(method: str, path: str, token: str, body: bytes = b"", content_type: str = "") -> bytes:
     lines = [f"{method} {path} HTTP/1.1", "Host: bench", f"Authorization: Bearer {token}"]
     if body:
         lines += [f"Content-Type: {content_type}", f"Content-Length: {len(body)}"]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def timed(connection: Connection, made: bytes, expected: int) -> float:
+def time_request(connection: Connection, made: bytes, expected: int) -> float:
     """Return the seconds from the first byte sent to the last received."""
     start = time.perf_counter()
     status, body = connection.send(made)
@@ -67,7 +67,7 @@ def timed(connection: Connection, made: bytes, expected: int) -> float:
     return taken
 
 
-def closed_loop(
+def run_closed_loop(
     base_url: str, connections: int, seconds: float, made: Callable[[int], bytes], expected: int = 200
 ) -> dict[str, Any]:
     """Send requests on several connections, each as soon as the last is answered; `made` gives the nth request."""
@@ -80,7 +80,7 @@ def closed_loop(
             with Connection(base_url) as connection:
                 while time.perf_counter() < deadline:
                     at = number + connections * len(taken[number])
-                    taken[number].append(timed(connection, made(at), expected))
+                    taken[number].append(time_request(connection, made(at), expected))
         except (OSError, AssertionError) as error:
             failures.append(error)
 
@@ -94,10 +94,10 @@ def closed_loop(
     if failures:
         raise failures[0]
     every = [each for some in taken for each in some]
-    return {"requests_per_s": round(len(every) / elapsed), **milliseconds(every)}
+    return {"requests_per_s": round(len(every) / elapsed), **summarise_times(every)}
 
 
-def milliseconds(taken: Sequence[float]) -> dict[str, float]:
+def summarise_times(taken: Sequence[float]) -> dict[str, float]:
     """Return median and tail, in milliseconds, of times in seconds."""
     hundredths = statistics.quantiles(taken, n=100, method="inclusive")
     return {

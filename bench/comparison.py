@@ -4,7 +4,7 @@ from typing import Any
 
 from bench import metadata_pushes
 from bench.run import Context
-from bench.throughput import database_alone
+from bench.throughput import measure_database
 
 LIMIT_S = 60.0
 
@@ -12,8 +12,8 @@ LIMIT_S = 60.0
 def measure(context: Context) -> dict[str, Any]:
     pushes = context.count(3000, quick=100)
     with context.services.database() as database:
-        theirs = metadata_pushes.run(database.url, pushes, context.seed, LIMIT_S)
-    ours = database_alone(context, context.count(50_000, quick=5000))
+        theirs = metadata_pushes.run_pushes(database.url, pushes, context.seed, LIMIT_S)
+    ours = measure_database(context, context.count(50_000, quick=5000))
     found: dict[str, Any] = {
         "metadata_schema": dict(theirs),
         "database_alone_references_per_s": ours["references_per_s"],

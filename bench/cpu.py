@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import psutil
 
 
-def cpu_seconds(pid: int) -> float:
+def read_cpu_seconds(pid: int) -> float:
     """Return user and system time of a process and its children, running or waited for."""
     total = 0.0
     try:
@@ -41,15 +41,15 @@ class Meter:
         return {name: round((now[name] - self._before[name]) / elapsed, 2) for name in self._pids}
 
     def _read(self) -> dict[str, float]:
-        return {name: cpu_seconds(pid) for name, pid in self._pids.items()}
+        return {name: read_cpu_seconds(pid) for name, pid in self._pids.items()}
 
 
 def wait_quiet(pid: int, seconds: float = 30.0) -> None:
     """Wait until a process uses hardly any processor time, so that earlier load does not affect the measurement."""
-    deadline, before = time.monotonic() + seconds, cpu_seconds(pid)
+    deadline, before = time.monotonic() + seconds, read_cpu_seconds(pid)
     while time.monotonic() < deadline:
         time.sleep(1.0)
-        now = cpu_seconds(pid)
+        now = read_cpu_seconds(pid)
         if now - before < 0.05:
             return
         before = now

@@ -1,6 +1,6 @@
 """The workload as Kafka records, made as ingest makes them, and written in bulk.
 
-Route: `records` (workload -> envelope event -> normalise -> JSON) -> `publish`.
+Route: `make_records` (workload -> envelope event -> normalise -> JSON) -> `publish_records`.
 Not here: the webhook (webhook.py posts one by one).
 """
 
@@ -14,10 +14,10 @@ from typing import NamedTuple
 import msgspec
 from aiokafka import AIOKafkaProducer
 
-from bench.workload import Manifest, envelope_event, manifests
-from coordinator.ingest.normalise import Accepted, Origin, normalise
+from bench.workload import Manifest, make_envelope_event, make_manifests
+from coordinator.ingest.normalise import Accepted, Origin, normalise_body
 from coordinator.kafka.topics import EVENTS
-from schemas.records import headers, key_of
+from schemas.records import headers_of, partition_key_of
 
 CONTENT_TYPE = "application/vnd.docker.distribution.events.v2+json"
 #: Records in flight at once.
@@ -34,25 +34,25 @@ class Record(NamedTuple):
 
 def body_of(manifest: Manifest, at: datetime) -> bytes:
     """Return the body that a registry posts for a push."""
-    return json.dumps({"events": [envelope_event(manifest, at, "bench")]}, separators=(",", ":")).encode()
+    return json.dumps({"events": [make_envelope_event(manifest, at, "bench")]}, separators=(",", ":")).encode()
 
 
-def records(seed: int, count: int) -> Iterator[Record]:
+def make_records(seed: int, count: int) -> Iterator[Record]:
     """`count` pushes as ingest writes them to registry.events."""
     now = datetime.now(UTC)
-    for number, manifest in enumerate(manifests(seed, count)):
+    for number, manifest in enumerate(make_manifests(seed, count)):
         yield record_of(manifest, now, now + timedelta(milliseconds=number))
 
 
 def record_of(manifest: Manifest, received_at: datetime, at: datetime | None = None) -> Record:
     pod = manifest.repository.partition("/")[0]
     origin = Origin(pod, (pod,), received_at, CONTENT_TYPE)
-    (outcome,) = normalise(body_of(manifest, at or received_at), origin)
+    (outcome,) = normalise_body(body_of(manifest, at or received_at), origin)
     assert isinstance(outcome, Accepted), outcome
-    return Record(key_of(outcome.event), _encoder.encode(outcome.event), headers(outcome.event))
+    return Record(partition_key_of(outcome.event), _encoder.encode(outcome.event), headers_of(outcome.event))
 
 
-def publish(bootstrap: str, found: Iterable[Record], per_s: float | None = None) -> int:
+def publish_records(bootstrap: str, found: Iterable[Record], per_s: float | None = None) -> int:
     """Write records as fast as the broker accepts them, or `per_s` a second; return how many it acknowledged."""
     return asyncio.run(_publish(bootstrap, found, per_s))
 

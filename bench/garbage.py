@@ -25,10 +25,10 @@ from coordinator.db.connection import Connections
 from coordinator.domain.gc import Amount, Facts, Limits, PodFacts, Times
 from coordinator.domain.names import Digest
 from coordinator.gc import controls
-from coordinator.gc.collect import KIND, Collect
+from coordinator.gc.collect import JOB_KIND, Collector
 from coordinator.jobs import table as jobs
 from coordinator.jobs.work import run_waiting_jobs
-from coordinator.settings import Settings, build
+from coordinator.settings import Settings, make_settings
 from coordinator.storage.layout import MARK, blob_key
 
 BucketKind = Literal["versioned", "unversioned"]
@@ -44,20 +44,20 @@ class Garbage:
 
     def __init__(self, database: Database, kind: BucketKind, seed: int = 7) -> None:
         self.values = database.values | {"s3_bucket": f"bench-gc-{kind}"}
-        self.settings: Settings = build(self.values)
+        self.settings: Settings = make_settings(self.values)
         # The load's blobs come from the same seed, and would be referenced again.
         self._random = random.Random(f"garbage {seed}")
         _make_bucket(self.settings)
-        self.store = compose_store.object_store(self.settings)
+        self.store = compose_store.make_object_store(self.settings)
         # Measurements share buckets, and each has a database of its own.
         self.store.delete(MARK)
         if kind == "versioned":
             self.store.enable_versioning()
         self.connection: psycopg.Connection[Any] = psycopg.connect(database.url, autocommit=True, connect_timeout=10)
-        controls.turn(self.connection, "the bench", on=True)
+        controls.set_switch(self.connection, "the bench", on=True)
         self._closing = ExitStack()
         self._closing.callback(self.connection.close)
-        self._connections, self._collect = self._closing.enter_context(collector(self.settings))
+        self._connections, self._collect = self._closing.enter_context(open_collector(self.settings))
 
     def __enter__(self) -> Self:
         return self
@@ -65,7 +65,7 @@ class Garbage:
     def __exit__(self, *_: object) -> None:
         self._closing.close()
 
-    def written(self, count: int) -> list[Digest]:
+    def store_blobs(self, count: int) -> list[Digest]:
         """Store `count` blobs that the table does not have; return them."""
         made = [Digest(self._random.randbytes(32)) for _ in range(count)]
         with ThreadPoolExecutor(WRITERS) as pool:
@@ -75,7 +75,7 @@ class Garbage:
 
     def add(self, count: int) -> list[Digest]:
         """Add `count` unreferenced blobs, with their bytes; return them."""
-        made = self.written(count)
+        made = self.store_blobs(count)
         self.connection.execute(
             """
             INSERT INTO blobs (size, reference_count, link_count, state, unreferenced_since, digest)
@@ -86,13 +86,13 @@ class Garbage:
         self.connection.execute("ANALYZE blobs")
         return made
 
-    def left(self) -> int:
+    def count_left(self) -> int:
         """Count what a collection would still hide or purge."""
         row = self.connection.execute("SELECT count(*) FROM blobs WHERE state IN (1, 2)").fetchone()
         assert row is not None
         return int(row[0])
 
-    def dealt_with(self) -> int:
+    def count_done(self) -> int:
         """Count the finished hides and purges."""
         row = self.connection.execute(
             "SELECT count(*) FROM gc_ledger WHERE decision IN ('hidden', 'purged')"
@@ -102,8 +102,8 @@ class Garbage:
 
     def collect(self) -> dict[str, Any]:
         """Run one collection; return what it did."""
-        jobs.ask_for_collection(self.connection, every=timedelta(0))
-        run_waiting_jobs(self._connections, {KIND: self._collect}, threading.Event())
+        jobs.request_collection(self.connection, every=timedelta(0))
+        run_waiting_jobs(self._connections, {JOB_KIND: self._collect}, threading.Event())
         row = self.connection.execute("SELECT state, error, progress FROM jobs ORDER BY id DESC LIMIT 1").fetchone()
         assert row is not None
         if row[0] != "done":
@@ -113,9 +113,9 @@ class Garbage:
 
 
 @contextmanager
-def collector(settings: Settings, *, rate: int = 0) -> Iterator[tuple[Connections, Collect]]:
+def open_collector(settings: Settings, *, rate: int = 0) -> Iterator[tuple[Connections, Collector]]:
     """Give what runs collections, as in a scheduler, but with made-up facts about the pods."""
-    connections = compose_database.connections(settings, name="baleen-bench-gc")
+    connections = compose_database.make_connections(settings, name="baleen-bench-gc")
 
     def facts() -> Facts:
         with connections.use() as connection:
@@ -123,9 +123,9 @@ def collector(settings: Settings, *, rate: int = 0) -> Iterator[tuple[Connection
         assert row is not None
         return Facts(row[0], NO_TIMES, [PodFacts("bench", row[0], row[0], is_reconcilable=False)])
 
-    with compose_scheduler.restorer(settings, name="baleen-bench-gc") as restorer:
-        store = compose_store.object_store(settings)
-        collect = Collect(connections, store, facts, restorer, limits=NO_LIMITS, rate=rate)
+    with compose_scheduler.open_restorer(settings, name="baleen-bench-gc") as restorer:
+        store = compose_store.make_object_store(settings)
+        collect = Collector(connections, store, facts, restorer, limits=NO_LIMITS, rate=rate)
         try:
             yield connections, collect
         finally:

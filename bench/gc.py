@@ -27,11 +27,11 @@ from typing import Any
 import structlog
 
 from bench import client, events, throughput
-from bench.cpu import cpu_seconds
+from bench.cpu import read_cpu_seconds
 from bench.garbage import BYTES, BucketKind, Garbage
-from bench.run import Context, show
+from bench.run import Context, print_progress
 from bench.services import ROOT, Broker, Database
-from bench.workload import Manifest, repositories
+from bench.workload import Manifest, make_repositories
 from coordinator.domain.names import Digest
 from coordinator.gc.sizes import PRODUCTION
 from coordinator.storage.layout import blob_key, quarantine_key
@@ -46,7 +46,7 @@ CHECKS_AT_ONCE = 8
 PARTITIONS = 8
 #: The rate of the limited run (the setting GC_RATE): some nine million blobs a day.
 LIMITED_PER_S = 100
-REPOSITORY = repositories(1)[0]
+REPOSITORY = make_repositories(1)[0]
 
 
 def measure(context: Context) -> dict[str, Any]:
@@ -57,27 +57,27 @@ def measure(context: Context) -> dict[str, Any]:
     if context.scale >= 10:
         sizes.append(10_000_000)
     return {
-        "purge": {kind: _purge(context, kind) for kind in kinds},
-        "plan": [_plan(context, size) for size in sizes],
-        "processor": _beside(context),
-        "restore": {kind: _restore(context, kind) for kind in (kinds[:1] if context.quick else kinds)},
+        "purge": {kind: _measure_purge(context, kind) for kind in kinds},
+        "plan": [_measure_plan(context, size) for size in sizes],
+        "processor": _measure_beside(context),
+        "restore": {kind: _measure_restore(context, kind) for kind in (kinds[:1] if context.quick else kinds)},
     }
 
 
 # Purging
 
 
-def _purge(context: Context, kind: BucketKind) -> dict[str, Any]:
+def _measure_purge(context: Context, kind: BucketKind) -> dict[str, Any]:
     count = context.count(10_000, quick=500)
-    spent = _Spent(context)
+    spent = _CpuMeter(context)
     with context.services.database() as database, Garbage(database, kind, context.seed) as garbage:
-        show(f"{kind}: writing {count:,} blobs for deletes alone")
-        targets = _concealed(garbage, kind, garbage.written(count))
+        print_progress(f"{kind}: writing {count:,} blobs for deletes alone")
+        targets = _conceal(garbage, kind, garbage.store_blobs(count))
         begun = spent.begin()
-        _delete(garbage, targets)
+        _delete_targets(garbage, targets)
         raw = len(targets) / (time.perf_counter() - begun)
         raw_ms = spent.ms_per(len(targets))
-        show(f"{kind}: writing {count:,} blobs to collect")
+        print_progress(f"{kind}: writing {count:,} blobs to collect")
         garbage.add(count)
         begun = time.perf_counter()
         hidden = garbage.collect()
@@ -99,11 +99,11 @@ def _purge(context: Context, kind: BucketKind) -> dict[str, Any]:
         "cpu_ms_per_object": purge_ms,
         "raw_cpu_ms_per_object": raw_ms,
     }
-    show(f"{kind}: {found}")
+    print_progress(f"{kind}: {found}")
     return found
 
 
-class _Spent:
+class _CpuMeter:
     """Processor time of this process, of the store and of PostgreSQL."""
 
     def __init__(self, context: Context) -> None:
@@ -114,34 +114,36 @@ class _Spent:
         }
 
     def begin(self) -> float:
-        self._before = self._read()
+        self._before = self._read_seconds()
         return time.perf_counter()
 
     def ms_per(self, objects: int) -> dict[str, float]:
-        now = self._read()
+        now = self._read_seconds()
         return {name: round((now[name] - self._before[name]) * 1000 / objects, 2) for name in self._pids}
 
-    def _read(self) -> dict[str, float]:
+    def _read_seconds(self) -> dict[str, float]:
         # Its children are counted on their own.
-        return {name: time.process_time() if name == "client" else cpu_seconds(pid) for name, pid in self._pids.items()}
+        return {
+            name: time.process_time() if name == "client" else read_cpu_seconds(pid) for name, pid in self._pids.items()
+        }
 
 
-def _concealed(garbage: Garbage, kind: BucketKind, made: list[Digest]) -> list[Target]:
+def _conceal(garbage: Garbage, kind: BucketKind, made: list[Digest]) -> list[Target]:
     """Move blobs to where a hide moves them; return what its purge would delete."""
     store = garbage.store
     if kind == "unversioned":
         keys = [(blob_key(digest), quarantine_key(digest, 1)) for digest in made]
         with ThreadPoolExecutor(16) as pool:
             list(pool.map(lambda pair: store.copy_from(store, *pair), keys))
-        _delete(garbage, [Target(key) for key, _ in keys])
+        _delete_targets(garbage, [Target(key) for key, _ in keys])
         return [Target(copy) for _, copy in keys]
     with ThreadPoolExecutor(16) as pool:
-        versions = list(pool.map(lambda digest: store.versions(blob_key(digest))[0].version, made))
-    _delete(garbage, [Target(blob_key(digest)) for digest in made])
+        versions = list(pool.map(lambda digest: store.list_versions(blob_key(digest))[0].version, made))
+    _delete_targets(garbage, [Target(blob_key(digest)) for digest in made])
     return [Target(blob_key(digest), version) for digest, version in zip(made, versions, strict=True)]
 
 
-def _delete(garbage: Garbage, targets: list[Target]) -> None:
+def _delete_targets(garbage: Garbage, targets: list[Target]) -> None:
     """Delete with full requests, as many at once as a collection sends."""
     batches = [targets[first : first + DELETE_LIMIT] for first in range(0, len(targets), DELETE_LIMIT)]
     with ThreadPoolExecutor(PRODUCTION.pages_at_once) as pool:
@@ -154,8 +156,8 @@ def _delete(garbage: Garbage, targets: list[Target]) -> None:
 # Planning
 
 
-def _plan(context: Context, candidates: int) -> dict[str, Any]:
-    show(f"planning for {candidates:,} candidates")
+def _measure_plan(context: Context, candidates: int) -> dict[str, Any]:
+    print_progress(f"planning for {candidates:,} candidates")
     with context.services.database() as database:
         done = subprocess.run(
             [sys.executable, "-m", "bench.gc_process", "plan", database.url, str(candidates)],
@@ -171,16 +173,16 @@ def _plan(context: Context, candidates: int) -> dict[str, Any]:
 # The processor beside it
 
 
-def _beside(context: Context) -> dict[str, Any]:
+def _measure_beside(context: Context) -> dict[str, Any]:
     count, stock = context.count(200_000, quick=5000), context.count(16_000, quick=1500)
     alone: list[float] = []
-    beside = {"limited": _Collecting(context, stock, LIMITED_PER_S)}
+    beside = {"limited": _Collector(context, stock, LIMITED_PER_S)}
     if not context.quick:
-        beside["full"] = _Collecting(context, stock, 0)
+        beside["full"] = _Collector(context, stock, 0)
     for _ in range(1 if context.quick else TURNS):
-        alone.append(throughput.one(context, "embedded", PARTITIONS, count)["manifests_per_s"])
+        alone.append(throughput.measure_one(context, "embedded", PARTITIONS, count)["manifests_per_s"])
         for each in beside.values():
-            each.rates.append(throughput.one(context, "embedded", PARTITIONS, count, each)["manifests_per_s"])
+            each.rates.append(throughput.measure_one(context, "embedded", PARTITIONS, count, each)["manifests_per_s"])
     base = statistics.median(alone)
     return {
         "manifests": count,
@@ -190,7 +192,7 @@ def _beside(context: Context) -> dict[str, Any]:
     }
 
 
-class _Collecting:
+class _Collector:
     """A process that collects while a worker runs: half of its garbage is hidden already, and due to be purged."""
 
     def __init__(self, context: Context, stock: int, rate: int) -> None:
@@ -204,20 +206,20 @@ class _Collecting:
     @contextmanager
     def __call__(self, database: Database) -> Iterator[None]:
         with Garbage(database, "versioned", self._context.seed) as garbage:
-            show(f"making {self._stock:,} blobs to collect")
+            print_progress(f"making {self._stock:,} blobs to collect")
             garbage.add(self._stock // 2)
             garbage.collect()
             garbage.add(self._stock - self._stock // 2)
             arguments = ["collect", str(self._rate)]
             with self._context.services.program("gc", "bench.gc_process", arguments, garbage.values) as process:
                 while "collecting" not in process.log_tail():
-                    if not process.alive():
+                    if not process.is_alive():
                         raise RuntimeError(f"The collector ended: {process.log_tail()}")
                     time.sleep(0.05)
-                before, begun = garbage.dealt_with(), time.perf_counter()
+                before, begun = garbage.count_done(), time.perf_counter()
                 yield
-                self._collected.append((garbage.dealt_with() - before) / (time.perf_counter() - begun))
-                self._lasted = self._lasted and garbage.left() > 0
+                self._collected.append((garbage.count_done() - before) / (time.perf_counter() - begun))
+                self._lasted = self._lasted and garbage.count_left() > 0
 
     def summary(self, alone: float) -> dict[str, Any]:
         rate = statistics.median(self.rates)
@@ -233,27 +235,27 @@ class _Collecting:
 # Restoring
 
 
-def _restore(context: Context, kind: BucketKind) -> dict[str, Any]:
+def _measure_restore(context: Context, kind: BucketKind) -> dict[str, Any]:
     count = int(PROBES_PER_S * context.seconds(30.0, quick=3.0))
     services = context.services
     with services.database() as database, Garbage(database, kind, context.seed) as garbage:
-        show(f"{kind}: hiding {count + WARM_UP} blobs")
+        print_progress(f"{kind}: hiding {count + WARM_UP} blobs")
         hidden = garbage.add(count + WARM_UP)
         garbage.collect()
         there = database._replace(values=garbage.values)
         with services.broker("embedded", PARTITIONS, there) as broker, services.worker(there, broker, PARTITIONS):
-            _restored(garbage, broker, hidden[:WARM_UP], per_s=None)
-            taken = _restored(garbage, broker, hidden[WARM_UP:], per_s=PROBES_PER_S)
-    found = {"probes": len(taken), "probes_per_s": PROBES_PER_S, **client.milliseconds(taken)}
+            _time_restores(garbage, broker, hidden[:WARM_UP], per_s=None)
+            taken = _time_restores(garbage, broker, hidden[WARM_UP:], per_s=PROBES_PER_S)
+    found = {"probes": len(taken), "probes_per_s": PROBES_PER_S, **client.summarise_times(taken)}
     found["max_ms"] = round(max(taken) * 1000, 1)
-    show(f"{kind}: {found}")
+    print_progress(f"{kind}: {found}")
     return found
 
 
-def _restored(garbage: Garbage, broker: Broker, hidden: list[Digest], per_s: float | None) -> list[float]:
+def _time_restores(garbage: Garbage, broker: Broker, hidden: list[Digest], per_s: float | None) -> list[float]:
     """Reference these blobs by events of new manifests; return for each how long after the event it was served."""
-    records = [_reference(digest) for digest in hidden]
-    sender = threading.Thread(target=events.publish, args=(broker.bootstrap, records, per_s), daemon=True)
+    records = [_make_reference_event(digest) for digest in hidden]
+    sender = threading.Thread(target=events.publish_records, args=(broker.bootstrap, records, per_s), daemon=True)
     sender.start()
     waiting, applied, taken = set(hidden), dict[Digest, float](), list[float]()
     begun = time.perf_counter()
@@ -278,7 +280,7 @@ def _restored(garbage: Garbage, broker: Broker, hidden: list[Digest], per_s: flo
     return taken
 
 
-def _reference(digest: Digest) -> events.Record:
+def _make_reference_event(digest: Digest) -> events.Record:
     """The event of a push whose manifest lists this blob."""
     random = Random(digest)
     manifest = Manifest(REPOSITORY, random.randbytes(32), 500, ((random.randbytes(32), 1000), (digest, BYTES)))

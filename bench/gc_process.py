@@ -14,12 +14,12 @@ from pathlib import Path
 
 import psycopg
 
-from bench.garbage import NO_TIMES, collector
+from bench.garbage import NO_TIMES, open_collector
 from coordinator import settings
 from coordinator.db.connection import Connections
 from coordinator.domain.gc import Facts, PodFacts
 from coordinator.gc import plan
-from coordinator.gc.collect import KIND
+from coordinator.gc.collect import JOB_KIND
 from coordinator.jobs import table as jobs
 from coordinator.jobs.work import run_waiting_jobs
 
@@ -39,7 +39,7 @@ FROM blobs WHERE state = 2
 """
 
 
-def _plan(url: str, candidates: int) -> int:
+def _run_plan(url: str, candidates: int) -> int:
     with psycopg.connect(url, autocommit=True, connect_timeout=10) as connection:
         connection.execute(FILL, (candidates,))
         connection.execute(FILL_HIDES)
@@ -49,31 +49,31 @@ def _plan(url: str, candidates: int) -> int:
     facts = Facts(row[0], NO_TIMES, [PodFacts("bench", row[0], row[0])])
     connections = Connections(url, name="baleen-bench-gc")
     begun = time.perf_counter()
-    totals = plan.totals(connections, facts)
+    totals = plan.count_totals(connections, facts)
     counted = time.perf_counter() - begun
     steps = dict.fromkeys(plan.Step, 0)
-    for decided in plan.walk(connections, facts):
+    for decided in plan.walk_plan(connections, facts):
         steps[decided.step] += 1
     seconds = time.perf_counter() - begun
     connections.close()
     if (steps[plan.Step.HIDE], steps[plan.Step.PURGE]) != (totals.hide.blobs, totals.purge.blobs):
         raise AssertionError(f"{steps} is not {totals}")
     found = {"candidates": sum(steps.values()), "counted_s": round(counted, 2), "seconds": round(seconds, 2)}
-    print(json.dumps(found | {"peak_mib": _peak_mib()}))
+    print(json.dumps(found | {"peak_mib": _read_peak_mib()}))
     return 0
 
 
-def _collect(rate: int) -> int:
-    with collector(settings.load(), rate=rate) as (connections, collect):
+def _run_collection(rate: int) -> int:
+    with open_collector(settings.load(), rate=rate) as (connections, collect):
         print("collecting", flush=True)
         while True:
             with connections.use() as connection:
-                jobs.ask_for_collection(connection, every=timedelta(0))
-            run_waiting_jobs(connections, {KIND: collect}, threading.Event())
+                jobs.request_collection(connection, every=timedelta(0))
+            run_waiting_jobs(connections, {JOB_KIND: collect}, threading.Event())
             time.sleep(PAUSE_S)
 
 
-def _peak_mib() -> float:
+def _read_peak_mib() -> float:
     """Return the highest memory use of this process in MiB."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return round(int(line.split()[1]) / 1024, 1)
@@ -81,8 +81,8 @@ def _peak_mib() -> float:
 
 def main() -> int:
     if sys.argv[1] == "plan":
-        return _plan(sys.argv[2], int(sys.argv[3]))
-    return _collect(int(sys.argv[2]))
+        return _run_plan(sys.argv[2], int(sys.argv[3]))
+    return _run_collection(int(sys.argv[2]))
 
 
 if __name__ == "__main__":

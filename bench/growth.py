@@ -10,8 +10,8 @@ from typing import Any
 
 import psycopg
 
-from bench.database import Loaded, Loader, check
-from bench.run import Context, show
+from bench.database import Loader, LoadResult, check_tables
+from bench.run import Context, print_progress
 from bench.workload import REFERENCES_PER_MANIFEST
 
 SIZED_AT = 10_000_000
@@ -38,7 +38,7 @@ def measure(context: Context) -> dict[str, Any]:
     sized_at = context.count(SIZED_AT, quick=100_000)
     grown_to = context.count(GROWN_TO, quick=100_000)
     window = min(WINDOW, sized_at // 4)
-    windows: list[tuple[int, Loaded]] = []
+    windows: list[tuple[int, LoadResult]] = []
     sizes: dict[str, Any] | None = None
     begun = time.monotonic()
     with context.services.database() as database, Loader(database, context.seed) as loader:
@@ -46,12 +46,12 @@ def measure(context: Context) -> dict[str, Any]:
         while loaded < grown_to and time.monotonic() - begun < LIMIT_S:
             windows.append((loaded, loader.load(window // REFERENCES_PER_MANIFEST)))
             loaded += window
-            show(f"{loaded / 1e6:g} million references, {windows[-1][1].references_per_s:.0f}/s")
+            print_progress(f"{loaded / 1e6:g} million references, {windows[-1][1].references_per_s:.0f}/s")
             if sizes is None and loaded >= sized_at:
-                sizes = _sizes(loader.connection, loaded)
+                sizes = _read_sizes(loader.connection, loaded)
         if sizes is None:
-            sizes = _sizes(loader.connection, loaded)
-        check(loader.connection, loaded // REFERENCES_PER_MANIFEST)
+            sizes = _read_sizes(loader.connection, loaded)
+        check_tables(loader.connection, loaded // REFERENCES_PER_MANIFEST)
     tail = [window for _, window in windows[-TAIL:]]
     first = windows[0][1].references_per_s
     last = sum(part.manifests for part in tail) * REFERENCES_PER_MANIFEST / sum(part.seconds for part in tail)
@@ -69,7 +69,7 @@ def measure(context: Context) -> dict[str, Any]:
     }
 
 
-def _sizes(connection: psycopg.Connection[Any], references: int) -> dict[str, Any]:
+def _read_sizes(connection: psycopg.Connection[Any], references: int) -> dict[str, Any]:
     # Merge the index's pending list first, so that no work is deferred.
     connection.execute("SELECT gin_clean_pending_list('ix_manifests_refs')")
     by_relation: dict[str, int] = dict(connection.execute(INDEXES).fetchall())

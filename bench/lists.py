@@ -14,14 +14,14 @@ from urllib.parse import quote
 import psycopg
 
 from bench import client
-from bench.run import Context, show
+from bench.run import Context, print_progress
 from bench.services import PODS
 from bench.workload import (
     BASE_LAYERS,
     BASE_LAYERS_PER_MANIFEST,
     REFERENCES_PER_MANIFEST,
-    pod_names,
-    repositories,
+    make_pod_names,
+    make_repositories,
 )
 from coordinator.db import paging
 from coordinator.domain.lifecycle import BlobState
@@ -29,7 +29,7 @@ from coordinator.domain.references import ManifestKind
 
 SMALL, LARGE = 1_000_000, 50_000_000
 #: Pages requested of each list. The first is measured separately: it may count what later ones find counted.
-ASKED = 30
+REQUESTS = 30
 PATIENCE_S = 60.0
 
 OWN = REFERENCES_PER_MANIFEST - BASE_LAYERS_PER_MANIFEST
@@ -57,34 +57,34 @@ def measure(context: Context) -> dict[str, Any]:
         with context.services.database() as database, context.services.broker("embedded", 8, database) as broker:
             begun = time.monotonic()
             with psycopg.connect(database.url, autocommit=True, connect_timeout=10) as connection:
-                _fill(connection, manifests)
-                show(f"{references / 1e6:g} million references written in {time.monotonic() - begun:.0f} s")
-                questions = list(_questions(connection, manifests))
+                _fill_table(connection, manifests)
+                print_progress(f"{references / 1e6:g} million references written in {time.monotonic() - begun:.0f} s")
+                questions = list(_make_questions(connection, manifests))
             with context.services.api(database, broker) as url:
-                pages = {each.name: _asked(url, database.read_token, each) for each in questions}
+                pages = {each.name: _time_question(url, database.read_token, each) for each in questions}
             found[name] = {"references": references, "pages": pages}
     return found
 
 
-def _asked(url: str, token: str, question: Question) -> dict[str, Any]:
+def _time_question(url: str, token: str, question: Question) -> dict[str, Any]:
     with client.Connection(url, PATIENCE_S) as connection:
-        first = client.request("GET", question.first, token)
-        answer = {"first_ms": round(client.timed(connection, first, 200) * 1000, 1)}
+        first = client.make_request("GET", question.first, token)
+        answer = {"first_ms": round(client.time_request(connection, first, 200) * 1000, 1)}
         for name, path in (("again_ms", question.first), ("middle_ms", question.middle)):
             if path is not None:
-                made = client.request("GET", path, token)
-                taken = [client.timed(connection, made, 200) for _ in range(ASKED)]
-                answer[name] = client.milliseconds(taken)["p50_ms"]
+                made = client.make_request("GET", path, token)
+                taken = [client.time_request(connection, made, 200) for _ in range(REQUESTS)]
+                answer[name] = client.summarise_times(taken)["p50_ms"]
     return answer
 
 
-def _questions(connection: psycopg.Connection[Any], manifests: int) -> Iterator[Question]:
+def _make_questions(connection: psycopg.Connection[Any], manifests: int) -> Iterator[Question]:
     """Yield every list with each of its filters, then single objects whose cost might grow with the table."""
-    pods = pod_names(PODS)
+    pods = make_pod_names(PODS)
     half = BASE_LAYERS + STRIDE * (manifests // 2)
 
     def paged(name: str, path: str, kind: str, key: Any) -> Question:
-        cursor = quote(paging.encode(kind, key), safe="")
+        cursor = quote(paging.encode_cursor(kind, key), safe="")
         return Question(name, path, f"{path}{'&' if '?' in path else '?'}cursor={cursor}")
 
     yield paged("blobs", "/v1/blobs", "blobs", half)
@@ -101,10 +101,10 @@ def _questions(connection: psycopg.Connection[Any], manifests: int) -> Iterator[
         ("a popular blob", BASE_LAYERS // 2),
         ("a blob of one image", half + 2),
     ):
-        path = f"/v1/blobs/{_digest(connection, number)}"
+        path = f"/v1/blobs/{_read_digest(connection, number)}"
         yield paged(f"references of {name}", f"{path}/references", "references", (half, 0))
         yield Question(f"counts of {name}", path)
-    names = sorted(repositories(PODS))
+    names = sorted(make_repositories(PODS))
     yield paged("repositories", "/v1/repositories", "repositories", names[len(names) // 2])
     team = names[len(names) // 2].rpartition("/")[0]
     yield paged("repositories of a pod", f"/v1/repositories?pod={pods[0]}", "repositories", f"{pods[0]}/team-2")
@@ -124,13 +124,13 @@ ORDER BY 1, 2 OFFSET (SELECT count(*) / 2 FROM blobs WHERE unreferenced_since IS
 _MIDDLE_RANK = "SELECT reference_count, id FROM blobs ORDER BY reference_count DESC, id OFFSET 1000 LIMIT 1"
 
 
-def _digest(connection: psycopg.Connection[Any], number: int) -> str:
+def _read_digest(connection: psycopg.Connection[Any], number: int) -> str:
     row = connection.execute("SELECT 'sha256:' || encode(digest, 'hex') FROM blobs WHERE id = %s", [number]).fetchone()
     assert row is not None
     return str(row[0])
 
 
-def _fill(connection: psycopg.Connection[Any], manifests: int) -> None:
+def _fill_table(connection: psycopg.Connection[Any], manifests: int) -> None:
     """Write the table. What is indexed last is indexed several times faster."""
     connection.execute("SELECT setseed(0.5)")
     connection.execute("SET maintenance_work_mem = '1GB'")
@@ -154,8 +154,8 @@ def _fill(connection: psycopg.Connection[Any], manifests: int) -> None:
         "unreferenced": int(BlobState.UNREFERENCED),
         "gone": int(BlobState.MISSING),
         "pods": PODS,
-        "names": repositories(PODS),
-        "pod_names": pod_names(PODS),
+        "names": make_repositories(PODS),
+        "pod_names": make_pod_names(PODS),
     }
     for statement in _FILL:
         connection.execute(statement, values)

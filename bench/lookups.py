@@ -20,7 +20,7 @@ from bench.database import Loader
 from bench.run import Context
 from bench.services import Database
 from bench.workload import REFERENCES_PER_MANIFEST
-from coordinator.stack.postgres import binaries
+from coordinator.stack.postgres import require_binaries
 
 CONNECTIONS = (1, 8)
 BATCH = 1000
@@ -37,27 +37,27 @@ def measure(context: Context) -> dict[str, Any]:
     with services.database() as database, services.broker("embedded", 8, database) as broker:
         with Loader(database, context.seed) as loader:
             loader.load(references // REFERENCES_PER_MANIFEST)
-            hot, cold, last = _digests(loader.connection)
+            hot, cold, last = _read_digests(loader.connection)
             loader.connection.execute("VACUUM ANALYZE")
         found: dict[str, Any] = {"references": references}
         Random(context.seed).shuffle(cold)
         with services.api(database, broker) as url:
             token = database.read_token
-            single = [client.request("GET", f"/v1/blobs/{digest}", token) for digest in cold]
-            one = client.request("GET", f"/v1/blobs/{hot}", token)
-            batches = [_batch(cold[at : at + BATCH], token) for at in range(0, len(cold) - BATCH + 1, BATCH)]
+            single = [client.make_request("GET", f"/v1/blobs/{digest}", token) for digest in cold]
+            one = client.make_request("GET", f"/v1/blobs/{hot}", token)
+            batches = [_make_batch(cold[at : at + BATCH], token) for at in range(0, len(cold) - BATCH + 1, BATCH)]
             kinds: dict[str, Callable[[int], bytes]] = {
                 "hot": lambda _: one,
                 "cold": lambda number: single[number % len(single)],
                 "batch_of_1000": lambda number: batches[number % len(batches)],
             }
-            client.closed_loop(url, 1, seconds / 5, kinds["cold"])
+            client.run_closed_loop(url, 1, seconds / 5, kinds["cold"])
             for name, made in kinds.items():
                 for connections in CONNECTIONS:
                     key = f"{name}_{connections}_connections"
-                    found[key] = client.closed_loop(url, connections, seconds, made)
+                    found[key] = client.run_closed_loop(url, connections, seconds, made)
         for connections in CONNECTIONS:
-            found[f"pgbench_{connections}_connections"] = _pgbench(context, database, last, connections, seconds)
+            found[f"pgbench_{connections}_connections"] = _run_pgbench(context, database, last, connections, seconds)
     for connections in CONNECTIONS:
         base = found[f"pgbench_{connections}_connections"]["requests_per_s"]
         for name in ("hot", "cold"):
@@ -69,12 +69,12 @@ def measure(context: Context) -> dict[str, Any]:
     return found
 
 
-def _batch(digests: list[str], token: str) -> bytes:
+def _make_batch(digests: list[str], token: str) -> bytes:
     body = msgspec.json.encode({"digests": digests})
-    return client.request("POST", "/v1/blobs/lookup", token, body, "application/json")
+    return client.make_request("POST", "/v1/blobs/lookup", token, body, "application/json")
 
 
-def _digests(connection: psycopg.Connection[Any]) -> tuple[str, list[str], int]:
+def _read_digests(connection: psycopg.Connection[Any]) -> tuple[str, list[str], int]:
     """The blob with most references, a sample of all blobs, and the last id."""
     rows = connection.execute(
         "SELECT 'sha256:' || encode(digest, 'hex') FROM blobs"
@@ -90,11 +90,20 @@ def _digests(connection: psycopg.Connection[Any]) -> tuple[str, list[str], int]:
     return most[0], [row[0] for row in rows], last[0]
 
 
-def _pgbench(context: Context, database: Database, last: int, connections: int, seconds: float) -> dict[str, Any]:
+def _run_pgbench(context: Context, database: Database, last: int, connections: int, seconds: float) -> dict[str, Any]:
     script = context.services.directory / "pgbench.sql"
     script.write_text(SCRIPT.format(last=last))
     url = urlsplit(database.url)
-    command = [str(binaries() / "pgbench"), "-n", "-M", "prepared", "-f", str(script), "-T", str(max(1, int(seconds)))]
+    command = [
+        str(require_binaries() / "pgbench"),
+        "-n",
+        "-M",
+        "prepared",
+        "-f",
+        str(script),
+        "-T",
+        str(max(1, int(seconds))),
+    ]
     command += ["-c", str(connections), "-h", str(url.hostname), "-p", str(url.port), "-U", str(url.username)]
     done = subprocess.run(
         [*command, url.path.lstrip("/")],

@@ -24,8 +24,8 @@ from bench.workload import (
     MANIFEST_TYPE,
     REFERENCES_PER_MANIFEST,
     Manifest,
-    manifests,
-    payload,
+    make_manifests,
+    manifest_bytes,
 )
 
 NAMESPACE = "bench_metadata"
@@ -99,40 +99,40 @@ class Registry:
         config_type, layer_type = self._media_types[CONFIG_TYPE], self._media_types[LAYER_TYPE]
         (config, _), *layers = manifest.references
         with self._connection.transaction():
-            repository = self._repository(manifest.repository)
+            repository = self._find_repository(manifest.repository)
             for n, (digest, size) in enumerate(manifest.references):
-                self._do(ADD_BLOB, digest, size, layer_type if n else config_type)
-                self._do(LINK_BLOB, *repository, digest)
-            row = self._one(
+                self._execute(ADD_BLOB, digest, size, layer_type if n else config_type)
+                self._execute(LINK_BLOB, *repository, digest)
+            row = self._fetch_one(
                 ADD_MANIFEST,
                 *(*repository, manifest.size, self._media_types[MANIFEST_TYPE]),
-                *(config_type, config, manifest.digest, payload(manifest)),
-            ) or self._one(FIND_MANIFEST, *repository, manifest.digest)
+                *(config_type, config, manifest.digest, manifest_bytes(manifest)),
+            ) or self._fetch_one(FIND_MANIFEST, *repository, manifest.digest)
             assert row is not None
             for digest, size in layers:
-                self._do(ADD_LAYER, *repository, row[0], size, layer_type, digest)
-            self._do(LOCK_REVIEW, *repository, row[0])
-            self._do(SET_TAG, *repository, row[0], manifest.tag)
+                self._execute(ADD_LAYER, *repository, row[0], size, layer_type, digest)
+            self._execute(LOCK_REVIEW, *repository, row[0])
+            self._execute(SET_TAG, *repository, row[0], manifest.tag)
 
-    def _repository(self, name: str) -> tuple[int, int]:
-        row = self._one(FIND_REPOSITORY, name)
+    def _find_repository(self, name: str) -> tuple[int, int]:
+        row = self._fetch_one(FIND_REPOSITORY, name)
         if row is None:
             # The team and not the pod: a registry's top-level namespaces are its customers.
             team = name.split("/")[1]
-            namespace = self._one(FIND_NAMESPACE, team) or self._one(ADD_NAMESPACE, team)
+            namespace = self._fetch_one(FIND_NAMESPACE, team) or self._fetch_one(ADD_NAMESPACE, team)
             assert namespace is not None
-            row = self._one(ADD_REPOSITORY, namespace[0], name)
+            row = self._fetch_one(ADD_REPOSITORY, namespace[0], name)
         assert row is not None
         return row[0], row[1]
 
-    def _do(self, query: str, *parameters: Any) -> None:
+    def _execute(self, query: str, *parameters: Any) -> None:
         self._cursor.execute(query, parameters, prepare=True)
 
-    def _one(self, query: str, *parameters: Any) -> tuple[Any, ...] | None:
+    def _fetch_one(self, query: str, *parameters: Any) -> tuple[Any, ...] | None:
         return self._cursor.execute(query, parameters, prepare=True).fetchone()
 
 
-def run(database_url: str, pushes: int, seed: int, seconds: float = 300.0) -> Measurement:
+def run_pushes(database_url: str, pushes: int, seed: int, seconds: float = 300.0) -> Measurement:
     """Push until `pushes` are done or `seconds` are over, then measure; restores the database."""
     if pushes < 1:
         raise ValueError("Ask for at least one push.")
@@ -141,16 +141,16 @@ def run(database_url: str, pushes: int, seed: int, seconds: float = 300.0) -> Me
         connection.adapters.register_dumper(int, Int8Dumper)
         connection.execute(f"SET search_path TO {NAMESPACE}")
         connection.execute("SET client_min_messages TO warning")
-        drop(connection)
+        drop_namespace(connection)
         try:
             connection.execute(f"CREATE SCHEMA {NAMESPACE}")
             connection.execute(SCHEMA.read_text())
             return _measure(connection, pushes, seed, seconds)
         finally:
-            drop(connection)
+            drop_namespace(connection)
 
 
-def drop(connection: psycopg.Connection[Any]) -> None:
+def drop_namespace(connection: psycopg.Connection[Any]) -> None:
     """Remove the namespace table by table: all at once would need more locks than a server has by default."""
     tables = connection.execute(
         "SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
@@ -165,9 +165,9 @@ def drop(connection: psycopg.Connection[Any]) -> None:
 def _measure(connection: psycopg.Connection[Any], pushes: int, seed: int, seconds: float) -> Measurement:
     registry = Registry(connection)
     # 64 partitions of empty indexes are megabytes that no reference causes.
-    empty = _sizes(connection)
+    empty = _read_sizes(connection)
     done, start, cpu = 0, time.perf_counter(), time.process_time()
-    for manifest in manifests(seed, pushes):
+    for manifest in make_manifests(seed, pushes):
         registry.push(manifest)
         done += 1
         if time.perf_counter() - start > seconds:
@@ -177,7 +177,7 @@ def _measure(connection: psycopg.Connection[Any], pushes: int, seed: int, second
     found = connection.execute(counts).fetchone()
     references = done * REFERENCES_PER_MANIFEST
     assert found == (done, references - done), f"{done} pushes left {found}."
-    grown = {table: size - empty[table] for table, size in _sizes(connection).items()}
+    grown = {table: size - empty[table] for table, size in _read_sizes(connection).items()}
     total, queues = sum(grown.values()), sum(grown[queue] for queue in QUEUES)
     return {
         "pushes": done,
@@ -192,7 +192,7 @@ def _measure(connection: psycopg.Connection[Any], pushes: int, seed: int, second
     }
 
 
-def _sizes(connection: psycopg.Connection[Any]) -> dict[str, int]:
+def _read_sizes(connection: psycopg.Connection[Any]) -> dict[str, int]:
     return dict(connection.execute(SIZES, [NAMESPACE]).fetchall())
 
 
@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=300.0, help="stop after this time")
     options = parser.parse_args()
-    print(json.dumps(run(options.database_url, options.pushes, options.seed, options.seconds), indent=2))
+    print(json.dumps(run_pushes(options.database_url, options.pushes, options.seed, options.seconds), indent=2))
 
 
 if __name__ == "__main__":

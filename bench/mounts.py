@@ -21,15 +21,15 @@ from typing import Any, NamedTuple
 import psycopg
 
 from bench import client
-from bench.run import Context, show
-from bench.workload import pod_names
+from bench.run import Context, print_progress
+from bench.workload import make_pod_names
 from coordinator.domain.pods import parse_registry
 from coordinator.errors import StackError
 from coordinator.registry.client import RegistryClient
 from coordinator.registry.images import sha256_digest
 from coordinator.router import nginx as router
-from coordinator.stack.distribution import available
-from coordinator.stack.nginx import nginx, program
+from coordinator.stack.distribution import find_program
+from coordinator.stack.nginx import make_nginx, require_program
 from coordinator.stack.ports import Ports
 from coordinator.stack.supervisor import LOOPBACK
 
@@ -54,28 +54,28 @@ class Place(NamedTuple):
 
 
 def measure(context: Context) -> dict[str, Any]:
-    if available() is None:
+    if find_program() is None:
         return {"skipped": "docker-registry is not installed"}
     try:
-        program()
+        require_program()
     except StackError as error:
         return {"skipped": str(error)}
     with ExitStack() as stack:
-        place = _started(context, stack)
-        digests = _pushed(context, place)
+        place = _start_pods(context, stack)
+        digests = _push_blobs(context, place)
         return {
-            "mount": _mounts(place, digests),
-            "secrecy": _secrecy(place, digests),
-            "relay": _relays(context, place),
+            "mount": _measure_mounts(place, digests),
+            "secrecy": _measure_secrecy(place, digests),
+            "relay": _measure_relays(context, place),
         }
 
 
-def _started(context: Context, stack: ExitStack) -> Place:
+def _start_pods(context: Context, stack: ExitStack) -> Place:
     services = context.services
     database = stack.enter_context(services.database())
     database = database._replace(values=database.values | {"mounts": "open", "mount_timeout": "60s"})
     apart = database._replace(values=database.values | {"s3_root": "bench-apart"})
-    source, target, other = pod_names(3)
+    source, target, other = make_pod_names(3)
     broker = stack.enter_context(services.broker("embedded", 8, database))
     api = stack.enter_context(services.api(database, broker))
     registries = {
@@ -99,16 +99,16 @@ def _started(context: Context, stack: ExitStack) -> Place:
         log_file=f"{state}/access.log",
     )
     pods = [router.RoutedPod(pod, [pod], [parse_registry(url)]) for pod, url in registries.items()]
-    (state / "router.conf").write_text(router.configuration(pods, options))
-    process = nginx(state, state / "router.conf", address).start()
+    (state / "router.conf").write_text(router.make_configuration(pods, options))
+    process = make_nginx(state, state / "router.conf", address).start()
     stack.callback(process.stop)
     return Place(source, target, other, registries, f"http://{address}")
 
 
-def _pushed(context: Context, place: Place) -> list[str]:
+def _push_blobs(context: Context, place: Place) -> list[str]:
     """Push small blobs to the first pod; return their digests."""
     count = WARM_UP + context.count(480, quick=60)
-    show(f"pushing {count} blobs")
+    print_progress(f"pushing {count} blobs")
     blobs = [os.urandom(SMALL) for _ in range(count)]
     with (
         RegistryClient(place.registries[place.source], timeout=TIMEOUT_S) as pusher,
@@ -117,7 +117,7 @@ def _pushed(context: Context, place: Place) -> list[str]:
         return list(pool.map(lambda blob: pusher.push_blob(f"{place.source}/bench", blob), blobs))
 
 
-def _mounts(place: Place, digests: Sequence[str]) -> dict[str, Any]:
+def _measure_mounts(place: Place, digests: Sequence[str]) -> dict[str, Any]:
     taken: dict[str, list[float]] = {"native": [], "through": []}
     with (
         client.Connection(place.registries[place.target]) as native,
@@ -127,10 +127,10 @@ def _mounts(place: Place, digests: Sequence[str]) -> dict[str, Any]:
             for name, connection in (("native", native), ("through", through)):
                 for number, digest in enumerate(digests[first : first + TURN]):
                     path = f"/v2/{place.target}/{name}/blobs/uploads/?mount={digest}&from={place.source}/bench"
-                    seconds = client.timed(connection, _post(path), 201)
+                    seconds = client.time_request(connection, _make_post(path), 201)
                     if first and number >= UNCOUNTED:
                         taken[name].append(seconds)
-    found = {name: client.milliseconds(each) for name, each in taken.items()}
+    found = {name: client.summarise_times(each) for name, each in taken.items()}
     return {
         "mounts": len(taken["native"]),
         **found,
@@ -139,7 +139,7 @@ def _mounts(place: Place, digests: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _secrecy(place: Place, digests: Sequence[str]) -> dict[str, Any]:
+def _measure_secrecy(place: Place, digests: Sequence[str]) -> dict[str, Any]:
     taken: dict[str, list[float]] = {"elsewhere": [], "nowhere": []}
     with client.Connection(place.router) as connection:
         for number, digest in enumerate(digests):
@@ -147,19 +147,19 @@ def _secrecy(place: Place, digests: Sequence[str]) -> dict[str, Any]:
             # The order alternates with each turn.
             for name, each in asked if number % 2 else asked[::-1]:
                 path = f"/v2/{place.target}/secret/blobs/uploads/?mount={each}&from={place.source}/empty"
-                seconds = client.timed(connection, _post(path), 202)
+                seconds = client.time_request(connection, _make_post(path), 202)
                 if number >= WARM_UP:
                     taken[name].append(seconds)
     nowhere = sorted(taken["nowhere"])
     longer = sum(bisect_left(nowhere, each) for each in taken["elsewhere"]) / len(nowhere) / len(taken["elsewhere"])
-    return {name: client.milliseconds(each) for name, each in taken.items()} | {"longer": round(longer, 3)}
+    return {name: client.summarise_times(each) for name, each in taken.items()} | {"longer": round(longer, 3)}
 
 
-def _post(path: str) -> bytes:
+def _make_post(path: str) -> bytes:
     return f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Length: 0\r\n\r\n".encode()
 
 
-def _relays(context: Context, place: Place) -> dict[str, Any]:
+def _measure_relays(context: Context, place: Place) -> dict[str, Any]:
     size, turns = context.count(100, quick=20) * MB, context.count(6, quick=2)
     source, registry = f"{place.source}/bench", place.registries[place.apart]
     taken: dict[str, list[float]] = {"upload": [], "relay": []}

@@ -10,14 +10,14 @@ import time
 
 from aiokafka import AIOKafkaProducer
 
-from bench.events import Record, records
+from bench.events import Record, make_records
 from coordinator.kafka.topics import EVENTS
 
 TICK_S = 0.005
 LIMIT = 1_000_000
 
 
-async def _send(bootstrap: str, rate: float, found: list[Record]) -> None:
+async def _send_records(bootstrap: str, rate: float, found: list[Record]) -> None:
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", linger_ms=0, max_batch_size=256 * 1024)
     await producer.start()
     try:
@@ -40,8 +40,8 @@ async def _send(bootstrap: str, rate: float, found: list[Record]) -> None:
 
 def main() -> None:
     bootstrap, rate, seconds, seed = sys.argv[1], float(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
-    found = list(records(seed, min(LIMIT, int(rate * seconds))))
-    asyncio.run(_send(bootstrap, rate, found))
+    found = list(make_records(seed, min(LIMIT, int(rate * seconds))))
+    asyncio.run(_send_records(bootstrap, rate, found))
 
 
 if __name__ == "__main__":

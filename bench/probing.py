@@ -10,14 +10,14 @@ from typing import Any
 
 import psycopg
 
-from bench.cpu import cpu_seconds, wait_quiet
-from bench.run import Context, show
-from bench.services import settings
-from bench.workload import pod_names
+from bench.cpu import read_cpu_seconds, wait_quiet
+from bench.run import Context, print_progress
+from bench.services import settings_of
+from bench.workload import make_pod_names
 from coordinator.compose import database as compose_database
 from coordinator.pods.prober import Prober
 from coordinator.settings import Settings
-from coordinator.stack.distribution import available
+from coordinator.stack.distribution import find_program
 
 WARM_UP = 20
 PATIENCE_S = 120.0
@@ -25,10 +25,10 @@ _NEXT_S = 0.001
 
 
 def measure(context: Context) -> dict[str, Any]:
-    if available() is None:
+    if find_program() is None:
         return {"skipped": "docker-registry is not installed"}
     services, count = context.services, context.count(1_000, quick=50)
-    pod = pod_names(1)[0]
+    pod = make_pod_names(1)[0]
     with (
         services.database() as database,
         services.broker("embedded", 8, database) as broker,
@@ -37,22 +37,22 @@ def measure(context: Context) -> dict[str, Any]:
         psycopg.connect(database.url, autocommit=True, connect_timeout=10) as connection,
     ):
         connection.execute("UPDATE pods SET registries = ARRAY[%s] WHERE name = %s", [registry, pod])
-        configured: Settings = settings(database, broker)
-        connections = compose_database.connections(configured, name="bench-prober")
+        configured: Settings = settings_of(database, broker)
+        connections = compose_database.make_connections(configured, name="bench-prober")
         prober = Prober(connections)
         try:
-            _probe(prober, connection, WARM_UP)
+            _send_probes(prober, connection, WARM_UP)
             wait_quiet(process.pid)
-            before, begun = cpu_seconds(process.pid), time.perf_counter()
-            _probe(prober, connection, count)
+            before, begun = read_cpu_seconds(process.pid), time.perf_counter()
+            _send_probes(prober, connection, count)
             elapsed = time.perf_counter() - begun
             wait_quiet(process.pid)
-            seconds = (cpu_seconds(process.pid) - before) / count
+            seconds = (read_cpu_seconds(process.pid) - before) / count
         finally:
             prober.close()
             connections.close()
     every = float(configured.probe_every)
-    show(f"{count} probes in {elapsed:.1f} s")
+    print_progress(f"{count} probes in {elapsed:.1f} s")
     return {
         "probes": count,
         "cpu_ms_per_probe": round(seconds * 1000, 2),
@@ -62,10 +62,10 @@ def measure(context: Context) -> dict[str, Any]:
     }
 
 
-def _probe(prober: Prober, connection: psycopg.Connection[Any], count: int) -> None:
+def _send_probes(prober: Prober, connection: psycopg.Connection[Any], count: int) -> None:
     """Send `count` probes."""
-    deadline, wanted = time.monotonic() + PATIENCE_S, _sent(connection) + count
-    while _sent(connection) < wanted:
+    deadline, wanted = time.monotonic() + PATIENCE_S, _count_sent(connection) + count
+    while _count_sent(connection) < wanted:
         if time.monotonic() > deadline:
             raise AssertionError("The registry does not answer probes.")
         prober.round()
@@ -73,7 +73,7 @@ def _probe(prober: Prober, connection: psycopg.Connection[Any], count: int) -> N
         time.sleep(_NEXT_S)
 
 
-def _sent(connection: psycopg.Connection[Any]) -> int:
+def _count_sent(connection: psycopg.Connection[Any]) -> int:
     row = connection.execute("SELECT count(*) FROM probes").fetchone()
     assert row is not None
     return int(row[0])

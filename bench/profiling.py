@@ -2,7 +2,7 @@
 
 Two profiles, one after the other: threads that use a processor, for the shares of processor time; then all threads, for
 what the applying thread (which limits the rate when the database is slow) spends its time on.
-Route: py-spy's raw stacks -> `subject` of each -> shares. Not here: rates (throughput.py); sampling costs some.
+Route: py-spy's raw stacks -> `subject_of` of each -> shares. Not here: rates (throughput.py); sampling costs some.
 """
 
 import linecache
@@ -18,7 +18,7 @@ import psycopg
 from bench import events
 from bench.cpu import wait_quiet
 from bench.run import Context
-from bench.throughput import applied, wait_applied
+from bench.throughput import count_applied, wait_applied
 
 RATE = 100
 SECONDS = 8.0
@@ -45,33 +45,33 @@ RULES: tuple[tuple[str, str], ...] = (
 
 
 def measure(context: Context) -> dict[str, Any]:
-    if (program := _program()) is None:
+    if (program := _find_program()) is None:
         return {"skipped": "py-spy is not installed"}
     services = context.services
     count = context.count(300_000, quick=10_000)
     # Both profiles must end before the records do.
     seconds = max(1.0, min(SECONDS, count / FASTEST_PER_S / 3))
     with services.database() as database, services.broker("embedded", 8, database) as broker:
-        events.publish(broker.bootstrap, context.records(count))
+        events.publish_records(broker.bootstrap, context.records(count))
         wait_quiet(broker.pid)
         with services.worker(database, broker, 8) as worker:
             wait_applied(database, worker, 1)
             busy = _profile(program, worker.pid, seconds, services.directory / "busy.txt", "--threads", "--gil")
             every = _profile(program, worker.pid, seconds, services.directory / "every.txt", "--threads", "--idle")
             with psycopg.connect(database.url, autocommit=True, connect_timeout=10) as connection:
-                left = count - applied(connection)
+                left = count - count_applied(connection)
     if busy is None or every is None:
         return {"skipped": "py-spy cannot trace another process here: it needs ptrace"}
     return {
-        "processor_time": _shares(busy),
-        "applying_thread": _shares({stack: n for stack, n in every.items() if _thread(stack) == "apply"}),
+        "processor_time": _share_by_subject(busy),
+        "applying_thread": _share_by_subject({stack: n for stack, n in every.items() if _thread_of(stack) == "apply"}),
         "samples": sum(busy.values()),
         # Without records left, a part of the samples is of a waiting worker.
         "records_left": left,
     }
 
 
-def subject(stack: str) -> str:
+def subject_of(stack: str) -> str:
     """Return the subject of a stack: its frames are `function (file:line)`, the outermost first."""
     frames = stack.split(";")[1:]
     for text, name in RULES:
@@ -81,15 +81,15 @@ def subject(stack: str) -> str:
     return "other"
 
 
-def _shares(stacks: dict[str, int]) -> dict[str, float]:
+def _share_by_subject(stacks: dict[str, int]) -> dict[str, float]:
     found: Counter[str] = Counter()
     for stack, samples in stacks.items():
-        found[f"{_thread(stack)}: {subject(stack)}"] += samples
+        found[f"{_thread_of(stack)}: {subject_of(stack)}"] += samples
     total = sum(found.values()) or 1
     return {name: round(samples / total, 3) for name, samples in found.most_common() if samples * 200 > total}
 
 
-def _thread(stack: str) -> str:
+def _thread_of(stack: str) -> str:
     """`thread (12): apply_0` is `apply`."""
     name = stack.partition(";")[0].rpartition(": ")[2]
     return name.rstrip("0123456789").rstrip("_-") or "unnamed"
@@ -116,6 +116,6 @@ def _profile(program: str, pid: int, seconds: float, file: Path, *arguments: str
     return found
 
 
-def _program() -> str | None:
+def _find_program() -> str | None:
     beside = Path(sys.executable).with_name("py-spy")
     return str(beside) if beside.exists() else shutil.which("py-spy")

@@ -16,12 +16,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from bench import client
-from bench.run import Context, show
+from bench.run import Context, print_progress
 from bench.services import Database
-from bench.workload import pod_names
-from coordinator.pods.prober import known_image
+from bench.workload import make_pod_names
+from coordinator.pods.prober import make_probe_image
 from coordinator.registry.client import RegistryClient
-from coordinator.stack.distribution import DistributionRegistry, available
+from coordinator.stack.distribution import DistributionRegistry, find_program
 
 WEBHOOK_S = 0.02
 READERS = 16
@@ -61,7 +61,7 @@ class _Webhook:
         self.url = f"http://127.0.0.1:{self._server.server_port}/"
 
     @contextmanager
-    def serving(self) -> Iterator[None]:
+    def serve(self) -> Iterator[None]:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         try:
             yield
@@ -71,35 +71,35 @@ class _Webhook:
 
 
 def measure(context: Context) -> dict[str, Any]:
-    if available() is None:
+    if find_program() is None:
         return {"skipped": "docker-registry is not installed"}
     seconds = context.seconds(20.0, quick=3.0)
     found: dict[str, Any] = {"webhook_ms": WEBHOOK_S * 1000, "readers": READERS, "seconds": seconds}
     with context.services.database() as database:
         for name, pulls in (("pulls_ignored", False), ("pulls_sent", True)):
-            found[name] = _lags(context, database, seconds, pulls=pulls)
-            show(f"{name}: {found[name]}")
+            found[name] = _measure_lags(context, database, seconds, pulls=pulls)
+            print_progress(f"{name}: {found[name]}")
     return found
 
 
-def _lags(context: Context, database: Database, seconds: float, *, pulls: bool) -> dict[str, Any]:
-    pod, image, webhook = pod_names(1)[0], known_image(), _Webhook()
+def _measure_lags(context: Context, database: Database, seconds: float, *, pulls: bool) -> dict[str, Any]:
+    pod, image, webhook = make_pod_names(1)[0], make_probe_image(), _Webhook()
     repository = f"{pod}/baleen-probe"
     with (
-        webhook.serving(),
+        webhook.serve(),
         context.services.registry(database, pod, webhook.url, pulls=pulls, kind=InMemory) as (url, _),
         RegistryClient(url) as registry,
     ):
         registry.push_image(repository, image, "known")
-        quiet = _probed(registry, repository, webhook, seconds / 4)
-        made = client.request("GET", f"/v2/{repository}/manifests/{image.digest}", "none")
+        quiet = _measure_probes(registry, repository, webhook, seconds / 4)
+        made = client.make_request("GET", f"/v2/{repository}/manifests/{image.digest}", "none")
         made = made.replace(b"\r\n\r\n", f"\r\nAccept: {image.media_type}\r\n\r\n".encode())
         loads: list[dict[str, Any]] = []
         flood = threading.Thread(
-            target=lambda: loads.append(client.closed_loop(url, READERS, seconds, lambda _: made)), daemon=True
+            target=lambda: loads.append(client.run_closed_loop(url, READERS, seconds, lambda _: made)), daemon=True
         )
         flood.start()
-        flooded = _probed(registry, repository, webhook, seconds - PROBE_EVERY_S)
+        flooded = _measure_probes(registry, repository, webhook, seconds - PROBE_EVERY_S)
         flood.join()
     return {
         "pulls_per_s": loads[0]["requests_per_s"] if loads else None,
@@ -108,9 +108,9 @@ def _lags(context: Context, database: Database, seconds: float, *, pulls: bool) 
     }
 
 
-def _probed(registry: RegistryClient, repository: str, webhook: _Webhook, seconds: float) -> dict[str, Any]:
+def _measure_probes(registry: RegistryClient, repository: str, webhook: _Webhook, seconds: float) -> dict[str, Any]:
     """Probe for `seconds`; return the lag of the probes, and how many events came by then."""
-    image, sent = known_image(), dict[str, float]()
+    image, sent = make_probe_image(), dict[str, float]()
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         agent = f"probe/{len(sent)}/{time.perf_counter_ns()}"

@@ -20,18 +20,18 @@ from typing import Any
 import psycopg
 import structlog
 
-from bench.run import Context, show
+from bench.run import Context, print_progress
 from bench.services import ROOT, Database
-from bench.workload import pod_names
+from bench.workload import make_pod_names
 from coordinator.compose import scheduler as compose_scheduler
 from coordinator.compose import store as compose_store
 from coordinator.db.connection import Connections
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.jobs.work import run_waiting_jobs
 from coordinator.reconcile import plan
-from coordinator.reconcile.reconcile import KIND
+from coordinator.reconcile.reconcile import JOB_KIND
 from coordinator.reconcile.sizes import PRODUCTION
-from coordinator.settings import build
+from coordinator.settings import make_settings
 from coordinator.storage.layout import blob_key, layer_link_key, repository_prefix, revision_link_key
 from coordinator.storage.port import ObjectStore
 
@@ -59,29 +59,29 @@ def measure(context: Context) -> dict[str, Any]:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     keys = context.count(100_000, quick=2_000)
     sizes = [10_000, 50_000] if context.quick else [100_000, 1_000_000, int(10_000_000 * context.scale)]
-    return {**_rate(context, keys), "memory": [_memory(context, size) for size in sizes]}
+    return {**_measure_rate(context, keys), "memory": [_measure_memory(context, size) for size in sizes]}
 
 
-def _rate(context: Context, keys: int) -> dict[str, Any]:
-    pod = RepositoryName(pod_names(1)[0])
+def _measure_rate(context: Context, keys: int) -> dict[str, Any]:
+    pod = RepositoryName(make_pod_names(1)[0])
     with context.services.database() as database:
-        settings = build({**database.values, **SETTINGS})
-        store = compose_store.object_store(settings)
-        show(f"writing {keys} keys")
+        settings = make_settings({**database.values, **SETTINGS})
+        store = compose_store.make_object_store(settings)
+        print_progress(f"writing {keys} keys")
         with ThreadPoolExecutor(WRITERS) as pool:
-            for _ in pool.map(lambda entry: store.put(*entry), _objects(pod, keys)):
+            for _ in pool.map(lambda entry: store.put(*entry), _make_objects(pod, keys)):
                 pass
         with (
-            compose_scheduler.job_runners(settings) as runners,
+            compose_scheduler.open_job_runners(settings) as runners,
             psycopg.connect(database.url, autocommit=True) as connection,
         ):
-            imported = _reconcile(database, connection, runners, pod)
-            parts = plan.parts(store, [pod])
+            imported = _run_reconcile(database, connection, runners, pod)
+            parts = plan.plan_parts(store, [pod])
             listed: list[float] = []
             compared: list[float] = []
             for _ in range(TURNS):
-                listed.append(_list(store, parts))
-                compared.append(_reconcile(database, connection, runners, pod)["seconds"])
+                listed.append(_time_listing(store, parts))
+                compared.append(_run_reconcile(database, connection, runners, pod)["seconds"])
             found = imported["keys"]
     listing, reconciling = found / statistics.median(listed), found / statistics.median(compared)
     return {
@@ -95,13 +95,13 @@ def _rate(context: Context, keys: int) -> dict[str, Any]:
     }
 
 
-def _objects(pod: RepositoryName, keys: int) -> Iterator[tuple[str, bytes]]:
+def _make_objects(pod: RepositoryName, keys: int) -> Iterator[tuple[str, bytes]]:
     """Yield links as registries write them, with the bytes of manifests."""
     images = keys // KEYS_OF_IMAGE
     for number in range(images):
         repository = RepositoryName(f"{pod}/app-{number % REPOSITORIES}")
-        shared = [_digest(f"base {number % REPOSITORIES} {n}") for n in range(LAYERS_OF_IMAGE - OWN_LAYERS)]
-        own = [_digest(f"layer {number} {n}") for n in range(OWN_LAYERS)]
+        shared = [_digest_of(f"base {number % REPOSITORIES} {n}") for n in range(LAYERS_OF_IMAGE - OWN_LAYERS)]
+        own = [_digest_of(f"layer {number} {n}") for n in range(OWN_LAYERS)]
         body = json.dumps(
             {
                 "schemaVersion": 2,
@@ -121,11 +121,11 @@ def _objects(pod: RepositoryName, keys: int) -> Iterator[tuple[str, bytes]]:
             yield layer_link_key(repository, layer), f"sha256:{layer.hex()}".encode()
 
 
-def _digest(text: str) -> Digest:
+def _digest_of(text: str) -> Digest:
     return Digest(hashlib.sha256(text.encode()).digest())
 
 
-def _list(store: ObjectStore, parts: list[str]) -> float:
+def _time_listing(store: ObjectStore, parts: list[str]) -> float:
     """List every part, with as many threads as a reconcile; return the seconds."""
 
     def walk(part: str) -> None:
@@ -138,9 +138,9 @@ def _list(store: ObjectStore, parts: list[str]) -> float:
     return time.perf_counter() - begun
 
 
-def _reconcile(database: Database, connection: Any, runners: Any, pod: str) -> dict[str, Any]:
+def _run_reconcile(database: Database, connection: Any, runners: Any, pod: str) -> dict[str, Any]:
     connection.execute(
-        "INSERT INTO jobs (kind, pod_id, why) SELECT %s, id, 'bench' FROM pods WHERE name = %s", (KIND, pod)
+        "INSERT INTO jobs (kind, pod_id, why) SELECT %s, id, 'bench' FROM pods WHERE name = %s", (JOB_KIND, pod)
     )
     connections = Connections(database.url, name="baleen-bench")
     begun = time.perf_counter()
@@ -155,11 +155,11 @@ def _reconcile(database: Database, connection: Any, runners: Any, pod: str) -> d
     return {"seconds": seconds, **progress}
 
 
-def _memory(context: Context, keys: int) -> dict[str, Any]:
-    show(f"reconciling {keys:,} keys that are made up")
+def _measure_memory(context: Context, keys: int) -> dict[str, Any]:
+    print_progress(f"reconciling {keys:,} keys that are made up")
     with context.services.database() as database:
         done = subprocess.run(
-            [sys.executable, "-m", "bench.reconcile_process", database.url, pod_names(1)[0], str(keys)],
+            [sys.executable, "-m", "bench.reconcile_process", database.url, make_pod_names(1)[0], str(keys)],
             cwd=ROOT,
             capture_output=True,
             check=True,

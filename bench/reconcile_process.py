@@ -18,7 +18,7 @@ from coordinator.db.connection import Connections
 from coordinator.domain.merge import LinkKind
 from coordinator.domain.names import RepositoryName
 from coordinator.jobs.work import run_waiting_jobs
-from coordinator.reconcile.reconcile import KIND, Reconcile
+from coordinator.reconcile.reconcile import JOB_KIND, Reconciler
 from coordinator.reconcile.resolve import Resolver
 from coordinator.storage.layout import link_folder, repository_prefix
 from coordinator.storage.port import ObjectInfo
@@ -53,7 +53,7 @@ class MadeUpStore(MemoryObjectStore):
         self._images = {repository_prefix(RepositoryName(f"{pod}/{name}")): count for name, count in images.items()}
         self._pod = repository_prefix(RepositoryName(pod))
 
-    def folders(self, prefix: str) -> Iterator[str]:
+    def list_folders(self, prefix: str) -> Iterator[str]:
         if prefix == self._pod:
             yield from self._images
         elif prefix in self._images:
@@ -68,12 +68,12 @@ class MadeUpStore(MemoryObjectStore):
     def walk(self, prefix: str) -> Iterator[ObjectInfo]:
         for repository, count in self._images.items():
             if repository.startswith(prefix) or prefix.startswith(repository):
-                for entry in _listed(repository, count):
+                for entry in _list_repository(repository, count):
                     if entry.key.startswith(prefix):
                         yield entry
 
 
-def _listed(repository: str, images: int) -> Iterator[ObjectInfo]:
+def _list_repository(repository: str, images: int) -> Iterator[ObjectInfo]:
     name = RepositoryName(repository.removeprefix("docker/registry/v2/repositories/").rstrip("/"))
     layers, revisions = link_folder(name, LinkKind.LAYER), link_folder(name, LinkKind.REVISION)
     for n in range(1, images * 8 + 1):
@@ -84,7 +84,7 @@ def _listed(repository: str, images: int) -> Iterator[ObjectInfo]:
         yield ObjectInfo(f"{repository}_manifests/tags/v{n:08}/current/link", 71, LONG_AGO)
 
 
-def _peak_mib() -> float:
+def _read_peak_mib() -> float:
     """Return this process's peak memory; getrusage would return its parent's, if that was more."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return round(int(line.split()[1]) / 1024, 1)
@@ -104,23 +104,23 @@ def main() -> int:
         connection.execute(FILL, {"pod": pod, "names": list(images), "counts": list(images.values())})
         connection.execute("ANALYZE")
         connection.execute(
-            "INSERT INTO jobs (kind, pod_id, why) SELECT %s, id, 'bench' FROM pods WHERE name = %s", (KIND, pod)
+            "INSERT INTO jobs (kind, pod_id, why) SELECT %s, id, 'bench' FROM pods WHERE name = %s", (JOB_KIND, pod)
         )
         store = MadeUpStore(pod, images)
         queue = Connections(url, name="baleen-bench")
-        prepared = Connections(url, name="baleen-bench", prepare=statements.prepare)
+        prepared = Connections(url, name="baleen-bench", prepare=statements.prepare_connection)
         resolver = Resolver(prepared, store)
         day = timedelta(days=1)
-        runner = Reconcile(prepared, store, resolver, margin=day, link_grace=day, request_bound=day)
+        runner = Reconciler(prepared, store, resolver, margin=day, link_grace=day, request_bound=day)
         begun = time.perf_counter()
-        run_waiting_jobs(queue, {KIND: runner}, threading.Event())
+        run_waiting_jobs(queue, {JOB_KIND: runner}, threading.Event())
         seconds = time.perf_counter() - begun
         row = connection.execute("SELECT state, error, progress FROM jobs").fetchone()
         assert row is not None
         state, error, progress = row
     if state != "done" or progress["holdings_added"] or progress["holdings_removed"]:
         raise AssertionError(f"{state}, {error}, {progress}")
-    print(json.dumps({"keys": progress["keys"], "seconds": round(seconds, 2), "peak_mib": _peak_mib()}))
+    print(json.dumps({"keys": progress["keys"], "seconds": round(seconds, 2), "peak_mib": _read_peak_mib()}))
     for each in (runner, resolver, queue, prepared):
         each.close()
     return 0

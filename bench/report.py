@@ -1,6 +1,6 @@
 """Show the results as a table, on the terminal and in docs/PERFORMANCE.md.
 
-Route: a run's results -> `rows` (what, reach, measured, whether reached) -> `text` or `write`.
+Route: a run's results -> `make_rows` (what, reach, measured, whether reached) -> `format_results` or `write_document`.
 The document's generated part is between two marks; the hand-written text after the second stays.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.machine import line
+from bench.machine import format_line
 
 BEGIN = "<!-- measured: made by `python -m bench --report`, do not edit -->"
 END = "<!-- end of what was measured -->"
@@ -53,7 +53,7 @@ class Row(NamedTuple):
 HEAD = Row("what", "reach", "measured")
 
 
-def rows(results: dict[str, Any]) -> list[Row]:
+def make_rows(results: dict[str, Any]) -> list[Row]:
     """Yield one row for each figure; a measurement that was not run has none."""
     return [row for name, found in results.items() if name in _PARTS for row in _PARTS[name](found)]
 
@@ -231,7 +231,7 @@ def _gc(found: dict[str, Any]) -> Iterator[Row]:
             f"≥ {REACH_OF_DELETES:.0%}",
             f"{path['of_raw']:.0%} ({path['objects_per_s']:,} of {path['raw_objects_per_s']:,} objects/s); "
             f"{path['blobs_per_s']:,} blobs/s, hiding {path['hidden_blobs_per_s']:,} blobs/s; processor ms an object: "
-            f"{_spent(path['cpu_ms_per_object'])}; alone: {_spent(path['raw_cpu_ms_per_object'])}",
+            f"{_format_spent(path['cpu_ms_per_object'])}; alone: {_format_spent(path['raw_cpu_ms_per_object'])}",
             path["of_raw"] >= REACH_OF_DELETES,
         )
     first, last = found["plan"][0], found["plan"][-1]
@@ -271,7 +271,7 @@ def _gc(found: dict[str, Any]) -> Iterator[Row]:
         )
 
 
-def _spent(each: dict[str, float]) -> str:
+def _format_spent(each: dict[str, float]) -> str:
     return ", ".join(f"{who} {ms:g}" for who, ms in each.items())
 
 
@@ -334,9 +334,9 @@ _PARTS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
 }
 
 
-def text(results: dict[str, Any]) -> str:
+def format_results(results: dict[str, Any]) -> str:
     """Format the results for a terminal."""
-    found = [HEAD, *rows(results)]
+    found = [HEAD, *make_rows(results)]
     widths = [max(len(row[column]) for row in found) for column in range(2)]  # type: ignore[arg-type]
     lines = [
         f"{row.what:<{widths[0]}}  {row.reach:<{widths[1]}}  {row.result or '-':<4} {row.measured}".rstrip()
@@ -345,7 +345,7 @@ def text(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write(file: Path, runs: Sequence[dict[str, Any]]) -> None:
+def write_document(file: Path, runs: Sequence[dict[str, Any]]) -> None:
     """Write runs into the document, one after the other; hand-written text stays."""
     notes = NOTES
     if file.exists():
@@ -354,37 +354,37 @@ def write(file: Path, runs: Sequence[dict[str, Any]]) -> None:
             raise ValueError(f"{file} has no line {END!r}: it says where the hand-written part begins.")
         notes = rest
     file.parent.mkdir(exist_ok=True)
-    measured = "\n".join(_markdown(run) for run in runs)
+    measured = "\n".join(_format_run(run) for run in runs)
     file.write_text(f"{TITLE}\n{BEGIN}\n\n{REPEAT}\n\n{measured}\n{END}{notes}")
 
 
-def _markdown(run: dict[str, Any]) -> str:
+def _format_run(run: dict[str, Any]) -> str:
     results = run["results"]
     parts = [
         f"## Measured on {run['at'][:10]}",
         "",
-        f"{line(run['machine'])}\n",
-        f"One run{_amounts(run)}, one measurement after the other.",
+        f"{format_line(run['machine'])}\n",
+        f"One run{_format_amounts(run)}, one measurement after the other.",
         "",
         "| what | reach | measured | reached |",
         "|---|---|---|---|",
-        *(f"| {row.what} | {row.reach} | {row.measured} | {row.result} |" for row in rows(results)),
+        *(f"| {row.what} | {row.reach} | {row.measured} | {row.result} |" for row in make_rows(results)),
         "",
     ]
     if "growth" in results:
-        parts += _relations(results["growth"])
+        parts += _format_relations(results["growth"])
     if "profile" in results and "skipped" not in results["profile"]:
-        parts += _profile(results["profile"])
+        parts += _format_profile(results["profile"])
     return "\n".join(parts)
 
 
-def _amounts(run: dict[str, Any]) -> str:
+def _format_amounts(run: dict[str, Any]) -> str:
     if run["quick"]:
         return " with `--quick`, too short to mean much"
     return "" if run["scale"] == 1 else f" with `--scale {run['scale']:g}`"
 
 
-def _relations(growth: dict[str, Any]) -> list[str]:
+def _format_relations(growth: dict[str, Any]) -> list[str]:
     each = growth["bytes_by_relation"].items()
     return [
         f"### Bytes per reference, by table and index, at {growth['sized_at'] / 1e6:g} million",
@@ -395,7 +395,7 @@ def _relations(growth: dict[str, Any]) -> list[str]:
     ]
 
 
-def _profile(profile: dict[str, Any]) -> list[str]:
+def _format_profile(profile: dict[str, Any]) -> list[str]:
     parts = []
     for key, title in (
         ("processor_time", "Where the worker's Python spends its processor time"),

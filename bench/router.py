@@ -12,14 +12,14 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from bench.run import Context, show
-from bench.workload import pod_names
+from bench.run import Context, print_progress
+from bench.workload import make_pod_names
 from coordinator.domain.pods import parse_registry
 from coordinator.errors import StackError
 from coordinator.registry.client import RegistryClient
 from coordinator.router import nginx as router
-from coordinator.stack.distribution import available
-from coordinator.stack.nginx import nginx, program
+from coordinator.stack.distribution import find_program
+from coordinator.stack.nginx import make_nginx, require_program
 from coordinator.stack.ports import Ports
 from coordinator.stack.supervisor import LOOPBACK
 
@@ -29,18 +29,18 @@ TIMEOUT_S = 60.0
 
 
 def measure(context: Context) -> dict[str, Any]:
-    if available() is None:
+    if find_program() is None:
         return {"skipped": "docker-registry is not installed"}
     try:
-        program()
+        require_program()
     except StackError as error:
         return {"skipped": str(error)}
-    return {"sent": _measured(context, redirect=False), "redirected": _measured(context, redirect=True)}
+    return {"sent": _measure_router(context, redirect=False), "redirected": _measure_router(context, redirect=True)}
 
 
-def _measured(context: Context, *, redirect: bool) -> dict[str, Any]:
+def _measure_router(context: Context, *, redirect: bool) -> dict[str, Any]:
     services, size, turns = context.services, context.count(100, quick=10) * MB, context.count(15, quick=3)
-    pod = pod_names(1)[0]
+    pod = make_pod_names(1)[0]
     state = services.directory / f"router-{'redirect' if redirect else 'send'}"
     state.mkdir()
     address = f"{LOOPBACK}:{Ports(state / 'ports.json', LOOPBACK).take('router')}"
@@ -50,15 +50,15 @@ def _measured(context: Context, *, redirect: bool) -> dict[str, Any]:
         services.registry(database, pod, f"http://{LOOPBACK}:9/v1/events/{pod}", redirect=redirect) as (registry, _),
     ):
         file = state / "router.conf"
-        file.write_text(_configuration(pod, registry, address, str(state)))
-        process = nginx(state, file, address).start()
+        file.write_text(_make_configuration(pod, registry, address, str(state)))
+        process = make_nginx(state, file, address).start()
         try:
-            return _turns(registry, f"http://{address}", f"{pod}/bench", size, turns)
+            return _measure_turns(registry, f"http://{address}", f"{pod}/bench", size, turns)
         finally:
             process.stop()
 
 
-def _configuration(pod: str, registry: str, address: str, state: str) -> str:
+def _make_configuration(pod: str, registry: str, address: str, state: str) -> str:
     options = router.Options(
         coordinator=[parse_registry(f"http://{LOOPBACK}:9")],
         request_bound_s=3600,
@@ -67,10 +67,10 @@ def _configuration(pod: str, registry: str, address: str, state: str) -> str:
         state_dir=state,
         log_file=f"{state}/access.log",
     )
-    return router.configuration([router.RoutedPod(pod, [pod], [parse_registry(registry)])], options)
+    return router.make_configuration([router.RoutedPod(pod, [pod], [parse_registry(registry)])], options)
 
 
-def _turns(direct: str, through: str, repository: str, size: int, turns: int) -> dict[str, Any]:
+def _measure_turns(direct: str, through: str, repository: str, size: int, turns: int) -> dict[str, Any]:
     with RegistryClient(direct, timeout=TIMEOUT_S) as client:
         digest = client.push_blob(repository, bytes(size))
     path = f"/v2/{repository}/blobs/{digest}"
@@ -78,13 +78,13 @@ def _turns(direct: str, through: str, repository: str, size: int, turns: int) ->
     for turn in range(turns + 1):
         # The order alternates with each turn.
         for url in (direct, through) if turn % 2 else (through, direct):
-            taken = _pull(url, path, size)
+            taken = _time_pull(url, path, size)
             # The first turn fills caches.
             if turn:
                 seconds[url].append(taken)
     straight, routed = (statistics.median(seconds[url]) for url in (direct, through))
     overhead = statistics.median(b / a - 1 for a, b in zip(seconds[direct], seconds[through], strict=True))
-    show(f"{turns} pulls of {size // MB} MB: {straight:.3f} s straight, {routed:.3f} s through the router")
+    print_progress(f"{turns} pulls of {size // MB} MB: {straight:.3f} s straight, {routed:.3f} s through the router")
     return {
         "bytes": size,
         "turns": turns,
@@ -94,7 +94,7 @@ def _turns(direct: str, through: str, repository: str, size: int, turns: int) ->
     }
 
 
-def _pull(url: str, path: str, size: int) -> float:
+def _time_pull(url: str, path: str, size: int) -> float:
     """Return the seconds of a pull, from the start of the connection until the last byte was hashed."""
     buffer, hashed, seen = memoryview(bytearray(CHUNK)), hashlib.sha256(), 0
     begun = time.perf_counter()

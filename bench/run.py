@@ -5,8 +5,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.events import Record, records
-from bench.services import BrokerKind, Services, apache_reason
+from bench.events import Record, make_records
+from bench.services import BrokerKind, Services, describe_no_apache
 
 SEED = 7
 
@@ -32,13 +32,13 @@ class Context:
 
     def brokers(self) -> list[BrokerKind]:
         """The brokers to measure: both, but only the embedded one with `--quick` or without Java."""
-        return ["embedded"] if self.quick or apache_reason() is not None else ["embedded", "apache"]
+        return ["embedded"] if self.quick or describe_no_apache() is not None else ["embedded", "apache"]
 
     def records(self, count: int) -> list[Record]:
         """The first `count` records, made once for all measurements."""
         if len(self._records) < count:
-            show(f"making {count} records")
-            self._records = list(records(self.seed, count))
+            print_progress(f"making {count} records")
+            self._records = list(make_records(self.seed, count))
         return self._records[:count]
 
     def forget_records(self) -> None:
@@ -46,10 +46,10 @@ class Context:
         self._records = []
 
 
-_begun = time.monotonic()
+_began_at = time.monotonic()
 
 
-def show(text: str) -> None:
+def print_progress(text: str) -> None:
     """Print progress to stderr, because stdout is for the table."""
-    sys.stderr.write(f"[{time.monotonic() - _begun:6.1f} s] {text}\n")
+    sys.stderr.write(f"[{time.monotonic() - _began_at:6.1f} s] {text}\n")
     sys.stderr.flush()

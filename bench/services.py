@@ -19,13 +19,13 @@ import httpx
 import psutil
 import psycopg
 
-from bench.workload import pod_names
+from bench.workload import make_pod_names
 from coordinator.db import migrate
-from coordinator.db.engine import engine as make_engine
+from coordinator.db.engine import open_engine
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.kafka.topics import ensure_topics
 from coordinator.pods import table as pods
-from coordinator.settings import Settings, build
+from coordinator.settings import Settings, make_settings
 from coordinator.stack.distribution import DistributionRegistry, Notifications, Storage
 from coordinator.stack.guard import Guard
 from coordinator.stack.noida import EmbeddedKafka
@@ -58,7 +58,7 @@ class Broker(NamedTuple):
     pid: int
 
 
-def apache_reason() -> str | None:
+def describe_no_apache() -> str | None:
     """Return why Apache Kafka cannot be measured here; None if it can."""
     if shutil.which("java") is None:
         return "Apache Kafka needs java"
@@ -105,7 +105,7 @@ class Services:
         with psycopg.connect(self.server_url, autocommit=True, connect_timeout=10) as connection:
             connection.execute(f"CREATE DATABASE {name}")
             try:
-                yield self._filled(urlunsplit(urlsplit(self.server_url)._replace(path=f"/{name}")))
+                yield self._make_database(urlunsplit(urlsplit(self.server_url)._replace(path=f"/{name}")))
             finally:
                 connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
                 # Otherwise the next measurement would pay for it.
@@ -114,17 +114,17 @@ class Services:
     @contextlib.contextmanager
     def broker(self, kind: BrokerKind, partitions: int, database: Database) -> Iterator[Broker]:
         """A new broker with Baleen's topics."""
-        with self._embedded() if kind == "embedded" else self._apache() as broker:
-            ensure_topics(settings(database, broker, kafka_partitions=partitions))
+        with self._start_embedded() if kind == "embedded" else self._start_apache() as broker:
+            ensure_topics(settings_of(database, broker, kafka_partitions=partitions))
             yield broker
 
     @contextlib.contextmanager
     def worker(self, database: Database, broker: Broker, partitions: int) -> Iterator[ManagedProcess]:
         """One worker process; ready or not when the block begins."""
-        environment = _environment(
-            _values(database, broker, {"kafka_partitions": partitions, "worker_group": self._name("group")})
+        environment = _make_environment(
+            _make_values(database, broker, {"kafka_partitions": partitions, "worker_group": self._name("group")})
         )
-        with self._child("worker", [sys.executable, "-m", "workers"], environment) as process:
+        with self._start_child("worker", [sys.executable, "-m", "workers"], environment) as process:
             yield process
 
     @contextlib.contextmanager
@@ -134,10 +134,10 @@ class Services:
         process = ManagedProcess(
             name="api",
             argv=[sys.executable, "-m", "bench.api_process", str(port)],
-            env=_environment(_values(database, broker, {})),
+            env=_make_environment(_make_values(database, broker, {})),
             cwd=self._folder("api"),
             log_file=self.directory / "logs" / "api.log",
-            probe=lambda: _answers(f"http://{LOOPBACK}:{port}/readyz"),
+            probe=lambda: _is_answering(f"http://{LOOPBACK}:{port}/readyz"),
         )
         self._stack.add(process)
         try:
@@ -184,11 +184,13 @@ class Services:
         self, name: str, module: str, arguments: list[str], values: Mapping[str, Any] | None = None
     ) -> Iterator[ManagedProcess]:
         """Another program of this folder, with these settings."""
-        with self._child(name, [sys.executable, "-m", module, *arguments], _environment(values or {})) as process:
+        with self._start_child(
+            name, [sys.executable, "-m", module, *arguments], _make_environment(values or {})
+        ) as process:
             yield process
 
     @contextlib.contextmanager
-    def _child(self, name: str, argv: list[str], environment: Mapping[str, str]) -> Iterator[ManagedProcess]:
+    def _start_child(self, name: str, argv: list[str], environment: Mapping[str, str]) -> Iterator[ManagedProcess]:
         process = ManagedProcess(
             name=name,
             argv=argv,
@@ -202,7 +204,7 @@ class Services:
         finally:
             self._stack.remove(process)
 
-    def _filled(self, url: str) -> Database:
+    def _make_database(self, url: str) -> Database:
         migrate.upgrade(url)
         ends = self._stack.endpoints
         values: dict[str, Any] = {
@@ -213,10 +215,10 @@ class Services:
             "s3_bucket": ends.s3_bucket,
             "s3_root": ends.s3_root,
         }
-        return _register(url, values)
+        return _register_pods(url, values)
 
     @contextlib.contextmanager
-    def _embedded(self) -> Iterator[Broker]:
+    def _start_embedded(self) -> Iterator[Broker]:
         directory = self._folder("noida")
         broker = EmbeddedKafka(
             directory, self.directory / "logs" / "noida.log", host=LOOPBACK, port=self._port("noida")
@@ -233,7 +235,7 @@ class Services:
             shutil.rmtree(directory, ignore_errors=True)
 
     @contextlib.contextmanager
-    def _apache(self) -> Iterator[Broker]:
+    def _start_apache(self) -> Iterator[Broker]:
         guard, directory = Guard(), self._folder("apache")
         try:
             with ApacheKafka(directory, guard=guard) as kafka:
@@ -255,36 +257,36 @@ class Services:
         return Ports(self.directory / f"{self._name(kind)}.json", LOOPBACK).take(kind)
 
 
-def settings(database: Database, broker: Broker, **more: Any) -> Settings:
-    return build(_values(database, broker, more))
+def settings_of(database: Database, broker: Broker, **more: Any) -> Settings:
+    return make_settings(_make_values(database, broker, more))
 
 
-def _values(database: Database, broker: Broker, more: dict[str, Any]) -> dict[str, Any]:
+def _make_values(database: Database, broker: Broker, more: dict[str, Any]) -> dict[str, Any]:
     values = database.values | {"kafka_bootstrap": broker.bootstrap} | more
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _environment(values: Mapping[str, Any]) -> dict[str, str]:
+def _make_environment(values: Mapping[str, Any]) -> dict[str, str]:
     """Return the environment with these settings of Baleen and no others."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BALEEN_")}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     return kept | {"PYTHONPATH": path} | {f"BALEEN_{name.upper()}": str(value) for name, value in values.items()}
 
 
-def _register(url: str, values: dict[str, Any]) -> Database:
-    engine = make_engine(url, name="test")
+def _register_pods(url: str, values: dict[str, Any]) -> Database:
+    engine = open_engine(url, name="test")
     try:
         found = {}
-        for name in pod_names(PODS):
+        for name in make_pod_names(PODS):
             pod = pods.NewPod(name=PodName(name), prefixes=[RepositoryName(name)])
-            found[name] = (pods.add(engine, pod)).reveal()
-        read = tokens.create(engine, "bench", "read")
+            found[name] = (pods.add_pod(engine, pod)).reveal()
+        read = tokens.create_token(engine, "bench", "read")
         return Database(url, values, found, read.reveal())
     finally:
         engine.dispose()
 
 
-def _answers(url: str) -> bool:
+def _is_answering(url: str) -> bool:
     try:
         return httpx.get(url, timeout=2.0).status_code == 200
     except httpx.HTTPError:

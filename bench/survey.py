@@ -17,15 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from bench.run import Context, show
+from bench.run import Context, print_progress
 from bench.services import ROOT
-from bench.survey_process import made_up
+from bench.survey_process import make_objects
 from coordinator.compose import store as compose_store
-from coordinator.settings import build
+from coordinator.settings import make_settings
 from coordinator.storage.files import FileObjectStore
 from coordinator.storage.layout import BASE
 from coordinator.storage.port import ObjectReader
-from coordinator.survey.survey import Root, survey
+from coordinator.survey.survey import Root, survey_roots
 
 TURNS = 3
 WRITERS = 16
@@ -37,42 +37,42 @@ def measure(context: Context) -> dict[str, Any]:
     found: dict[str, Any] = {}
     keys = context.count(20_000, quick=1_000)
     with context.services.database() as database:
-        store = compose_store.object_store(build({**database.values, "s3_root": "bench-survey"}))
-        show(f"writing {keys:,} keys")
+        store = compose_store.make_object_store(make_settings({**database.values, "s3_root": "bench-survey"}))
+        print_progress(f"writing {keys:,} keys")
         with ThreadPoolExecutor(WRITERS) as pool:
-            for _ in pool.map(lambda key: store.put(key, BODY), _keys(keys)):
+            for _ in pool.map(lambda key: store.put(key, BODY), _make_keys(keys)):
                 pass
-        found["bucket"] = _rates(store)
+        found["bucket"] = _measure_rates(store)
     keys = context.count(100_000, quick=2_000)
     with tempfile.TemporaryDirectory(dir=context.services.directory) as name:
-        show(f"writing {keys:,} files")
-        for key in _keys(keys):
+        print_progress(f"writing {keys:,} files")
+        for key in _make_keys(keys):
             file = Path(name, key)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(BODY)
-        found["directory"] = _rates(FileObjectStore(Path(name)))
+        found["directory"] = _measure_rates(FileObjectStore(Path(name)))
     sizes = [10_000, 100_000] if context.quick else [100_000, 1_000_000, int(10_000_000 * context.scale)]
-    found["memory"] = [_memory(size) for size in sizes]
+    found["memory"] = [_measure_memory(size) for size in sizes]
     return found
 
 
-def _keys(count: int) -> Iterator[str]:
+def _make_keys(count: int) -> Iterator[str]:
     for subtree in SUBTREES:
-        yield from (entry.key for entry in made_up(count, subtree))
+        yield from (entry.key for entry in make_objects(count, subtree))
 
 
-def _rates(store: ObjectReader) -> dict[str, Any]:
-    keys = survey([Root("bench", store)]).keys
+def _measure_rates(store: ObjectReader) -> dict[str, Any]:
+    keys = survey_roots([Root("bench", store)]).keys
     blobs, links = SUBTREES
     ways: dict[str, Callable[[], object]] = {
-        "listing": lambda: _list([store.walk(blobs), store.walk(links)]),
-        "bare_listing": lambda: _list([store.walk(blobs), store.walk_keys(links)]),
-        "survey": lambda: survey([Root("bench", store)]),
+        "listing": lambda: _read_listings([store.walk(blobs), store.walk(links)]),
+        "bare_listing": lambda: _read_listings([store.walk(blobs), store.walk_keys(links)]),
+        "survey": lambda: survey_roots([Root("bench", store)]),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(TURNS):
         for name, way in ways.items():
-            seconds[name].append(_seconds(way))
+            seconds[name].append(_time_call(way))
     rates = {name: keys / statistics.median(each) for name, each in seconds.items()}
     return {
         "keys": keys,
@@ -82,7 +82,7 @@ def _rates(store: ObjectReader) -> dict[str, Any]:
     }
 
 
-def _list(listings: list[Iterator[Any]]) -> None:
+def _read_listings(listings: list[Iterator[Any]]) -> None:
     def exhaust(listing: Iterator[Any]) -> None:
         for _ in listing:
             pass
@@ -91,14 +91,14 @@ def _list(listings: list[Iterator[Any]]) -> None:
         list(pool.map(exhaust, listings))
 
 
-def _seconds(do: Callable[[], object]) -> float:
+def _time_call(do: Callable[[], object]) -> float:
     begun = time.perf_counter()
     do()
     return time.perf_counter() - begun
 
 
-def _memory(keys: int) -> dict[str, Any]:
-    show(f"surveying {keys:,} keys that are made up")
+def _measure_memory(keys: int) -> dict[str, Any]:
+    print_progress(f"surveying {keys:,} keys that are made up")
     done = subprocess.run(
         [sys.executable, "-m", "bench.survey_process", str(keys)],
         cwd=ROOT,

@@ -14,7 +14,7 @@ from pathlib import Path
 from coordinator.domain.names import Digest
 from coordinator.storage.layout import BASE, blob_key
 from coordinator.storage.port import ObjectInfo
-from coordinator.survey.survey import Root, survey
+from coordinator.survey.survey import Root, survey_roots
 from tests.storage.memory import MemoryObjectStore
 
 #: Of ten keys one is a blob; of its nine links one is a manifest's.
@@ -22,12 +22,12 @@ KEYS_OF_BLOB = 10
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def made_up(count: int, subtree: str) -> Iterator[ObjectInfo]:
+def make_objects(count: int, subtree: str) -> Iterator[ObjectInfo]:
     """Yield the keys of one subtree of about `count`."""
     blobs = max(1, count // KEYS_OF_BLOB)
     if "/blobs/" in subtree:
         for number in range(blobs):
-            yield ObjectInfo(blob_key(_digest(number)), 1000 + number, LONG_AGO)
+            yield ObjectInfo(blob_key(_digest_of(number)), 1000 + number, LONG_AGO)
         return
     repositories = max(1, blobs // 10)
     for number in range(blobs * (KEYS_OF_BLOB - 1)):
@@ -35,11 +35,11 @@ def made_up(count: int, subtree: str) -> Iterator[ObjectInfo]:
         repository, blob = number * 7919 % repositories, (number * 104_729 + number // blobs) % blobs
         kind = "_layers" if number % (KEYS_OF_BLOB - 1) else "_manifests/revisions"
         yield ObjectInfo(
-            f"{BASE}/repositories/team/app-{repository}/{kind}/sha256/{_digest(blob).hex()}/link", 71, LONG_AGO
+            f"{BASE}/repositories/team/app-{repository}/{kind}/sha256/{_digest_of(blob).hex()}/link", 71, LONG_AGO
         )
 
 
-def _digest(number: int) -> Digest:
+def _digest_of(number: int) -> Digest:
     return Digest(hashlib.sha256(number.to_bytes(8, "big")).digest())
 
 
@@ -52,10 +52,10 @@ class MadeUpStore(MemoryObjectStore):
         return [next(self.walk(f"{BASE}/blobs/"))]
 
     def walk(self, prefix: str) -> Iterator[ObjectInfo]:
-        return made_up(self._count, prefix)
+        return make_objects(self._count, prefix)
 
 
-def _peak_kib() -> int:
+def _read_peak_kib() -> int:
     """Return the peak memory since this program began; getrusage includes the process that started it."""
     for row in Path("/proc/self/status").read_text().splitlines():
         if row.startswith("VmHWM:"):
@@ -66,7 +66,7 @@ def _peak_kib() -> int:
 def main() -> int:
     store = MadeUpStore(int(sys.argv[1]))
     begun = time.perf_counter()
-    found = survey([Root("made up", store)])
+    found = survey_roots([Root("made up", store)])
     seconds = time.perf_counter() - begun
     print(
         json.dumps(
@@ -74,7 +74,7 @@ def main() -> int:
                 "keys": found.keys,
                 "seconds": round(seconds, 2),
                 "disk_bytes": found.disk_bytes,
-                "peak_mib": round(_peak_kib() / 1024, 1),
+                "peak_mib": round(_read_peak_kib() / 1024, 1),
             }
         )
     )

@@ -13,9 +13,9 @@ import psycopg
 
 from bench import events
 from bench.cpu import Meter, wait_quiet
-from bench.database import Loader, check
-from bench.run import Context, show
-from bench.services import BrokerKind, Database, apache_reason
+from bench.database import Loader, check_tables
+from bench.run import Context, print_progress
+from bench.services import BrokerKind, Database, describe_no_apache
 from bench.workload import REFERENCES_PER_MANIFEST
 from coordinator.kafka.topics import EVENTS
 from coordinator.stack.process import ManagedProcess
@@ -28,25 +28,25 @@ PARTITIONS = (8, 4)
 
 def measure(context: Context) -> dict[str, Any]:
     count = context.count(200_000, quick=10_000)
-    found: dict[str, Any] = {"database_alone": database_alone(context, count)}
+    found: dict[str, Any] = {"database_alone": measure_database(context, count)}
     found["record_bytes"] = round(sum(len(r.value) + len(r.key) for r in context.records(1000)) / 1000)
-    if (reason := apache_reason()) is not None:
+    if (reason := describe_no_apache()) is not None:
         found["apache_skipped"] = reason
     for kind in context.brokers():
         for partitions in PARTITIONS[:1] if context.quick else PARTITIONS:
             name = f"{kind}_{partitions}_partitions"
-            found[name] = one(context, kind, partitions, count)
+            found[name] = measure_one(context, kind, partitions, count)
             of_alone = found[name]["references_per_s"] / found["database_alone"]["references_per_s"]
             found[name]["of_database_alone"] = round(of_alone, 2)
     return found
 
 
-def database_alone(context: Context, count: int) -> dict[str, Any]:
+def measure_database(context: Context, count: int) -> dict[str, Any]:
     with context.services.database() as database, Loader(database, context.seed) as loader:
         meter = Meter({"postgres": context.services.postgres_pid})
         loaded = loader.load(count)
         cores = meter.cores()
-        check(loader.connection, count)
+        check_tables(loader.connection, count)
         durable = loader.connection.execute(
             "SELECT current_setting('fsync'), current_setting('synchronous_commit')"
         ).fetchone()
@@ -61,16 +61,16 @@ def database_alone(context: Context, count: int) -> dict[str, Any]:
 
 
 #: What else runs on the database while the worker works.
-Beside = Callable[[Database], AbstractContextManager[object]]
+RunBeside = Callable[[Database], AbstractContextManager[object]]
 
 
-def one(
-    context: Context, kind: BrokerKind, partitions: int, count: int, beside: Beside = lambda _: nullcontext()
+def measure_one(
+    context: Context, kind: BrokerKind, partitions: int, count: int, beside: RunBeside = lambda _: nullcontext()
 ) -> dict[str, Any]:
     services = context.services
     with services.database() as database, services.broker(kind, partitions, database) as broker:
         start = time.perf_counter()
-        written = events.publish(broker.bootstrap, context.records(count))
+        written = events.publish_records(broker.bootstrap, context.records(count))
         assert written == count
         preload = time.perf_counter() - start
         wait_quiet(broker.pid)
@@ -81,9 +81,9 @@ def one(
             started = time.perf_counter()
             with services.worker(database, broker, partitions) as worker:
                 meter = Meter({"worker": worker.pid, "postgres": services.postgres_pid, "broker": broker.pid})
-                samples = _watch(connection, count, worker, meter)
+                samples = _watch_progress(connection, count, worker, meter)
                 cores = meter.cores()
-            check(connection, count)
+            check_tables(connection, count)
     (first_at, first), (last_at, last) = samples[0], samples[-1]
     rate = (last - first) / (last_at - first_at)
     result = {
@@ -97,18 +97,18 @@ def one(
         "us_per_manifest": {name: round(used / rate * 1e6, 1) for name, used in cores.items()},
         "preload_records_per_s": round(count / preload),
     }
-    show(f"{kind}, {partitions} partitions: {result['manifests_per_s']} manifests/s")
+    print_progress(f"{kind}, {partitions} partitions: {result['manifests_per_s']} manifests/s")
     return result
 
 
-def _watch(
+def _watch_progress(
     connection: psycopg.Connection[Any], count: int, worker: ManagedProcess, meter: Meter
 ) -> list[tuple[float, int]]:
     """Poll the progress until everything is applied; return a sample for each change."""
     samples: list[tuple[float, int]] = []
     changed = time.perf_counter()
     while True:
-        reached = applied(connection)
+        reached = count_applied(connection)
         now = time.perf_counter()
         if reached > (samples[-1][1] if samples else 0):
             if not samples:
@@ -117,7 +117,7 @@ def _watch(
             changed = now
         if reached >= count:
             return samples
-        _check_going(worker, now - changed, reached)
+        _check_progress(worker, now - changed, reached)
         time.sleep(POLL_S)
 
 
@@ -125,12 +125,12 @@ def wait_applied(database: Database, worker: ManagedProcess, count: int) -> None
     """Wait until `count` records are applied."""
     start = time.perf_counter()
     with psycopg.connect(database.url, autocommit=True, connect_timeout=10) as connection:
-        while (reached := applied(connection)) < count:
-            _check_going(worker, time.perf_counter() - start, reached)
+        while (reached := count_applied(connection)) < count:
+            _check_progress(worker, time.perf_counter() - start, reached)
             time.sleep(POLL_S)
 
 
-def applied(connection: psycopg.Connection[Any]) -> int:
+def count_applied(connection: psycopg.Connection[Any]) -> int:
     """Return how many events are applied, over all partitions."""
     row = connection.execute(
         "SELECT coalesce(sum(next_offset), 0)::bigint FROM partition_progress WHERE topic = %s",
@@ -141,8 +141,8 @@ def applied(connection: psycopg.Connection[Any]) -> int:
     return int(row[0])
 
 
-def _check_going(worker: ManagedProcess, silent_for: float, reached: int) -> None:
-    if not worker.alive():
+def _check_progress(worker: ManagedProcess, silent_for: float, reached: int) -> None:
+    if not worker.is_alive():
         raise RuntimeError(f"The worker ended; its log ends with:\n{worker.log_tail()}")
     if silent_for > STALL_S:
         raise RuntimeError(f"The worker makes no progress at {reached}; its log ends with:\n{worker.log_tail()}")

@@ -4,8 +4,8 @@ Each manifest lists ten blobs: a new configuration and two new layers, and seven
 out of 2 000 base layers of which few are popular and most are rare. One of 20 000 repositories holds it,
 drawn evenly. The same seed gives the same pushes on every machine.
 
-Route: `manifests` -> `envelope_event` (a registry's notification) or `payload` (a client's upload)
-Not here: time, Kafka, databases. Digests are random bytes, not hashes of `payload`.
+Route: `make_manifests` -> `make_envelope_event` (a registry's notification) or `manifest_bytes` (a client's upload)
+Not here: time, Kafka, databases. Digests are random bytes, not hashes of `manifest_bytes`.
 """
 
 import json
@@ -42,10 +42,10 @@ class Manifest(NamedTuple):
         return self.digest[:4].hex()
 
 
-def manifests(seed: int, count: int, pods: int = 4) -> Iterator[Manifest]:
+def make_manifests(seed: int, count: int, pods: int = 4) -> Iterator[Manifest]:
     """Yield `count` manifests; the first n of a longer run are the n of a shorter one."""
     rng = Random(seed)
-    names = repositories(pods)
+    names = make_repositories(pods)
     base = [(rng.randbytes(32), rng.randrange(10_000_000, 100_000_000)) for _ in range(BASE_LAYERS)]
     draw, randbytes, number = rng.random, rng.randbytes, int.from_bytes
     for _ in range(count):
@@ -64,16 +64,16 @@ def manifests(seed: int, count: int, pods: int = 4) -> Iterator[Manifest]:
         yield Manifest(names[number(raw[136:140]) % REPOSITORIES], raw[:32], PAYLOAD_BYTES, tuple(references))
 
 
-def pod_names(pods: int) -> list[str]:
+def make_pod_names(pods: int) -> list[str]:
     """`pod-a`, `pod-b`, …: each is also the repository prefix that the pod owns."""
     if not 1 <= pods <= 26:
         raise ValueError("Ask for 1 to 26 pods: each is named by one letter.")
     return [f"pod-{chr(ord('a') + n)}" for n in range(pods)]
 
 
-def repositories(pods: int) -> list[str]:
+def make_repositories(pods: int) -> list[str]:
     """All repository names; a team lives in one pod."""
-    names = pod_names(pods)
+    names = make_pod_names(pods)
     return [
         f"{names[team % pods]}/team-{team}/app-{app}"
         for team in range(REPOSITORIES // APPS_PER_TEAM)
@@ -81,7 +81,7 @@ def repositories(pods: int) -> list[str]:
     ]
 
 
-def envelope_event(manifest: Manifest, timestamp: datetime, instance_id: str) -> dict[str, Any]:
+def make_envelope_event(manifest: Manifest, timestamp: datetime, instance_id: str) -> dict[str, Any]:
     """The push event that distribution puts into its notification envelope for this manifest.
 
     Its id follows from the digest, so the same manifest given twice is a repeated delivery.
@@ -90,7 +90,7 @@ def envelope_event(manifest: Manifest, timestamp: datetime, instance_id: str) ->
     unique = manifest.digest.hex()
     time = timestamp.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
     return {
-        "id": _uuid(unique),
+        "id": _make_uuid(unique),
         "timestamp": f"{time}000Z",
         "action": "push",
         "target": {
@@ -104,7 +104,7 @@ def envelope_event(manifest: Manifest, timestamp: datetime, instance_id: str) ->
             "references": descriptors(manifest),
         },
         "request": {
-            "id": _uuid(unique[32:]),
+            "id": _make_uuid(unique[32:]),
             "addr": "127.0.0.1:36676",
             "host": "127.0.0.1:5001",
             "method": "PUT",
@@ -125,21 +125,21 @@ def descriptors(manifest: Manifest) -> list[dict[str, Any]]:
     return found
 
 
-def payload(manifest: Manifest) -> bytes:
+def manifest_bytes(manifest: Manifest) -> bytes:
     """The manifest's own JSON, as a client would upload it."""
     config, *layers = descriptors(manifest)
     document = {"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": config, "layers": layers}
     return json.dumps(document, separators=(",", ":")).encode()
 
 
-def _uuid(text: str) -> str:
+def _make_uuid(text: str) -> str:
     return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-a{text[17:20]}-{text[20:32]}"
 
 
 def _payload_bytes() -> int:
     blank, base = bytes(32), [(bytes(32), 10_000_000)] * BASE_LAYERS_PER_MANIFEST
     new = [(blank, 1_000_000)] * 2
-    return len(payload(Manifest("", blank, 0, ((blank, 1_000), *base, *new))))
+    return len(manifest_bytes(Manifest("", blank, 0, ((blank, 1_000), *base, *new))))
 
 
 PAYLOAD_BYTES = _payload_bytes()

@@ -3,7 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 
-def release() -> str:
+def installed_version() -> str:
     """The version that is installed; `0` where the code runs without being."""
     try:
         return version("baleen-registry")

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from coordinator import release
+from coordinator import installed_version
 from coordinator.errors import BaleenError, UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typer._click.exceptions import ClickException
 
 #: Error types of pydantic, which parses the arguments for typer, and our words for them.
-_MISFITS = {
+_VALUE_ERRORS = {
     "int_parsing": "must be a whole number",
     "int_parsing_size": "must be a smaller number",
     "greater_than_equal": "must be {ge} or more",
@@ -27,8 +27,8 @@ _MISFITS = {
 }
 
 #: Exit code of a program that Ctrl-C ended, by the convention of shells.
-INTERRUPTED = 130
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+INTERRUPTED_CODE = 130
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,10 +41,10 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return _run(arguments)
     except KeyboardInterrupt:
-        return _fail("Interrupted.", INTERRUPTED)
+        return _print_error("Interrupted.", INTERRUPTED_CODE)
 
 
-def _application() -> "typer.Typer":
+def _make_application() -> "typer.Typer":
     import typer  # noqa: PLC0415
 
     from coordinator.commands import (  # noqa: PLC0415
@@ -76,7 +76,7 @@ def _application() -> "typer.Typer":
 
     def print_version(asked: bool) -> None:
         if asked:
-            sys.stdout.write(f"baleen {release()}\n")
+            sys.stdout.write(f"baleen {installed_version()}\n")
             raise typer.Exit
 
     @app.callback()
@@ -107,18 +107,18 @@ def _application() -> "typer.Typer":
 
 def _run(arguments: Sequence[str]) -> int:
     try:
-        done = _application()(list(arguments), prog_name="baleen", standalone_mode=False)
+        done = _make_application()(list(arguments), prog_name="baleen", standalone_mode=False)
         # Flush here: an error of writing is still reported.
         sys.stdout.flush()
     except Exception as error:  # noqa: BLE001 - each is reported
-        return _ended(error)
-    if done == INTERRUPTED:
+        return _report_error(error)
+    if done == INTERRUPTED_CODE:
         # Typer turns Ctrl-C into this return value.
-        return _fail("Interrupted.", INTERRUPTED)
+        return _print_error("Interrupted.", INTERRUPTED_CODE)
     return done if isinstance(done, int) else 0
 
 
-def _ended(error: Exception) -> int:
+def _report_error(error: Exception) -> int:
     """Print why a command failed; return its exit code."""
     from typer._click.exceptions import ClickException  # noqa: PLC0415
 
@@ -133,21 +133,21 @@ def _ended(error: Exception) -> int:
             # The reader closed the pipe, as `head` does; nothing may be written at exit either.
             sys.stdout = None
             code = 0
-        case OSError() if error.errno in _NO_ROOM:
+        case OSError() if error.errno in _DISK_FULL:
             sys.stdout = None
             message = f"The output cannot be written ({error.strerror}): make room, or write it elsewhere."
         case UnicodeEncodeError():
-            message, code = _unwritable(error)
+            message, code = _describe_encoding_error(error)
         case _:
             import traceback  # noqa: PLC0415
 
             # A plain trace: one that shows values would show secrets.
             traceback.print_exception(error)
             message = "Internal error: report it with the trace above."
-    return _fail(message, code)
+    return _print_error(message, code)
 
 
-def _unwritable(error: UnicodeEncodeError) -> tuple[str, int]:
+def _describe_encoding_error(error: UnicodeEncodeError) -> tuple[str, int]:
     """Say what to do about text that cannot be encoded; return that and the exit code."""
     if error.encoding == "utf-8":
         # Python keeps such bytes of arguments and the environment as surrogates.
@@ -158,19 +158,19 @@ def _unwritable(error: UnicodeEncodeError) -> tuple[str, int]:
 def _describe_usage_error(error: "ClickException") -> str:
     """Say what is wrong with the arguments, and which `--help` describes them."""
     context: Any = getattr(error, "ctx", None)
-    return f"{_wrong(error).rstrip('.')} (see `{context.command_path if context else 'baleen'} --help`)."
+    return f"{_describe_value_error(error).rstrip('.')} (see `{context.command_path if context else 'baleen'} --help`)."
 
 
-def _wrong(error: "ClickException") -> str:
+def _describe_value_error(error: "ClickException") -> str:
     reader, parameter = error.__cause__, getattr(error, "param", None)
     if parameter is not None and reader is not None and hasattr(reader, "errors"):
         misfit = reader.errors()[0]
-        if (words := _MISFITS.get(misfit["type"])) is not None:
+        if (words := _VALUE_ERRORS.get(misfit["type"])) is not None:
             return f"{parameter.get_error_hint()} {words.format(**misfit.get('ctx', {}))}"
     return error.format_message().replace("Value error, ", "")
 
 
-def _fail(message: str, code: int) -> int:
+def _print_error(message: str, code: int) -> int:
     if message:
         sys.stderr.write(f"{message}\n")
     return code

@@ -15,9 +15,9 @@ from coordinator.settings import Settings
 
 #: The API's own statements end after 30 s.
 TIMEOUT = httpx.Timeout(40, connect=5)
-PAGE = 1000
+PAGE_LIMIT = 1000
 #: The API, or a service that it needs, is unavailable: by its own answer or by that of a proxy before it.
-_AWAY = frozenset({502, 503, 504})
+_UNAVAILABLE = frozenset({502, 503, 504})
 
 
 class Api:
@@ -27,28 +27,30 @@ class Api:
         self._client = client
 
     def get(self, path: str, **parameters: Any) -> Any:
-        return self._ask("GET", path, params=_given(parameters))
+        return self._send("GET", path, params=_drop_none(parameters))
 
     def post(self, path: str, body: Any = None) -> Any:
-        return self._ask("POST", path, json=body)
+        return self._send("POST", path, json=body)
 
     def put(self, path: str, body: Any) -> Any:
-        return self._ask("PUT", path, json=body)
+        return self._send("PUT", path, json=body)
 
     def delete(self, path: str) -> None:
-        self._ask("DELETE", path)
+        self._send("DELETE", path)
 
-    def pages(self, path: str, limit: int, cursor: str | None = None, **parameters: Any) -> dict[str, Any]:
+    def get_pages(self, path: str, limit: int, cursor: str | None = None, **parameters: Any) -> dict[str, Any]:
         """Return up to `limit` items over as many pages as it takes, and where to go on."""
         items: list[Any] = []
         while True:
-            page: dict[str, Any] = self.get(path, cursor=cursor, limit=min(limit - len(items), PAGE), **parameters)
+            page: dict[str, Any] = self.get(
+                path, cursor=cursor, limit=min(limit - len(items), PAGE_LIMIT), **parameters
+            )
             items += page["items"]
             cursor = page["next"]
             if cursor is None or len(items) >= limit:
                 return page | {"items": items, "next": cursor}
 
-    def _ask(self, method: str, path: str, **options: Any) -> Any:
+    def _send(self, method: str, path: str, **options: Any) -> Any:
         try:
             answer = self._client.request(method, path, **options)
         except httpx.TimeoutException as error:
@@ -58,12 +60,12 @@ class Api:
                 f"The API does not answer at {self._client.base_url}: start `baleen up`, or check BALEEN_URL."
             ) from error
         if not answer.is_success:
-            raise _refusal(answer)
+            raise _make_error(answer)
         return None if answer.status_code == httpx.codes.NO_CONTENT else _parse_body(answer)
 
 
 @contextmanager
-def connected(settings: Settings) -> Iterator[Api]:
+def connect_api(settings: Settings) -> Iterator[Api]:
     """Yield the API that the settings or a running `baleen up` name."""
     if settings.url is None:
         raise UnconfiguredError("No API is known: start `baleen up` in this directory, or set BALEEN_URL.")
@@ -88,7 +90,7 @@ def connected(settings: Settings) -> Iterator[Api]:
         yield Api(client)
 
 
-def _given(parameters: dict[str, Any]) -> dict[str, Any]:
+def _drop_none(parameters: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if value is not None}
 
 
@@ -98,19 +100,19 @@ def _parse_body(answer: httpx.Response) -> Any:
     except (ValueError, RecursionError):
         parsed = None
     if not isinstance(parsed, dict):
-        raise BaleenError(_strange(answer))
+        raise BaleenError(_describe_strange_answer(answer))
     return parsed
 
 
-def _strange(answer: httpx.Response) -> str:
+def _describe_strange_answer(answer: httpx.Response) -> str:
     return f"{answer.url} answered {answer.status_code}, but not as Baleen does: check BALEEN_URL."
 
 
-def _refusal(answer: httpx.Response) -> BaleenError:
+def _make_error(answer: httpx.Response) -> BaleenError:
     try:
         detail = str(answer.json()["detail"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        detail = _strange(answer)
+        detail = _describe_strange_answer(answer)
     if answer.status_code == httpx.codes.BAD_REQUEST:
         return UsageError(detail)
-    return UnavailableError(detail) if answer.status_code in _AWAY else BaleenError(detail)
+    return UnavailableError(detail) if answer.status_code in _UNAVAILABLE else BaleenError(detail)

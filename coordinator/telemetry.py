@@ -17,12 +17,12 @@ from coordinator.settings import Settings
 #: Values under such names never reach a log.
 _SECRET_NAME = re.compile(r"token|authorization|password|secret|credential|api_?key|access_?key", re.IGNORECASE)
 _SECRET_TEXT = re.compile(r"(Bearer\s+)[A-Za-z0-9._~+/=-]+|((?:://)[^:/@\s]*:)[^@/\s]+(?=@)", re.IGNORECASE)
-BLOT = "(redacted)"
+REDACTED = "(redacted)"
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
-def configure(settings: Settings) -> None:
+def configure_logging(settings: Settings) -> None:
     """Set up logging to stderr for this process."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -68,15 +68,15 @@ def configure(settings: Settings) -> None:
 def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Redact values under secret names, and bearer tokens and URL passwords within texts."""
     for name, value in event.items():
-        event[name] = BLOT if _SECRET_NAME.search(name) else _blotted(value)
+        event[name] = REDACTED if _SECRET_NAME.search(name) else _redact_text(value)
     return event
 
 
-def _blotted(value: Any) -> Any:
+def _redact_text(value: Any) -> Any:
     if isinstance(value, str):
-        return _SECRET_TEXT.sub(lambda match: (match[1] or match[2]) + BLOT, value)
+        return _SECRET_TEXT.sub(lambda match: (match[1] or match[2]) + REDACTED, value)
     if isinstance(value, dict):
-        return {k: BLOT if _SECRET_NAME.search(str(k)) else _blotted(v) for k, v in value.items()}
+        return {k: REDACTED if _SECRET_NAME.search(str(k)) else _redact_text(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_blotted(each) for each in value]
+        return [_redact_text(each) for each in value]
     return value

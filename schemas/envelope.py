@@ -23,7 +23,7 @@ CONTENT_TYPES = frozenset(
 
 
 #: A raw JSON value that is decoded separately, because a client may have chosen it.
-Unread = msgspec.Raw
+RawJson = msgspec.Raw
 
 
 def _null() -> msgspec.Raw:
@@ -34,7 +34,7 @@ class Descriptor(msgspec.Struct, frozen=True, rename="camel"):
     digest: str
     media_type: str = ""
     #: In bytes.
-    size: Unread = msgspec.field(default_factory=_null)
+    size: RawJson = msgspec.field(default_factory=_null)
 
 
 class Rename(msgspec.Struct, frozen=True, rename={"from_": "from"}):
@@ -54,14 +54,14 @@ class Target(msgspec.Struct, frozen=True, rename="camel"):
     repository: str
     media_type: str | None = None
     digest: str | None = None
-    size: Unread = msgspec.field(default_factory=_null)
+    size: RawJson = msgspec.field(default_factory=_null)
     #: What 2.x also calls `size`; some writers send only this one.
-    length: Unread = msgspec.field(default_factory=_null)
+    length: RawJson = msgspec.field(default_factory=_null)
     url: str | None = None
     tag: str | None = None
     from_repository: str | None = None
     #: Descriptors, or null.
-    references: Unread = msgspec.field(default_factory=_null)
+    references: RawJson = msgspec.field(default_factory=_null)
     rename: Rename | None = None
 
 

@@ -40,19 +40,19 @@ def schema_of(name: str) -> dict[str, Any]:
         "$id": f"urn:baleen:{title}:{version}",
         "title": title,
         "version": int(version),
-        **_tidy(msgspec.json.schema(PUBLISHED[name])),
+        **_join_lines(msgspec.json.schema(PUBLISHED[name])),
     }
 
 
-def inlined(name: str) -> dict[str, Any]:
+def inline_schema(name: str) -> dict[str, Any]:
     """Return the schema without `$ref`, for use inside another document such as OpenAPI."""
     schema = schema_of(name)
     definitions = schema.pop("$defs")
-    body = _resolve({"$ref": schema.pop("$ref")}, definitions)
+    body = _resolve_refs({"$ref": schema.pop("$ref")}, definitions)
     return {"title": schema["title"], **{key: value for key, value in body.items() if key != "title"}}
 
 
-def files() -> dict[Path, str]:
+def published_files() -> dict[Path, str]:
     """Return every published file with its text: the same types always give the same bytes."""
     return {
         DIRECTORY / f"{name.split('/')[0]}.json": f"{json.dumps(schema_of(name), indent=2, ensure_ascii=False)}\n"
@@ -62,26 +62,26 @@ def files() -> dict[Path, str]:
 
 def main() -> None:
     DIRECTORY.mkdir(exist_ok=True)
-    for path, text in files().items():
+    for path, text in published_files().items():
         path.write_text(text, encoding="utf-8")
 
 
-def _tidy(node: Any) -> Any:
+def _join_lines(node: Any) -> Any:
     # A docstring's line breaks are those of the source file.
     if isinstance(node, dict):
         return {
-            key: " ".join(value.split()) if key == "description" and isinstance(value, str) else _tidy(value)
+            key: " ".join(value.split()) if key == "description" and isinstance(value, str) else _join_lines(value)
             for key, value in node.items()
         }
-    return [_tidy(entry) for entry in node] if isinstance(node, list) else node
+    return [_join_lines(entry) for entry in node] if isinstance(node, list) else node
 
 
-def _resolve(node: Any, definitions: dict[str, Any]) -> Any:
+def _resolve_refs(node: Any, definitions: dict[str, Any]) -> Any:
     if isinstance(node, dict):
         if "$ref" in node:
-            return _resolve(definitions[node["$ref"].rpartition("/")[2]], definitions)
-        return {key: _resolve(value, definitions) for key, value in node.items()}
-    return [_resolve(entry, definitions) for entry in node] if isinstance(node, list) else node
+            return _resolve_refs(definitions[node["$ref"].rpartition("/")[2]], definitions)
+        return {key: _resolve_refs(value, definitions) for key, value in node.items()}
+    return [_resolve_refs(entry, definitions) for entry in node] if isinstance(node, list) else node
 
 
 if __name__ == "__main__":

@@ -151,11 +151,11 @@ SCHEMAS: dict[type[Record], str] = {
 RECORD_CONTENT_TYPE = f"application/json; schema={SCHEMAS[RegistryEvent]}"
 
 
-def headers(record: Record) -> list[tuple[str, bytes]]:
+def headers_of(record: Record) -> list[tuple[str, bytes]]:
     """Kafka headers of a record."""
     return [(SCHEMA_HEADER, SCHEMAS[type(record)].encode())]
 
 
-def key_of(event: RegistryEvent) -> bytes:
+def partition_key_of(event: RegistryEvent) -> bytes:
     """The partition key: everything about one repository is in one partition, in order."""
     return f"{event.pod}/{event.repository}".encode()

@@ -18,7 +18,18 @@ from pathlib import Path
 from typing import Annotated, Any, Final, get_args, get_origin
 
 from coordinator import settings
-from coordinator.settings import HTTP_URL, TOKEN, Duration, OneOf, Secret, Settings, SomeOf, Text, Time, Whole
+from coordinator.settings import (
+    HTTP_URL,
+    TOKEN,
+    Duration,
+    OneOf,
+    Secret,
+    Settings,
+    SomeOf,
+    TextForm,
+    TimeRange,
+    WholeNumber,
+)
 
 HEAD: Final = "| setting | default | allowed | meaning |\n|---|---|---|---|\n"
 MARKED: Final = re.compile(
@@ -96,18 +107,18 @@ def allowed(name: str) -> str:
 
 def _allowed(name: str, kind: Any) -> str:  # noqa: PLR0911 - one for each kind of setting
     match get_args(kind)[1:] if get_origin(kind) is Annotated else ():
-        case (Text() as mark,) if mark in _SHORT:
+        case (TextForm() as mark,) if mark in _SHORT:
             return _SHORT[mark]
         case (SomeOf(),):
             return "names of checks, separated by commas"
-        case (Whole() as mark,):
-            return f"{mark.least} to {mark.most}{f' {mark.unit}' if mark.unit else ''}"
-        case (Time() as mark,):
-            least = max(mark.least, _FLOORS.get(name, mark.least))
-            return f"{Duration(least) if least else 0} to {Duration(mark.most)}"
+        case (WholeNumber() as mark,):
+            return f"{mark.minimum} to {mark.maximum}{f' {mark.unit}' if mark.unit else ''}"
+        case (TimeRange() as mark,):
+            least = max(mark.minimum, _FLOORS.get(name, mark.minimum))
+            return f"{Duration(least) if least else 0} to {Duration(mark.maximum)}"
         case (OneOf() as mark,):
             return ", ".join(f"`{word}`" for word in mark._choices.values())
-        case (Text() as mark,):
+        case (TextForm() as mark,):
             return mark.description
     if kind is bool:
         return "`true`, `false`"

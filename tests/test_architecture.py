@@ -203,7 +203,7 @@ def test_handlers_that_await_nothing_run_in_threads() -> None:
 
 
 #: Asynchronous functions of the API that wait for nothing.
-NEVER_BLOCK = {"refuse_unknown", "get_keys", "healthz"}
+NEVER_BLOCK = {"refuse_unknown_parameters", "get_keys", "healthz"}
 
 
 def own_nodes(function: ast.AsyncFunctionDef, *kinds: type[Any]) -> Iterator[Any]:

@@ -14,15 +14,15 @@ import pytest
 
 from coordinator.api.app import create_app
 from coordinator.errors import SettingsError
-from coordinator.settings import FLOORS, PREFIX, Settings, _converted
+from coordinator.settings import FLOORS, PREFIX, Settings, _convert_value
 from tests import settings_table
 from tests.support import command_lines
-from tests.support.pages import ROOT, Found, Page, page, pages, slug_of
+from tests.support.pages import ROOT, Found, Page, read_page, read_pages, slug_of
 
 #: Every page, the decisions and the model's too.
-ALL: Final = pages("docs", "docs/adr", "docs/model")
+ALL: Final = read_pages("docs", "docs/adr", "docs/model")
 #: Those for users and operators.
-MANUAL: Final = pages("docs")
+MANUAL: Final = read_pages("docs")
 
 #: Files that pages name and that are not in the repository, and why.
 OTHER_FILES: Final = {
@@ -92,7 +92,7 @@ def broken_links(source: Page) -> Iterator[str]:
         path = (source.path.parent / unquote(name)).resolve() if name else source.path
         if not path.is_relative_to(ROOT) or not path.exists():
             yield f"{source.name}:{line}: {target}: there is no such file"
-        elif anchor and path.suffix == ".md" and anchor not in page(path).anchors:
+        elif anchor and path.suffix == ".md" and anchor not in read_page(path).anchors:
             yield f"{source.name}:{line}: {target}: there is no such heading"
 
 
@@ -121,7 +121,7 @@ def test_code_names_pages_that_exist() -> None:
         wrong += [f"{path.relative_to(ROOT)}: there is no {name}" for name in names]
         for string in strings(path):
             for heading, name in re.findall(r"`([^`]+)` in (docs/[A-Za-z0-9_/.-]+\.md)", string):
-                if (ROOT / name).is_file() and slug_of(heading) not in page(ROOT / name).anchors:
+                if (ROOT / name).is_file() and slug_of(heading) not in read_page(ROOT / name).anchors:
                     wrong.append(f"{path.relative_to(ROOT)}: {name} has no section {heading!r}")
     none(wrong)
 
@@ -151,7 +151,7 @@ def test_tasks_that_pages_name_exist() -> None:
             if match := re.search(r"STAGES=\"?([a-z_ ]+)|\.ci/run ([a-z_ ]+)", text):
                 named = (match[1] or match[2]).split()
                 wrong += [f"{each.name}:{line}: there is no stage {name}" for name in named if name not in stages]
-    contributing = page(ROOT / "CONTRIBUTING.md")
+    contributing = read_page(ROOT / "CONTRIBUTING.md")
     for line, cells in rows(contributing):
         for name in re.findall(r"`([a-z_]+)`", cells.get("stage", "")):
             wrong += [f"{contributing.name}:{line}: there is no stage {name}"] if name not in stages else []
@@ -214,7 +214,7 @@ def test_every_call_is_documented() -> None:
     """Every call of the HTTP API is named with its method in docs/API.md."""
     named = {
         (method.lower(), re.sub(r"\{[^}]+\}", "{}", match["path"]))
-        for _, code in page(ROOT / "docs" / "API.md").codes
+        for _, code in read_page(ROOT / "docs" / "API.md").codes
         for match in _CALL.finditer(code)
         for method in (match["methods"] or "").split("|")
     }
@@ -243,8 +243,8 @@ def test_command_lines_in_blocks_are_complete() -> None:
         f"{each.name}:{block.line + 1 + offset}: baleen {' '.join(words)}: {problem}"
         for each in ALL
         for block in each.blocks
-        for offset, words in command_lines.written(block.lines)
-        if (problem := command_lines.wrong(words, complete=True))
+        for offset, words in command_lines.find_command_lines(block.lines)
+        if (problem := command_lines.describe_error(words, complete=True))
     ]
     none(wrong)
 
@@ -256,22 +256,22 @@ def test_commands_in_sentences_exist() -> None:
         for each in ALL
         for line, code in each.codes
         for words in named_commands(code)
-        if (problem := command_lines.wrong(words, complete=False))
+        if (problem := command_lines.describe_error(words, complete=False))
     ]
     none(wrong)
 
 
 def named_commands(code: str) -> Iterator[list[str]]:
     words = code.split()
-    if len(words) > 1 and words[0] in command_lines.groups():
+    if len(words) > 1 and words[0] in command_lines.find_groups():
         yield words
     else:
-        yield from command_lines.commands(code)
+        yield from command_lines.split_commands(code)
 
 
 def test_options_in_sentences_exist() -> None:
     """Every long option that a sentence names is one of some command, or of another program that is listed here."""
-    known = command_lines.options() | OTHER_OPTIONS.keys()
+    known = command_lines.find_options() | OTHER_OPTIONS.keys()
     wrong = [
         f"{each.name}:{line}: `{code}`"
         for each in ALL
@@ -301,7 +301,7 @@ def test_options_in_sentences_exist() -> None:
 )
 def test_wrong_command_lines_are_found(text: str, *, complete: bool, problem: str) -> None:
     """A command, option, argument or value that the command does not accept is found."""
-    found = [command_lines.wrong(words, complete=complete) for words in command_lines.commands(text)]
+    found = [command_lines.describe_error(words, complete=complete) for words in command_lines.split_commands(text)]
     assert [each for each in found if each and problem in each], found
 
 
@@ -323,7 +323,7 @@ def test_wrong_command_lines_are_found(text: str, *, complete: bool, problem: st
 )
 def test_right_command_lines_are_accepted(text: str, *, complete: bool) -> None:
     """Placeholders, alternatives, optional parts, comments and redirections are understood."""
-    found = [command_lines.wrong(words, complete=complete) for words in command_lines.commands(text)]
+    found = [command_lines.describe_error(words, complete=complete) for words in command_lines.split_commands(text)]
     assert found, "there is no command line"
     assert found == [None] * len(found)
 
@@ -364,7 +364,7 @@ def test_settings_have_values_that_are_accepted() -> None:
                 ):
                     continue
                 try:
-                    _converted(name.lower(), value.strip("\"'"), lambda _: PREFIX + name)  # noqa: B023 - called now
+                    _convert_value(name.lower(), value.strip("\"'"), lambda _: PREFIX + name)  # noqa: B023 - called now
                 except SettingsError as error:
                     wrong.append(f"{each.name}:{number}: {error}")
     none(wrong)

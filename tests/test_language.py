@@ -13,14 +13,14 @@ from typing import Final, NamedTuple
 import pytest
 
 from tests.support import prose
-from tests.support.identifiers import files, identifiers, words
-from tests.support.pages import Page, pages
-from tests.support.prose import Module, modules
+from tests.support.identifiers import find_identifiers, list_files, split_name
+from tests.support.pages import Page, read_pages
+from tests.support.prose import Module, read_modules
 
-PAGES: Final = tuple(each for each in pages("docs") if each.name != "CHANGELOG.md")
+PAGES: Final = tuple(each for each in read_pages("docs") if each.name != "CHANGELOG.md")
 #: Packages and modules, by their paths, whose docstrings, comments and messages are checked, too.
 CHECKED: Final[tuple[str, ...]] = ("coordinator", "workers", "schemas")
-TEXTS: Final[tuple[Page | Module, ...]] = (*PAGES, *(module for name in CHECKED for module in modules(name)))
+TEXTS: Final[tuple[Page | Module, ...]] = (*PAGES, *(module for name in CHECKED for module in read_modules(name)))
 
 
 class Rule(NamedTuple):
@@ -94,7 +94,7 @@ def test_exceptions_are_needed() -> None:
 
 def test_checked_packages_exist() -> None:
     """Every package that is checked has a file: one that was moved is named anew."""
-    assert [name for name in CHECKED if not modules(name)] == []
+    assert [name for name in CHECKED if not read_modules(name)] == []
 
 
 def test_prose_of_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ SQL = "SELECT verdict FROM stories WHERE settled"
 '''
     )
     monkeypatch.setattr(prose, "ROOT", tmp_path)
-    (some,) = modules("some.py")
+    (some,) = read_modules("some.py")
     assert some.name == "some.py"
     assert sorted(found for rule in RULES for found in some.search(rule.pattern)) == [
         (1, "somebody"),
@@ -186,11 +186,11 @@ def test_names_have_the_words_of_the_field(package: str) -> None:
     """A name has no word that stands for another one in Baleen's language."""
     wrong = [
         f"{path.relative_to(prose.ROOT)}:{each.line}: {each.text}: write {rule.instead}"
-        for path in files(package)
-        for each in identifiers(path)
+        for path in list_files(package)
+        for each in find_identifiers(path)
         if (path.relative_to(prose.ROOT).as_posix(), each.text) not in ALLOWED_NAMES
         for rule in NAME_RULES
-        if rule.pattern.search(words(each.text))
+        if rule.pattern.search(split_name(each.text))
     ]
     if wrong:
         pytest.fail("\n".join(wrong), pytrace=False)
@@ -199,9 +199,9 @@ def test_names_have_the_words_of_the_field(package: str) -> None:
 def test_exceptions_of_names_are_needed() -> None:
     """Every exception of a name is found in its file."""
     for (file, name), why in ALLOWED_NAMES.items():
-        found = {each.text for each in identifiers(prose.ROOT / file)}
+        found = {each.text for each in find_identifiers(prose.ROOT / file)}
         assert name in found, f"{file} has no {name} any more ({why})"
-        assert any(rule.pattern.search(words(name)) for rule in NAME_RULES)
+        assert any(rule.pattern.search(split_name(name)) for rule in NAME_RULES)
 
 
 @pytest.mark.parametrize(
@@ -209,10 +209,10 @@ def test_exceptions_of_names_are_needed() -> None:
 )
 def test_mistakes_in_names_are_found(name: str) -> None:
     """A name is split at underscores and capitals."""
-    assert any(rule.pattern.search(words(name)) for rule in NAME_RULES)
+    assert any(rule.pattern.search(split_name(name)) for rule in NAME_RULES)
 
 
 @pytest.mark.parametrize("name", ["dead_letters", "look_up", "LOOKUP_LIMIT", "doubtful", "DeadLetterFound", "resolve"])
 def test_good_names_pass(name: str) -> None:
     """Names of the field pass."""
-    assert not any(rule.pattern.search(words(name)) for rule in NAME_RULES)
+    assert not any(rule.pattern.search(split_name(name)) for rule in NAME_RULES)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.errors import SettingsError
-from coordinator.settings import FLOORS, Duration, Secret, Settings, build, load, shown
+from coordinator.settings import FLOORS, Duration, Secret, Settings, describe_settings, load, make_settings
 
 SECRET = "hunter2-in-plain-sight"
 
@@ -143,7 +143,7 @@ def test_a_setting_is_reported_where_it_stands(tmp_path: Path) -> None:
 def test_what_is_allowed_is_shown(name: str, value: str, allowed: str) -> None:
     """A value out of range, or no choice, is refused in one sentence that says what is allowed, and in which unit."""
     with pytest.raises(SettingsError) as refused:
-        build({name: value})
+        make_settings({name: value})
     message = str(refused.value)
     assert f"BALEEN_{name.upper()} is malformed: write " in message
     assert allowed in message
@@ -152,9 +152,11 @@ def test_what_is_allowed_is_shown(name: str, value: str, allowed: str) -> None:
 
 def test_bounds_are_allowed() -> None:
     """What is just at a bound is taken, and a choice in any case."""
-    made = build({"worker_batch": "1", "worker_metrics_port": "65535", "log_level": "WARNING", "probe_every": "10ms"})
+    made = make_settings(
+        {"worker_batch": "1", "worker_metrics_port": "65535", "log_level": "WARNING", "probe_every": "10ms"}
+    )
     assert (made.worker_batch, made.worker_metrics_port, made.log_level) == (1, 65535, "warning")
-    assert build({"kafka_sasl_mechanism": "scram-sha-512"}).kafka_sasl_mechanism == "SCRAM-SHA-512"
+    assert make_settings({"kafka_sasl_mechanism": "scram-sha-512"}).kafka_sasl_mechanism == "SCRAM-SHA-512"
 
 
 def test_names_in_the_file_have_no_prefix(tmp_path: Path) -> None:
@@ -186,17 +188,17 @@ def test_malformed_stack(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize("name", [name for name, kind in Settings.__annotations__.items() if "Secret" in str(kind)])
 def test_secrets_do_not_show(name: str) -> None:
     """No repr, printed setting or error shows a secret."""
-    settings = build({name: SECRET})
+    settings = make_settings({name: SECRET})
     assert getattr(settings, name).reveal() == SECRET
-    assert SECRET not in repr(settings) + str(settings) + json.dumps(shown(settings))
-    assert shown(settings)[name] == "(set)"
-    assert shown(Settings())[name] is None
+    assert SECRET not in repr(settings) + str(settings) + json.dumps(describe_settings(settings))
+    assert describe_settings(settings)[name] == "(set)"
+    assert describe_settings(Settings())[name] is None
 
 
 def test_malformed_secrets_do_not_show() -> None:
     """A value that is refused is not repeated, nor is what it came from chained."""
     with pytest.raises(SettingsError) as refused:
-        build({"safety_clock_skew": SECRET})
+        make_settings({"safety_clock_skew": SECRET})
     assert SECRET not in "".join(traceback.format_exception(refused.value))
 
 
@@ -204,21 +206,21 @@ def test_malformed_secrets_do_not_show() -> None:
 def test_floors(name: str, floor: float) -> None:
     """A time at its floor is taken; below it only with UNSAFE_TIMES."""
     at_floor, below = f"{int(floor * 1000)}ms", f"{int(floor * 1000) - 1}ms"
-    assert getattr(build({name: at_floor}), name) == floor
+    assert getattr(make_settings({name: at_floor}), name) == floor
     with pytest.raises(SettingsError, match="UNSAFE_TIMES"):
-        build({name: below})
-    assert getattr(build({name: below, "unsafe_times": "true"}), name) < floor
+        make_settings({name: below})
+    assert getattr(make_settings({name: below, "unsafe_times": "true"}), name) < floor
 
 
 def test_unsafe_findings() -> None:
     """Checks that are to hold nothing are named one by one, in any case, and only where times may be unsafe, too."""
-    made = build({"unsafe_findings": " Kafka-Durable, cannot-delete,kafka-durable ", "unsafe_times": "true"})
+    made = make_settings({"unsafe_findings": " Kafka-Durable, cannot-delete,kafka-durable ", "unsafe_times": "true"})
     assert made.unsafe_findings == "kafka-durable,cannot-delete"
-    assert build({"unsafe_findings": ""}).unsafe_findings == ""
+    assert make_settings({"unsafe_findings": ""}).unsafe_findings == ""
     with pytest.raises(SettingsError, match=r"BALEEN_UNSAFE_FINDINGS runs GC .* BALEEN_UNSAFE_TIMES=true"):
-        build({"unsafe_findings": "kafka-durable"})
+        make_settings({"unsafe_findings": "kafka-durable"})
     with pytest.raises(SettingsError, match=r"write some of registry-answers, .* separated by commas"):
-        build({"unsafe_findings": "kafka-durable,all", "unsafe_times": "true"})
+        make_settings({"unsafe_findings": "kafka-durable,all", "unsafe_times": "true"})
 
 
 @pytest.mark.parametrize(

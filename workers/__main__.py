@@ -13,10 +13,10 @@ import structlog
 from coordinator import settings as configuration
 from coordinator.errors import BaleenError
 from coordinator.settings import Settings
-from coordinator.telemetry import configure
+from coordinator.telemetry import configure_logging
 from workers import metrics
-from workers.build import Worker, build
-from workers.run import run
+from workers.build import Worker, make_worker
+from workers.run import run_worker
 
 log = structlog.get_logger()
 
@@ -30,15 +30,15 @@ async def _run(worker: Worker) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await run(worker, stop)
+    await run_worker(worker, stop)
 
 
 def main() -> int:
     try:
         settings: Settings = configuration.load()
-        configure(settings)
-        metrics.serve(settings.worker_metrics_port, "BALEEN_WORKER_METRICS_PORT")
-        worker = build(settings)
+        configure_logging(settings)
+        metrics.serve_metrics(settings.worker_metrics_port, "BALEEN_WORKER_METRICS_PORT")
+        worker = make_worker(settings)
     except BaleenError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

@@ -61,7 +61,7 @@ class ReferenceApp(faust.App):
         # Without positions nothing may be read. Faust's time limit for this call is that of one request to the broker.
         while True:
             try:
-                found = await asyncio.to_thread(self._positions.of, wanted)
+                found = await asyncio.to_thread(self._positions.find_offsets, wanted)
                 break
             except UnavailableError as error:
                 log.warning("waiting for positions", reason=str(error))
@@ -76,14 +76,14 @@ class ReferenceApp(faust.App):
 
     async def check_positions(self) -> None:
         """Detect a log that was replaced while it was being read, and a partition that is read at a wrong offset."""
-        idle = self._processor.idle
+        idle = self._processor.is_idle
         try:
-            found = await asyncio.to_thread(self._positions.of, list(self._stood))
+            found = await asyncio.to_thread(self._positions.find_offsets, list(self._stood))
         except BaleenError as error:
             log.warning("positions cannot be checked", reason=str(error))
             return
         for partition, offset in list(found.items()):
-            moved = offset < self._stood.get(partition, 0) or (idle and self._processor.idle)
+            moved = offset < self._stood.get(partition, 0) or (idle and self._processor.is_idle)
             if moved and not await self._read_from(partition, offset):
                 # Keep the last position for the next check.
                 log.warning("a partition cannot be checked yet", topic=partition[0], partition=partition[1])
@@ -98,13 +98,13 @@ class ReferenceApp(faust.App):
         tp = TP(*partition)
         if tp not in self.consumer.assignment():
             return True
-        at = await cast(ChunkConsumer, self.consumer).reads_from(tp, RETRY_S)
+        at = await cast(ChunkConsumer, self.consumer).read_position(tp, RETRY_S)
         if at is not None and at != offset:
             await self.seek(partition, offset)
         return at is not None
 
 
-def build(
+def make_app(
     brokers: list[str],
     processor: Processor,
     positions: Positions,
@@ -149,7 +149,7 @@ def build(
     _ = references
     app.timer(POSITIONS_EVERY_S)(app.check_positions)
     app.timer(RESOLVE_EVERY_S, on_leader=False)(housekeeping.resolve)
-    app.timer(KEEP_EVERY_S, on_leader=False)(housekeeping.keep)
+    app.timer(KEEP_EVERY_S, on_leader=False)(housekeeping.keep_links)
     app.timer(SWEEP_EVERY_S, on_leader=False)(housekeeping.sweep)
     app.timer(RESTORE_EVERY_S, on_leader=False)(housekeeping.restore)
     return app

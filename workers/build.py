@@ -19,7 +19,7 @@ from coordinator.reconcile.resolve import Resolver
 from coordinator.settings import Settings
 from coordinator.table import statements
 from workers.app import SESSION_TIMEOUT_S, ReferenceApp
-from workers.app import build as build_app
+from workers.app import make_app as build_app
 from workers.housekeeping import Housekeeping
 from workers.position import Positions
 from workers.processor import Processor
@@ -43,11 +43,11 @@ class Worker(NamedTuple):
         self.inspector.close()
 
 
-def build(settings: Settings) -> Worker:
+def make_worker(settings: Settings) -> Worker:
     """Build a worker without starting it; raises SettingsError that names what is missing."""
-    connections = compose_database.connections(settings, name="baleen-worker", prepare=_prepare)
+    connections = compose_database.make_connections(settings, name="baleen-worker", prepare=_prepare_connection)
     inspector = LogInspector(settings)
-    store = compose_store.object_store(settings)
+    store = compose_store.make_object_store(settings)
     positions = Positions(connections, inspector)
     resolver = Resolver(connections, store)
     margin = timedelta(seconds=settings.safety_clock_skew)
@@ -64,7 +64,7 @@ def build(settings: Settings) -> Worker:
         limits=compose_values.dead_letter_limits(settings),
     )
     restoring = ExitStack()
-    restorer = restoring.enter_context(compose_scheduler.restorer(settings, name="baleen-restorer"))
+    restorer = restoring.enter_context(compose_scheduler.open_restorer(settings, name="baleen-restorer"))
     housekeeping = Housekeeping(
         connections,
         resolver,
@@ -78,23 +78,23 @@ def build(settings: Settings) -> Worker:
         processor,
         positions,
         housekeeping,
-        credentials=_credentials(settings),
+        credentials=_make_credentials(settings),
         group=settings.worker_group,
         fetch_records=settings.worker_batch,
     )
     return Worker(app, processor, resolver, link_keeper, restoring, connections, inspector)
 
 
-def _prepare(connection: Any) -> None:
+def _prepare_connection(connection: Any) -> None:
     """Set up a connection for batches: its locks end when a worker that hangs loses its group membership.
 
     The worker that takes over its partitions waits for those locks.
     """
-    statements.prepare(connection)
+    statements.prepare_connection(connection)
     connection.execute(f"SET idle_in_transaction_session_timeout = '{SESSION_TIMEOUT_S:.0f}s'")
 
 
-def _credentials(settings: Settings) -> Credentials | None:
+def _make_credentials(settings: Settings) -> Credentials | None:
     """The security settings of the other Kafka clients, as Faust takes them."""
     arguments = client_arguments(settings)
     tls = arguments.get("ssl_context")

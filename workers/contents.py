@@ -15,38 +15,38 @@ from coordinator.storage.manifests import StoredManifest
 from coordinator.table.batch import Item, Reports, Slice
 
 
-def without_references(slices: Iterable[Slice]) -> set[Digest]:
+def find_without_references(slices: Iterable[Slice]) -> set[Digest]:
     """Return pushed manifests whose event lists no references. What another pod lists for them is only its report."""
-    return {push.digest for push in _pushes(slices) if push.content is None}
+    return {push.digest for push in _pushed_manifests(slices) if push.content is None}
 
 
-def with_references(slices: Iterable[Slice]) -> set[Digest]:
+def find_with_references(slices: Iterable[Slice]) -> set[Digest]:
     """Return pushed manifests whose event lists their references."""
-    return {push.digest for push in _pushes(slices) if push.content is not None}
+    return {push.digest for push in _pushed_manifests(slices) if push.content is not None}
 
 
 def drop_unread(slices: Iterable[Slice], unread: Mapping[Digest, set[int]]) -> list[Slice]:
     """Drop the listed references of manifests that another pod holds unread: for that pod they are only a report."""
 
-    def left(item: Item) -> Item:
+    def drop(item: Item) -> Item:
         fact = item.fact
         if not isinstance(fact, ManifestPushed) or not unread.get(fact.digest, set()) - {item.pod_id}:
             return item
         return item._replace(fact=fact._replace(content=None))
 
-    return [piece._replace(items=[left(item) for item in piece.items]) for piece in slices]
+    return [piece._replace(items=[drop(item) for item in piece.items]) for piece in slices]
 
 
-def indexes(slices: Iterable[Slice]) -> list[tuple[RepositoryName, Digest]]:
+def find_indexes(slices: Iterable[Slice]) -> list[tuple[RepositoryName, Digest]]:
     """Return pushed manifests that are, or may be, an index."""
     return [
         (push.repository, push.digest)
-        for push in _pushes(slices)
+        for push in _pushed_manifests(slices)
         if push.content is None or push.content.kind in PARENTS
     ]
 
 
-def reports(slices: Iterable[Slice], wanted: Collection[Digest]) -> Reports:
+def find_reports(slices: Iterable[Slice], wanted: Collection[Digest]) -> Reports:
     """Return what pods report in these slices about these manifests."""
     found: dict[Digest, list[tuple[int, ManifestContent]]] = {}
     for piece in slices:
@@ -62,17 +62,17 @@ def reports(slices: Iterable[Slice], wanted: Collection[Digest]) -> Reports:
     return found
 
 
-def _pushes(slices: Iterable[Slice]) -> Iterator[ManifestPushed]:
+def _pushed_manifests(slices: Iterable[Slice]) -> Iterator[ManifestPushed]:
     return (item.fact for piece in slices for item in piece.items if isinstance(item.fact, ManifestPushed))
 
 
-def fill(piece: Slice, found: Mapping[Digest, StoredManifest]) -> Slice:
+def fill_references(piece: Slice, found: Mapping[Digest, StoredManifest]) -> Slice:
     """Fill the facts with the references that were read; a manifest whose bytes do not name all is kept by links."""
 
-    def filled(item: Item) -> Item:
+    def fill_item(item: Item) -> Item:
         fact = item.fact
         if not isinstance(fact, ManifestPushed) or fact.content is not None or fact.digest not in found:
             return item
         return item._replace(fact=found[fact.digest].fill(fact))
 
-    return piece._replace(items=[filled(item) for item in piece.items])
+    return piece._replace(items=[fill_item(item) for item in piece.items])

@@ -41,26 +41,26 @@ class Housekeeping:
         self._retention = retention
 
     async def resolve(self) -> None:
-        await self._quietly(self._resolver.resolve)
+        await self._run_logged(self._resolver.resolve_all)
 
-    async def keep(self) -> None:
-        await self._quietly(self._link_keeper.round)
+    async def keep_links(self) -> None:
+        await self._run_logged(self._link_keeper.round)
 
     async def restore(self) -> None:
-        await self._quietly(lambda: metrics.RESTORED.inc(self._restorer.round()))
+        await self._run_logged(lambda: metrics.RESTORED.inc(self._restorer.round()))
 
     async def sweep(self) -> None:
-        await self._quietly(self._sweep)
+        await self._run_logged(self._sweep)
 
     def _sweep(self) -> None:
         with self._connections.use() as connection:
-            expired = expiry.expire_links(connection, self._link_grace)
-            expiry.end_doubtful_removals(connection)
-            forgotten = expiry.forget_removals(connection, self._retention)
+            expired = expiry.delete_expired_links(connection, self._link_grace)
+            expiry.resolve_needless_removals(connection)
+            forgotten = expiry.delete_old_removals(connection, self._retention)
         if expired or forgotten:
             log.info("swept", links_expired=expired, removals_forgotten=forgotten)
 
-    async def _quietly(self, work: Callable[[], object]) -> None:
+    async def _run_logged(self, work: Callable[[], object]) -> None:
         try:
             await asyncio.to_thread(work)
         except UnavailableError as error:

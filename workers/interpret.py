@@ -37,7 +37,7 @@ from coordinator.ingest.normalise import EARLIEST, ID_LIMIT, LATEST
 from coordinator.kafka.log import fingerprint_of
 from coordinator.kafka.topics import DEAD_LETTERS
 from coordinator.pods.directory import Directory
-from coordinator.table.batch import DeadLetterFound, Echo, Item, Process, Slice
+from coordinator.table.batch import DeadLetterFound, Echo, Item, ProcessKey, Slice
 from schemas.records import (
     RECORD_CONTENT_TYPE,
     Bytes,
@@ -103,9 +103,9 @@ class _Action(msgspec.Struct):
     action: str = ""
 
 
-_sender = msgspec.json.Decoder(_Sender)
-_action = msgspec.json.Decoder(_Action)
-_watermark = msgspec.json.Decoder(RegistryWatermark)
+_sender_decoder = msgspec.json.Decoder(_Sender)
+_action_decoder = msgspec.json.Decoder(_Action)
+_watermark_decoder = msgspec.json.Decoder(RegistryWatermark)
 
 
 class _NotUnderstoodError(BaleenError):
@@ -124,11 +124,11 @@ class Interpreter:
         #: (pod, repository, process) checked in this chunk, with the pod's id.
         self._checked: dict[tuple[str, str, str], int] = {}
         #: The processes that sent records of this chunk.
-        self._processes: set[Process] = set()
+        self._processes: set[ProcessKey] = set()
 
-    def slice_of(self, chunk: Chunk) -> Slice:
+    def interpret(self, chunk: Chunk) -> Slice:
         """Interpret a chunk. Offsets between its records, left by compaction or transactions, have no record."""
-        read = self._dead_letter if chunk.topic == DEAD_LETTERS else self._event
+        read = self._interpret_dead_letter if chunk.topic == DEAD_LETTERS else self._interpret_event
         last = chunk.records[-1]
         self._checked, self._processes = {}, set()
         items = [read(record) for record in chunk.records]
@@ -142,58 +142,58 @@ class Interpreter:
             frozenset(self._processes),
         )
 
-    def _dead_letter(self, record: KafkaRecord) -> Item:
+    def _interpret_dead_letter(self, record: KafkaRecord) -> Item:
         try:
             dead_letter = self._dead_letters.decode(record.value or b"")
             _check_time(dead_letter.received_at)
         except _UNREADABLE as error:
             if _is_watermark(record):
-                return self._echo(record)
-            return _dead(record, "malformed", f"A dead letter that cannot be read: {error}.")
+                return self._interpret_echo(record)
+            return _make_dead_item(record, "malformed", f"A dead letter that cannot be read: {error}.")
         found = DeadLetterFound(
             dead_letter.pod,
             dead_letter.reason,
-            storable(dead_letter.detail),
+            make_storable(dead_letter.detail),
             int(dead_letter.received_at.timestamp() * 1000),
-            storable(dead_letter.payload),
+            make_storable(dead_letter.payload),
             dead_letter.payload_bytes,
-            storable(dead_letter.content_type),
-            _about(dead_letter),
+            make_storable(dead_letter.content_type),
+            _repositories_of(dead_letter),
         )
         return Item(record.offset, record.timestamp, 0, None, found)
 
-    def _event(self, record: KafkaRecord) -> Item:
+    def _interpret_event(self, record: KafkaRecord) -> Item:
         try:
             event = self._events.decode(record.value or b"")
             _check_time(event.timestamp)
-            pod_id = self._checked.get((event.pod, event.repository, event.process)) or self._check(event)
-            return Item(record.offset, record.timestamp, pod_id, self._fact(event), None)
+            pod_id = self._checked.get((event.pod, event.repository, event.process)) or self._check_event(event)
+            return Item(record.offset, record.timestamp, pod_id, self._make_fact(event), None)
         except _UNREADABLE as error:
             # The action distinguishes a watermark from an event, so that only watermarks are decoded twice.
             if _is_watermark(record):
-                return self._echo(record)
-            return _dead(record, "malformed", f"Not a registry.event record: {error}.")
+                return self._interpret_echo(record)
+            return _make_dead_item(record, "malformed", f"Not a registry.event record: {error}.")
         except _NotUnderstoodError as error:
-            return _dead(record, error.reason, str(error))
+            return _make_dead_item(record, error.reason, str(error))
         except BaleenError as error:
-            return _dead(record, "invalid-name", str(error))
+            return _make_dead_item(record, "invalid-name", str(error))
 
-    def _check(self, event: _Event) -> int:
+    def _check_event(self, event: _Event) -> int:
         pod = self._directory.pods.get(PodName(event.pod))
         repository = parse_repository(event.repository)
         if pod is None or owner_of(repository, self._directory.owners) != event.pod:
             raise _NotUnderstoodError("not-owned", f"Pod {event.pod} does not own repository {repository}.")
         if event.process:
-            self._processes.add((pod, _process(event.process)))
+            self._processes.add((pod, _check_process(event.process)))
         self._checked[event.pod, event.repository, event.process] = pod
         return pod
 
-    def _echo(self, record: KafkaRecord) -> Item:
+    def _interpret_echo(self, record: KafkaRecord) -> Item:
         try:
-            watermark = _watermark.decode(record.value or b"")
-            process = _process(watermark.process)
+            watermark = _watermark_decoder.decode(record.value or b"")
+            process = _check_process(watermark.process)
         except (*_UNREADABLE, _NotUnderstoodError) as error:
-            return _dead(record, "malformed", f"Not a registry.watermark record: {error}.")
+            return _make_dead_item(record, "malformed", f"Not a registry.watermark record: {error}.")
         # A removed pod has no probes.
         pod = self._directory.pods.get(PodName(watermark.pod), 0)
         if pod:
@@ -201,10 +201,10 @@ class Interpreter:
         echo = Echo(watermark.process, watermark.nonce, watermark.partitions or 0, watermark.dead_letters_partition)
         return Item(record.offset, record.timestamp, pod, None, None, echo)
 
-    def _fact(self, event: _Event) -> Fact | None:
+    def _make_fact(self, event: _Event) -> Fact | None:
         repository = RepositoryName(event.repository)
         if event.action == "rename":
-            return self._renamed(event)
+            return self._make_rename(event)
         if event.action == "delete":
             if event.digest is not None:
                 return Removed(repository, parse_digest(event.digest), event.timestamp)
@@ -214,9 +214,9 @@ class Interpreter:
         digest = parse_digest(event.digest)
         if event.action == "mount" or event.media_type == BLOB_MEDIA_TYPE:
             return BlobLinked(repository, digest, event.timestamp, event.size)
-        return ManifestPushed(repository, digest, event.timestamp, event.size, _content(event))
+        return ManifestPushed(repository, digest, event.timestamp, event.size, _make_content(event))
 
-    def _renamed(self, event: _Event) -> Fact:
+    def _make_rename(self, event: _Event) -> Fact:
         rename = event.rename
         if rename is None:
             raise _NotUnderstoodError("malformed", "A rename that does not say from what to what.")
@@ -229,7 +229,7 @@ class Interpreter:
         return RepositoryRenamed(source, destination, below=True, at=event.timestamp)
 
 
-def _content(event: _Event) -> ManifestContent | None:
+def _make_content(event: _Event) -> ManifestContent | None:
     kind = MANIFEST_KINDS.get(event.media_type or "")
     # As at ingest: an empty list looks like `includereferences` switched off, and a list of another kind or too long is
     # not used. Then the manifest's bytes are read.
@@ -249,13 +249,13 @@ def _check_time(at: datetime) -> None:
 
 def _is_watermark(record: KafkaRecord) -> bool:
     try:
-        return _action.decode(record.value or b"").action == "watermark"
+        return _action_decoder.decode(record.value or b"").action == "watermark"
     except _UNREADABLE:
         return False
 
 
-def _process(instance_id: str) -> str:
-    if len(instance_id) > ID_LIMIT or storable(instance_id) != instance_id:
+def _check_process(instance_id: str) -> str:
+    if len(instance_id) > ID_LIMIT or make_storable(instance_id) != instance_id:
         raise _NotUnderstoodError("malformed", "The name of the registry process is too long or holds NUL.")
     return instance_id
 
@@ -263,7 +263,7 @@ def _process(instance_id: str) -> str:
 def pod_of(record: KafkaRecord) -> str:
     """Return the pod that an unusable record names, else the pod of its key (`pod/repository`), else ""."""
     try:
-        named = _sender.decode(record.value or b"").pod
+        named = _sender_decoder.decode(record.value or b"").pod
     except _UNREADABLE:
         named = ""
     if named:
@@ -274,21 +274,21 @@ def pod_of(record: KafkaRecord) -> str:
         return ""
 
 
-def storable(text: str) -> str:
+def make_storable(text: str) -> str:
     """Replace what PostgreSQL's text cannot hold: NUL and half a surrogate pair."""
     return text.encode(errors="replace").decode().replace("\0", "\ufffd")
 
 
-def dead_letter(record: KafkaRecord, pod: str, reason: str, detail: str) -> DeadLetterFound:
+def make_dead_letter(record: KafkaRecord, pod: str, reason: str, detail: str) -> DeadLetterFound:
     """A dead letter whose payload is the record itself, so that it can be retried as it is."""
     value = record.value or b""
-    payload = storable(value.decode(errors="replace"))
+    payload = make_storable(value.decode(errors="replace"))
     # The producer sets a record's time, perhaps in another unit.
     received_at_ms = min(max(record.timestamp, _EARLIEST_MS), _LATEST_MS)
     return DeadLetterFound(
-        storable(pod),
+        make_storable(pod),
         reason,
-        storable(detail),
+        make_storable(detail),
         received_at_ms,
         payload,
         len(value),
@@ -297,7 +297,7 @@ def dead_letter(record: KafkaRecord, pod: str, reason: str, detail: str) -> Dead
     )
 
 
-def _about(dead_letter: DeadLetter) -> Sequence[RepositoryName] | None:
+def _repositories_of(dead_letter: DeadLetter) -> Sequence[RepositoryName] | None:
     """Return the repositories that a dead letter concerns, from ingest or from its payload if that is complete."""
     try:
         if dead_letter.repositories is not None:
@@ -308,5 +308,5 @@ def _about(dead_letter: DeadLetter) -> Sequence[RepositoryName] | None:
     return repositories_in(payload) if len(payload) == dead_letter.payload_bytes else None
 
 
-def _dead(record: KafkaRecord, reason: str, detail: str) -> Item:
-    return Item(record.offset, record.timestamp, 0, None, dead_letter(record, pod_of(record), reason, detail))
+def _make_dead_item(record: KafkaRecord, reason: str, detail: str) -> Item:
+    return Item(record.offset, record.timestamp, 0, None, make_dead_letter(record, pod_of(record), reason, detail))

@@ -6,7 +6,7 @@ from typing import Any
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
 from coordinator.errors import SettingsError
-from coordinator.table.batch import Applied
+from coordinator.table.batch import ApplyResult
 
 RECORDS = Counter("baleen_worker_records_total", "Kafka records applied.")
 HOLDINGS = Counter("baleen_worker_holdings_total", "Holdings added or removed.", ["change"])
@@ -30,7 +30,7 @@ GC_BLOBS = Counter("baleen_gc_blobs_total", "Blobs that collections hid, purged 
 GC_BYTES = Counter("baleen_gc_bytes_total", "Bytes that collections hid, and bytes that storage freed.", ["change"])
 
 
-def count(applied: Applied) -> None:
+def count_applied(applied: ApplyResult) -> None:
     RECORDS.inc(applied.records)
     HOLDINGS.labels("added").inc(applied.holdings_added)
     HOLDINGS.labels("removed").inc(applied.holdings_removed)
@@ -55,7 +55,7 @@ def count_collection(progress: Mapping[str, Any], outcome: str) -> None:
     GC_BLOBS.labels("restored").inc(progress.get("restored", 0))
 
 
-def serve(port: int, setting: str) -> None:
+def serve_metrics(port: int, setting: str) -> None:
     """Serve the metrics on loopback, unless the port is 0; raises SettingsError, with the setting's name."""
     if port == 0:
         return

@@ -1,6 +1,6 @@
 """Run periodic work, each piece in its own thread.
 
-Route: a list of `Periodic` -> `Periodically.start` -> lease -> work -> pause -> …
+Route: a list of `PeriodicWork` -> `PeriodicThreads.start` -> lease -> work -> pause -> …
 A failure is logged, and the work is retried at its next time. Work marked `alone` is done by one process at a time.
 A process that was paused may continue such work for a moment after another took over, so each piece of work must be
 correct whichever process does it, and however often.
@@ -31,7 +31,7 @@ ASK_EVERY_S = 5.0
 Outcome = Literal["done", "failed", "left"]
 
 
-class Periodic(NamedTuple):
+class PeriodicWork(NamedTuple):
     """Work to do every so many seconds. It should return soon once the process is asked to stop."""
 
     name: str
@@ -41,10 +41,12 @@ class Periodic(NamedTuple):
     alone: bool = True
 
 
-class Periodically:
+class PeriodicThreads:
     """Threads that do the work until they are stopped."""
 
-    def __init__(self, works: Sequence[Periodic], leases: Leases, stop: threading.Event, end_s: float = END_S) -> None:
+    def __init__(
+        self, works: Sequence[PeriodicWork], leases: Leases, stop: threading.Event, end_s: float = END_S
+    ) -> None:
         self._works = works
         self._end_s = end_s
         self._leases = leases
@@ -68,20 +70,20 @@ class Periodically:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _repeat(self, work: Periodic) -> None:
+    def _repeat(self, work: PeriodicWork) -> None:
         # Processes that start together must not all ask at once.
         pause = random.uniform(0, min(1.0, work.every))  # noqa: S311 - not a secret
         while not self._stop.wait(pause):
             began = time.monotonic()
-            outcome = self._once(work)
+            outcome = self._do_once(work)
             every = min(work.every, ASK_EVERY_S) if outcome == "left" else work.every
             pause = max(0.0, began + every - time.monotonic())
 
-    def _once(self, work: Periodic) -> Outcome:
+    def _do_once(self, work: PeriodicWork) -> Outcome:
         """Do the work if this process holds the lease."""
         outcome: Outcome = "failed"
         try:
-            if work.alone and not self._leases.hold(work.name):
+            if work.alone and not self._leases.take(work.name):
                 outcome = "left"
             else:
                 work.work()

@@ -29,15 +29,15 @@ from coordinator.errors import BaleenError, UnavailableError
 from coordinator.kafka.log import fingerprint_of
 from coordinator.pods import directory
 from coordinator.reconcile.link_keeper import LinkKeeper
-from coordinator.reconcile.linked_manifests import Layered
+from coordinator.reconcile.linked_manifests import ChildAdder
 from coordinator.reconcile.resolve import Resolver
 from coordinator.storage import manifests
 from coordinator.storage.port import ObjectStore
-from coordinator.table.apply import BatchApply
-from coordinator.table.batch import Applied, DeadLetterLimits, OutOfStepError, Slice
+from coordinator.table.apply import BatchApplier
+from coordinator.table.batch import ApplyResult, DeadLetterLimits, OutOfStepError, Slice
 from coordinator.table.echoes import KnownProcesses
 from workers import contents, metrics
-from workers.interpret import Chunk, Interpreter, dead_letter, pod_of
+from workers.interpret import Chunk, Interpreter, make_dead_letter, pod_of
 from workers.position import Partition, Positions
 
 log = structlog.get_logger()
@@ -103,7 +103,7 @@ class Processor:
         self._limits = limits
         self._resolver = resolver
         self._link_keeper = link_keeper
-        self._layered = Layered(connections, store, margin)
+        self._layered = ChildAdder(connections, store, margin)
         self._queue: asyncio.Queue[Chunk] = asyncio.Queue()
         #: Already taken from the queue, for the next batch.
         self._held: Chunk | None = None
@@ -122,11 +122,11 @@ class Processor:
         """Take a chunk; waits while too many bytes wait already."""
         async with self._room:
             await self._room.wait_for(lambda: self._waiting < WAITING_BYTES_LIMIT)
-            self._waiting += _size(chunk)
+            self._waiting += _chunk_bytes(chunk)
         self._queue.put_nowait(chunk)
 
     @property
-    def idle(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether everything that was submitted is finished."""
         return self._waiting == 0
 
@@ -140,16 +140,16 @@ class Processor:
 
     async def _decode_all(self, decoded: asyncio.Queue[Batch]) -> None:
         while True:
-            chunks = await self._gather()
-            slices = await self._persist(self._decoding, self._decode, chunks)
+            chunks = await self._gather_chunks()
+            slices = await self._run_with_retries(self._decoding, self._decode_chunks, chunks)
             await decoded.put(Batch(chunks, slices))
 
     async def _apply_all(self, decoded: asyncio.Queue[Batch]) -> None:
         while True:
             batch = await decoded.get()
-            await self._apply(batch)
+            await self._apply_batch(batch)
             async with self._room:
-                self._waiting -= sum(_size(chunk) for chunk in batch.chunks)
+                self._waiting -= sum(_chunk_bytes(chunk) for chunk in batch.chunks)
                 self._room.notify_all()
 
     def close(self) -> None:
@@ -157,7 +157,7 @@ class Processor:
             pool.shutdown(wait=False, cancel_futures=True)
         self._layered.close()
 
-    async def _gather(self) -> list[Chunk]:
+    async def _gather_chunks(self) -> list[Chunk]:
         """Wait for a chunk and join the other waiting chunks, so that each partition's records are contiguous."""
         first = self._held or await self._queue.get()
         self._held = None
@@ -177,46 +177,46 @@ class Processor:
             records += len(chunk.records)
         return list(gathered.values())
 
-    def _decode(self, chunks: Sequence[Chunk]) -> list[Slice]:
+    def _decode_chunks(self, chunks: Sequence[Chunk]) -> list[Slice]:
         with self._connections.use() as connection:
-            pods = directory.load(connection)
+            pods = directory.read_directory(connection)
         interpreter = Interpreter(pods)
-        slices = [interpreter.slice_of(chunk) for chunk in chunks]
+        slices = [interpreter.interpret(chunk) for chunk in chunks]
         with self._connections.use() as connection:
-            if unread := directory.unread_manifests(connection, contents.with_references(slices)):
+            if unread := directory.find_unread_manifests(connection, contents.find_with_references(slices)):
                 slices = contents.drop_unread(slices, unread)
-            unlisted = contents.without_references(slices)
+            unlisted = contents.find_without_references(slices)
             if not unlisted:
                 return slices
-            wanted = unlisted - directory.read_manifests(connection, unlisted)
-        bodies = self._reading.map(lambda digest: manifests.read(self._store, digest), wanted)
+            wanted = unlisted - directory.find_verified_manifests(connection, unlisted)
+        bodies = self._reading.map(lambda digest: manifests.read_stored_manifest(self._store, digest), wanted)
         found = dict(zip(wanted, bodies, strict=True))
-        return [contents.fill(piece, found) for piece in slices]
+        return [contents.fill_references(piece, found) for piece in slices]
 
-    async def _apply(self, batch: Batch) -> None:
+    async def _apply_batch(self, batch: Batch) -> None:
         waiting = list(batch.slices)
         while waiting:
             try:
-                applied = await self._persist(self._applying, self._apply_once, waiting)
+                applied = await self._run_with_retries(self._applying, self._apply_once, waiting)
             except OutOfStepError as error:
                 waiting.remove(error.piece)
-                if (rest := await self._in_step(error)) is not None:
+                if (rest := await self._realign(error)) is not None:
                     waiting.append(rest)
             except POISON as error:
-                await self._take_apart(batch.chunks, waiting, error)
+                await self._apply_one_by_one(batch.chunks, waiting, error)
                 return
             else:
-                metrics.count(applied)
+                metrics.count_applied(applied)
                 if applied.disputed:
-                    reports = contents.reports(waiting, applied.disputed)
-                    await self._when_there_is_storage(self._link_keeper.read, applied.disputed, reports)
-                if indexes := contents.indexes(waiting):
-                    await self._when_there_is_storage(self._layered.take_up, indexes)
+                    reports = contents.find_reports(waiting, applied.disputed)
+                    await self._do_if_storage_answers(self._link_keeper.read_disputed, applied.disputed, reports)
+                if indexes := contents.find_indexes(waiting):
+                    await self._do_if_storage_answers(self._layered.add_children, indexes)
                 if applied.removals_doubtful:
-                    await self._when_there_is_storage(self._resolver.resolve_new)
+                    await self._do_if_storage_answers(self._resolver.resolve_new)
                 return
 
-    async def _when_there_is_storage(self, work: Callable[..., object], *arguments: Any) -> None:
+    async def _do_if_storage_answers(self, work: Callable[..., object], *arguments: Any) -> None:
         """Do the work if storage answers, else skip it, since a reconcile does it too: nothing waits for it.
 
         Doubtful removals are kept until they are resolved; blobs that this work skips are not purged before a
@@ -227,24 +227,24 @@ class Processor:
         except BaleenError as error:
             log.warning("storage does not answer, skipped for now", reason=str(error))
 
-    def _apply_once(self, slices: Sequence[Slice]) -> Applied:
+    def _apply_once(self, slices: Sequence[Slice]) -> ApplyResult:
         with self._connections.use() as connection:
-            return BatchApply(connection, self._margin, self._processes, self._request_bound, self._limits).apply(
+            return BatchApplier(connection, self._margin, self._processes, self._request_bound, self._limits).apply(
                 slices
             )
 
-    async def _in_step(self, error: OutOfStepError) -> Slice | None:
+    async def _realign(self, error: OutOfStepError) -> Slice | None:
         """Return the part of a slice that is not applied yet; None if the slice is to be read again."""
         piece = error.piece
         partition = (piece.topic, piece.partition)
-        positions = await self._persist(self._applying, self._positions.of, [partition])
+        positions = await self._run_with_retries(self._applying, self._positions.find_offsets, [partition])
         stands = positions[partition]
         if piece.first_offset < stands == error.expected:
-            return _after(piece, stands)
+            return _drop_applied(piece, stands)
         if piece.first_offset == stands:
             return piece
-        if stands < piece.first_offset and await self._persist(
-            self._applying, self._positions.nothing_between, partition, stands, piece.first_offset
+        if stands < piece.first_offset and await self._run_with_retries(
+            self._applying, self._positions.has_none_between, partition, stands, piece.first_offset
         ):
             return piece._replace(first_offset=stands)
         log.info("seek", topic=piece.topic, partition=piece.partition, offset=stands, came=piece.first_offset)
@@ -252,20 +252,20 @@ class Processor:
             await self.seek(partition, stands)
         return None
 
-    async def _take_apart(self, chunks: Sequence[Chunk], slices: Sequence[Slice], error: Exception) -> None:
+    async def _apply_one_by_one(self, chunks: Sequence[Chunk], slices: Sequence[Slice], error: Exception) -> None:
         """Apply record by record; the one that cannot be applied becomes a dead letter."""
-        log.warning("a record cannot be applied", error=_in_a_line(error))
+        log.warning("a record cannot be applied", error=_format_error(error))
         by_partition = {(chunk.topic, chunk.partition): chunk for chunk in chunks}
         for piece in slices:
             chunk = by_partition[piece.topic, piece.partition]
             records = {record.offset: record for record in chunk.records}
-            for single in _singles(piece, chunk):
+            for single in _split_records(piece, chunk):
                 try:
                     await self._apply_single(single)
                 except POISON as refused:
                     (item,) = single.items
                     record = records[item.offset]
-                    substitute = dead_letter(record, pod_of(record), "unappliable", _in_a_line(refused))
+                    substitute = make_dead_letter(record, pod_of(record), "unappliable", _format_error(refused))
                     instead = single._replace(items=[item._replace(fact=None, dead_letter=substitute, echo=None)])
                     await self._apply_single(instead)
 
@@ -273,13 +273,13 @@ class Processor:
         left: Slice | None = single
         while left is not None:
             try:
-                metrics.count(await self._persist(self._applying, self._apply_once, [left]))
+                metrics.count_applied(await self._run_with_retries(self._applying, self._apply_once, [left]))
             except OutOfStepError as error:
-                left = await self._in_step(error)
+                left = await self._realign(error)
             else:
                 return
 
-    async def _persist(self, pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> T:
+    async def _run_with_retries(self, pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> T:
         """Do work in a thread; retry while a service is away."""
         pause = RETRY_FIRST_S
         while True:
@@ -292,16 +292,16 @@ class Processor:
                 pause = min(2 * pause, RETRY_LONGEST_S)
 
 
-def _size(chunk: Chunk) -> int:
+def _chunk_bytes(chunk: Chunk) -> int:
     """Bytes that a chunk holds; a record without a value still counts."""
     return sum(1 + len(record.value or b"") for record in chunk.records)
 
 
-def _in_a_line(error: Exception) -> str:
+def _format_error(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:500]
 
 
-def _after(piece: Slice, offset: int) -> Slice | None:
+def _drop_applied(piece: Slice, offset: int) -> Slice | None:
     """Cut off the applied records; None if nothing is left."""
     if offset >= piece.next_offset:
         return None
@@ -309,7 +309,7 @@ def _after(piece: Slice, offset: int) -> Slice | None:
     return piece._replace(first_offset=offset, items=items)
 
 
-def _singles(piece: Slice, chunk: Chunk) -> list[Slice]:
+def _split_records(piece: Slice, chunk: Chunk) -> list[Slice]:
     """One slice per record of the piece; together they cover the same offsets."""
     records = {record.offset: record for record in chunk.records}
     singles: list[Slice] = []

@@ -15,7 +15,7 @@ from workers.build import Worker
 STOP_TIMEOUT_S = 5.0
 
 
-async def run(worker: Worker, stop: asyncio.Event) -> None:
+async def run_worker(worker: Worker, stop: asyncio.Event) -> None:
     """Run until `stop` is set and the worker has ended; raises the error that ends it otherwise."""
     pump = asyncio.create_task(worker.processor.run())
     app = asyncio.create_task(_serve(worker.app))

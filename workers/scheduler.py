@@ -2,7 +2,7 @@
 
 Any number of schedulers may run. Work that only one may do is done by the one that holds its lease (periodic.py); jobs
 by the one that takes them (coordinator/jobs/work.py). Nothing is lost with a scheduler. While none runs, no watermark
-advances, so nothing is collected. To add a piece of work, add a line to `works`.
+advances, so nothing is collected. To add a piece of work, add a line to `make_works`.
 """
 
 import os
@@ -35,9 +35,9 @@ from coordinator.pods import clock
 from coordinator.pods.prober import Prober
 from coordinator.settings import Settings
 from coordinator.table import outbox, processes
-from coordinator.telemetry import configure
+from coordinator.telemetry import configure_logging
 from workers import metrics
-from workers.periodic import Periodic, Periodically
+from workers.periodic import PeriodicThreads, PeriodicWork
 
 log = structlog.get_logger()
 
@@ -64,8 +64,8 @@ class Scheduler:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.stop = threading.Event()
-        self._connections = compose_database.connections(settings, name="baleen-scheduler")
-        self._leases = compose_scheduler.leases(settings)
+        self._connections = compose_database.make_connections(settings, name="baleen-scheduler")
+        self._leases = compose_scheduler.make_leases(settings)
         self._prober = Prober(
             self._connections,
             credentials=compose_values.registry_credentials(settings),
@@ -73,41 +73,43 @@ class Scheduler:
         )
         self._closing = ExitStack()
         #: By the kind of job.
-        self._runners: Mapping[str, Runner] = self._closing.enter_context(compose_scheduler.job_runners(settings))
-        self._presence = self._closing.enter_context(compose_scheduler.audit(settings, name="baleen-presence")).presence
-        self._store = compose_store.object_store(settings)
-        self._lifecycle = compose_scheduler.lifecycle_producer(settings)
+        self._runners: Mapping[str, Runner] = self._closing.enter_context(compose_scheduler.open_job_runners(settings))
+        self._presence = self._closing.enter_context(
+            compose_scheduler.open_audit(settings, name="baleen-presence")
+        ).presence
+        self._store = compose_store.make_object_store(settings)
+        self._lifecycle = compose_scheduler.make_lifecycle_producer(settings)
         self._closing.callback(self._lifecycle.close)
         #: The key of a pod's registry is only for an operator's own visit to that pod.
         without_key = replace(settings, pod_access_key=None, pod_secret_key=None)
         self._again = Reexamination(
             self._connections,
-            lambda pod: compose_command.doctor(without_key, pod),
-            compose_values.unsafe_findings(settings),
+            lambda pod: compose_command.open_instruments(without_key, pod),
+            compose_values.parse_unsafe_findings(settings),
             self.stop,
         )
 
-    def works(self) -> Sequence[Periodic]:
+    def make_works(self) -> Sequence[PeriodicWork]:
         return [
-            Periodic("probes", self._settings.probe_every, self._prober.round),
-            Periodic("old-probes", FORGET_EVERY_S, self._forget_probes),
-            Periodic("old-mounts", FORGET_EVERY_S, self._forget_mounts),
-            Periodic("triggers", TRIGGERS_EVERY_S, self._ask_for_jobs),
+            PeriodicWork("probes", self._settings.probe_every, self._prober.round),
+            PeriodicWork("old-probes", FORGET_EVERY_S, self._forget_probes),
+            PeriodicWork("old-mounts", FORGET_EVERY_S, self._forget_mounts),
+            PeriodicWork("triggers", TRIGGERS_EVERY_S, self._request_jobs),
             # Separate, so that a collection does not wait for a listing that takes hours.
-            Periodic("jobs", JOBS_EVERY_S, self._run_jobs, alone=False),
-            Periodic("collection", JOBS_EVERY_S, self._run_collection, alone=False),
-            Periodic("presence", PRESENCE_EVERY_S, self._presence.round),
-            Periodic("lifecycle", LIFECYCLE_EVERY_S, self._publish_lifecycle),
-            Periodic("clock", CLOCK_EVERY_S, self._check_clock),
-            Periodic("perimeter", PERIMETER_EVERY_S, self._list_root),
-            Periodic("examinations", EXAMINE_EVERY_S, self._again.round),
-            Periodic("mark", MARK_EVERY_S, lambda: mark.watch(self._connections, self._store)),
+            PeriodicWork("jobs", JOBS_EVERY_S, self._run_jobs, alone=False),
+            PeriodicWork("collection", JOBS_EVERY_S, self._run_collection, alone=False),
+            PeriodicWork("presence", PRESENCE_EVERY_S, self._presence.round),
+            PeriodicWork("lifecycle", LIFECYCLE_EVERY_S, self._publish_lifecycle),
+            PeriodicWork("clock", CLOCK_EVERY_S, self._check_clock),
+            PeriodicWork("perimeter", PERIMETER_EVERY_S, self._list_root),
+            PeriodicWork("examinations", EXAMINE_EVERY_S, self._again.round),
+            PeriodicWork("mark", MARK_EVERY_S, lambda: mark.record_mismatch(self._connections, self._store)),
         ]
 
     def run(self) -> None:
         """Work until `stop` is set."""
         try:
-            Periodically(self.works(), self._leases, self.stop).run()
+            PeriodicThreads(self.make_works(), self._leases, self.stop).run()
         finally:
             self._closing.close()
             self._prober.close()
@@ -116,36 +118,38 @@ class Scheduler:
 
     def _forget_probes(self) -> None:
         with self._connections.use() as connection:
-            processes.forget_old_probes(connection)
+            processes.delete_old_probes(connection)
 
     def _forget_mounts(self) -> None:
         with self._connections.use() as connection:
-            while mounts.forget_old(connection) == mounts.FORGET_LIMIT and not self.stop.is_set():
+            while mounts.delete_old_mounts(connection) == mounts.FORGET_LIMIT and not self.stop.is_set():
                 pass
 
-    def _ask_for_jobs(self) -> None:
+    def _request_jobs(self) -> None:
         with self._connections.use() as connection:
-            jobs.ask_for_needed(connection, self._settings)
+            jobs.request_due_jobs(connection, self._settings)
 
     def _check_clock(self) -> None:
         with self._connections.use() as connection:
-            clock.void(connection)
+            clock.void_if_ahead(connection)
 
     def _list_root(self) -> None:
-        root_listing.update_if_due(self._connections, self._store, LISTING_EVERY)
+        root_listing.update_listing_if_due(self._connections, self._store, LISTING_EVERY)
 
     def _publish_lifecycle(self) -> None:
-        outbox.publish_waiting(self._connections, self._lifecycle)
+        outbox.publish_outbox(self._connections, self._lifecycle)
 
     def _run_jobs(self) -> None:
-        others = {kind: runner for kind, runner in self._runners.items() if kind != collect.KIND}
+        others = {kind: runner for kind, runner in self._runners.items() if kind != collect.JOB_KIND}
         jobs.run_waiting_jobs(self._connections, others, self.stop)
 
     def _run_collection(self) -> None:
-        jobs.run_waiting_jobs(self._connections, {collect.KIND: counted(self._runners[collect.KIND])}, self.stop)
+        jobs.run_waiting_jobs(
+            self._connections, {collect.JOB_KIND: count_outcomes(self._runners[collect.JOB_KIND])}, self.stop
+        )
 
 
-def counted(runner: Runner) -> Runner:
+def count_outcomes(runner: Runner) -> Runner:
     """Make the runner of collections count their outcomes."""
 
     def run(work: Work) -> Ending:
@@ -164,7 +168,7 @@ def counted(runner: Runner) -> Runner:
             raise
         finally:
             progress = work.progress()
-            if collect.Options.of(work.job.options).dry:
+            if collect.Options.parse(work.job.options).dry:
                 outcome = "dry" if outcome == "done" else outcome
                 progress = {}
             elif outcome == "done" and progress.get("blocked_by"):
@@ -178,8 +182,8 @@ def counted(runner: Runner) -> Runner:
 def main() -> int:
     try:
         settings = configuration.load()
-        configure(settings)
-        metrics.serve(settings.scheduler_metrics_port, "BALEEN_SCHEDULER_METRICS_PORT")
+        configure_logging(settings)
+        metrics.serve_metrics(settings.scheduler_metrics_port, "BALEEN_SCHEDULER_METRICS_PORT")
         scheduler = Scheduler(settings)
     except BaleenError as error:
         sys.stderr.write(f"{error}\n")

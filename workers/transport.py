@@ -67,7 +67,7 @@ class FetchThread(AIOKafkaConsumerThread):
 
         asked: dict[int, float] = {}
 
-        async def paced(assignment: Any, node: int, request: Any) -> bool:
+        async def send_paced(assignment: Any, node: int, request: Any) -> bool:
             pause = asked.get(node, 0.0) + FETCH_EVERY_S - time.monotonic()
             if pause > 0:
                 try:
@@ -78,7 +78,7 @@ class FetchThread(AIOKafkaConsumerThread):
             asked[node] = time.monotonic()
             return bool(await fetch(assignment, node, request))
 
-        fetcher._proc_fetch_request = paced  # noqa: SLF001
+        fetcher._proc_fetch_request = send_paced  # noqa: SLF001
 
 
 class ChunkConsumer(FaustConsumer):
@@ -106,13 +106,13 @@ class ChunkConsumer(FaustConsumer):
             if not self.flow_active or self.app.consumer_generation_id != generation:
                 break
             if chunk and (active is None or tp in active or tp in self._buffered_partitions):
-                if await self._reconnected(tp, chunk[0].offset):
+                if await self._seek_back_if_reconnected(tp, chunk[0].offset):
                     continue
                 # Faust drops records that it considers read. The database's offset decides (processor.py).
                 self._read_offset[tp] = None
-                yield tp, self._chunk(tp, chunk)
+                yield tp, self._make_message(tp, chunk)
 
-    def _chunk(self, tp: TP, records: list[Any]) -> ConsumerMessage:
+    def _make_message(self, tp: TP, records: list[Any]) -> ConsumerMessage:
         last = records[-1]
         return ConsumerMessage(
             last.topic,
@@ -133,7 +133,7 @@ class ChunkConsumer(FaustConsumer):
     async def seek_to_committed(self) -> Mapping[TP, int]:
         app = cast(PositionedApp, self.app)
         assigned = set(self.assignment())
-        over = {tp: self._connection(tp) for tp in assigned}
+        over = {tp: self._find_connection(tp) for tp in assigned}
         positions = await app.positions(assigned)
         self._read_over = over
         for tp, offset in positions.items():
@@ -146,7 +146,7 @@ class ChunkConsumer(FaustConsumer):
         await self._thread.call_thread(self._seek_in_thread, TopicPartition(tp.topic, tp.partition), offset)
         self._read_offset[tp] = offset or None
 
-    async def reads_from(self, tp: TP, within: float) -> int | None:
+    async def read_position(self, tp: TP, within: float) -> int | None:
         """Return the offset that is fetched next; None if the client does not answer within so many seconds.
 
         A partition may have been revoked meanwhile. Must not raise: the caller is a timer, and its error ends the app.
@@ -162,9 +162,9 @@ class ChunkConsumer(FaustConsumer):
         with contextlib.suppress(IllegalStateError):
             self._thread._ensure_consumer().seek(tp, offset)  # noqa: SLF001
 
-    async def _reconnected(self, tp: TP, offset: int) -> bool:
+    async def _seek_back_if_reconnected(self, tp: TP, offset: int) -> bool:
         """Seek back by one record if this fetch may be the first over a new connection."""
-        connection = self._connection(tp)
+        connection = self._find_connection(tp)
         if connection is None or connection is self._read_over.get(tp):
             return False
         self._read_over[tp] = connection
@@ -173,7 +173,7 @@ class ChunkConsumer(FaustConsumer):
         await self.seek_applied(tp, offset - 1)
         return True
 
-    def _connection(self, tp: TP) -> object | None:
+    def _find_connection(self, tp: TP) -> object | None:
         client = self._thread._ensure_consumer()._client  # noqa: SLF001
         leader = client.cluster.leader_for_partition(TopicPartition(tp.topic, tp.partition))
         return cast("object | None", client._conns.get((leader, ConnectionGroup.DEFAULT)))  # noqa: SLF001

@@ -13,12 +13,12 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
-from coordinator import release
+from coordinator import installed_version
 from coordinator.api import blobs, controls, dead_letters, gc, jobs, metrics, pods, problems, repositories, status
 from coordinator.api.deps import Deps
 from coordinator.api.events import post_events
 from coordinator.api.mounts import serve_mounts
-from coordinator.api.parameters import refuse_unknown
+from coordinator.api.parameters import refuse_unknown_parameters
 from coordinator.api.token_service import HANDLERS as TOKEN_SERVICE
 from coordinator.db.threads import THREADS
 
@@ -42,7 +42,7 @@ def create_app(deps: Deps) -> Litestar:
 
     ours = Router(
         path="/",
-        before_request=refuse_unknown,
+        before_request=refuse_unknown_parameters,
         route_handlers=[
             handler
             for module in (blobs, repositories, pods, jobs, dead_letters, gc, controls, status, metrics)
@@ -58,14 +58,14 @@ def create_app(deps: Deps) -> Litestar:
         state=State({"deps": deps, "ingest": deps.ingest}),
         request_max_body_size=BODY_LIMIT,
         logging_config=None,
-        openapi_config=_openapi(),
+        openapi_config=_make_openapi_config(),
     )
 
 
-def _openapi() -> OpenAPIConfig:
+def _make_openapi_config() -> OpenAPIConfig:
     return OpenAPIConfig(
         title="Baleen",
-        version=release(),
+        version=installed_version(),
         description="References to blobs across all pods. Lists have `items` and `next`; errors are problem+json.",
         path="/schema",
         render_plugins=[JsonRenderPlugin(path=["/", "/openapi.json"])],

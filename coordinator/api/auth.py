@@ -15,7 +15,7 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
 from coordinator.errors import ForbiddenError, UnauthorizedError, UnavailableError
-from coordinator.tokens.table import KnownToken, Role, hash_of
+from coordinator.tokens.table import KnownToken, Role, hash_token
 
 REFRESH_SECONDS = 5.0
 MISS_SECONDS = 0.5
@@ -36,7 +36,7 @@ class TokenDirectory:
 
     async def get(self, token: str) -> KnownToken | None:
         """Look up a token; None if it is unknown. Raises UnavailableError if the tokens cannot be read."""
-        sha256 = hash_of(token)
+        sha256 = hash_token(token)
         if self._clock() - self._loaded_at > REFRESH_SECONDS:
             await self._refresh(REFRESH_SECONDS)
         found = self._find(sha256)
@@ -72,7 +72,7 @@ class TokenDirectory:
                 self._loaded_at = now
 
 
-def requires(role: Role) -> Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], Awaitable[None]]:
+def require_role(role: Role) -> Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], Awaitable[None]]:
     """Return a guard that accepts tokens of at least this role."""
 
     async def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
@@ -90,5 +90,5 @@ def requires(role: Role) -> Callable[[ASGIConnection[Any, Any, Any, Any], BaseRo
     return guard
 
 
-READ: dict[str, Any] = {"guards": [requires("read")], "security": [{"bearer": []}]}
-OPERATE: dict[str, Any] = {"guards": [requires("operate")], "security": [{"bearer": []}]}
+READ: dict[str, Any] = {"guards": [require_role("read")], "security": [{"bearer": []}]}
+OPERATE: dict[str, Any] = {"guards": [require_role("operate")], "security": [{"bearer": []}]}

@@ -12,8 +12,8 @@ from msgspec import Meta
 
 from coordinator.api.auth import OPERATE, READ
 from coordinator.api.deps import deps_of
-from coordinator.api.parameters import ASKED, Cursor, DigestText, Limit, PodFilter, pod_or_none
-from coordinator.api.problems import documented
+from coordinator.api.parameters import DEFAULT_WHY, Cursor, DigestText, Limit, PodFilter, pod_or_none
+from coordinator.api.problems import document_problems
 from coordinator.db.paging import DEFAULT_LIMIT
 from coordinator.domain.lifecycle import STATES, BlobState, StateName
 from coordinator.domain.names import parse_digest
@@ -22,7 +22,7 @@ from coordinator.gc import controls
 from coordinator.gc.shapes import Undeletion
 from coordinator.lookup import explain
 from coordinator.lookup.blobs import LOOKUP_LIMIT, Sort
-from coordinator.lookup.references import references
+from coordinator.lookup.references import read_references
 from coordinator.lookup.shapes import Blob, BlobPage, Explanation, ReferencePage
 
 #: 1000 digests take 76 kB in compact JSON; clients may indent it.
@@ -46,7 +46,7 @@ class LookupAnswer(msgspec.Struct, frozen=True):
 
 
 class UndeleteRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    why: Annotated[str, Meta(min_length=1, max_length=WHY_LIMIT)] = ASKED
+    why: Annotated[str, Meta(min_length=1, max_length=WHY_LIMIT)] = DEFAULT_WHY
     pin: Annotated[
         bool, Meta(description="Pin the blob. Without a pin it may be hidden again after a new grace period.")
     ] = True
@@ -57,7 +57,7 @@ class UndeleteRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     operation_id="getBlob",
     summary="Get a blob",
     tags=["blobs"],
-    responses=documented(404),
+    responses=document_problems(404),
     **READ,
 )
 async def get_blob(request: Request[Any, Any, Any], digest: DigestText) -> Blob:
@@ -70,7 +70,7 @@ async def get_blob(request: Request[Any, Any, Any], digest: DigestText) -> Blob:
     operation_id="listReferences",
     summary="List the holdings that need a blob",
     tags=["blobs"],
-    responses=documented(404),
+    responses=document_problems(404),
     sync_to_thread=True,
     **READ,
 )
@@ -79,7 +79,7 @@ def list_references(
 ) -> ReferencePage:
     """Ordered by manifest and repository. Pages of a blob with many references may be short, even empty."""
     deps = deps_of(request)
-    return references(deps.engine, deps.sizes, parse_digest(digest), cursor=cursor, limit=limit)
+    return read_references(deps.engine, deps.sizes, parse_digest(digest), cursor=cursor, limit=limit)
 
 
 @post(
@@ -89,7 +89,7 @@ def list_references(
     summary="Look up many blobs at once",
     tags=["blobs"],
     request_max_body_size=LOOKUP_BODY_LIMIT,
-    responses=documented(413),
+    responses=document_problems(413),
     **READ,
 )
 async def lookup_blobs(request: Request[Any, Any, Any], data: JSONBody[Lookup]) -> LookupAnswer:
@@ -102,7 +102,7 @@ async def lookup_blobs(request: Request[Any, Any, Any], data: JSONBody[Lookup]) 
     operation_id="listBlobs",
     summary="List blobs",
     tags=["blobs"],
-    responses=documented(404),
+    responses=document_problems(404),
     **READ,
 )
 async def list_blobs(
@@ -128,7 +128,7 @@ async def list_blobs(
 
     `sort=references` reads all blobs (about 0.1 s for each million), and caches the result for a minute or more.
     """
-    return await deps_of(request).blobs.browse(
+    return await deps_of(request).blobs.read_page(
         state=of_state,
         pod=pod_or_none(pod),
         min_references=min_references,
@@ -143,13 +143,15 @@ async def list_blobs(
     operation_id="explainBlob",
     summary="Explain why a blob is kept, or what happened to it",
     tags=["garbage collection"],
-    responses=documented(404),
+    responses=document_problems(404),
     **READ,
 )
 async def explain_blob(request: Request[Any, Any, Any], digest: DigestText) -> Explanation:
     """In sentences and as data: what needs the blob, every reason to keep it, and its history in the ledger."""
     deps = deps_of(request)
-    return await explain.explain(deps.engine, deps.sizes, deps.blobs, deps.facts, deps.link_grace, parse_digest(digest))
+    return await explain.read_explanation(
+        deps.engine, deps.sizes, deps.blobs, deps.read_facts, deps.link_grace, parse_digest(digest)
+    )
 
 
 @post(
@@ -159,7 +161,7 @@ async def explain_blob(request: Request[Any, Any, Any], digest: DigestText) -> E
     summary="Restore a hidden blob",
     tags=["garbage collection"],
     request_max_body_size=BODY_LIMIT,
-    responses=documented(404, 409, 413),
+    responses=document_problems(404, 409, 413),
     sync_to_thread=True,
     **OPERATE,
 )
@@ -172,10 +174,10 @@ def undelete_blob(
     deps, asked = deps_of(request), data or UndeleteRequest()
     back = controls.undelete(deps.engine, parse_digest(digest), asked.why, pin=asked.pin)
     deps.record_mark()
-    return Undeletion(digest=digest, state=STATES[back.state], pinned=back.pinned, detail=_undeleted(*back))
+    return Undeletion(digest=digest, state=STATES[back.state], pinned=back.pinned, detail=_describe_undeletion(*back))
 
 
-def _undeleted(state: BlobState, pinned: bool) -> str:
+def _describe_undeletion(state: BlobState, pinned: bool) -> str:
     sentence = "Workers restore it within seconds"
     if state is BlobState.HIDING:
         sentence = "Its hide is undone: workers restore it, and it is live once no delete of it can land any more"

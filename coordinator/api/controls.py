@@ -9,8 +9,8 @@ from msgspec import Meta
 
 from coordinator.api.auth import OPERATE, READ
 from coordinator.api.deps import deps_of
-from coordinator.api.parameters import ASKED, Cursor, DigestText, Limit
-from coordinator.api.problems import documented
+from coordinator.api.parameters import DEFAULT_WHY, Cursor, DigestText, Limit
+from coordinator.api.problems import document_problems
 from coordinator.db.paging import DEFAULT_LIMIT
 from coordinator.domain.names import parse_digest, parse_repository
 from coordinator.domain.reasons import WHY_LIMIT
@@ -31,11 +31,11 @@ class SwitchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class HoldRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    why: Why = ASKED
+    why: Why = DEFAULT_WHY
 
 
 class PinRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    why: Why = ASKED
+    why: Why = DEFAULT_WHY
 
 
 @get(
@@ -43,7 +43,7 @@ class PinRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     operation_id="getSwitch",
     summary="Get the kill switch",
     tags=TAGS,
-    responses=documented(),
+    responses=document_problems(),
     sync_to_thread=True,
     **READ,
 )
@@ -57,7 +57,7 @@ def get_switch(request: Request[Any, Any, Any]) -> Switch:
     summary="Turn garbage collection on or off",
     tags=TAGS,
     request_max_body_size=BODY_LIMIT,
-    responses=documented(413),
+    responses=document_problems(413),
     sync_to_thread=True,
     **OPERATE,
 )
@@ -77,12 +77,12 @@ def put_switch(request: Request[Any, Any, Any], data: JSONBody[SwitchRequest]) -
     operation_id="listHolds",
     summary="List holds by scope",
     tags=TAGS,
-    responses=documented(),
+    responses=document_problems(),
     sync_to_thread=True,
     **READ,
 )
 def list_holds(request: Request[Any, Any, Any], cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT) -> HoldPage:
-    return queries.holds(deps_of(request).engine, cursor=cursor, limit=limit)
+    return queries.read_holds(deps_of(request).engine, cursor=cursor, limit=limit)
 
 
 @get(
@@ -90,12 +90,12 @@ def list_holds(request: Request[Any, Any, Any], cursor: Cursor = None, limit: Li
     operation_id="getHold",
     summary="Get a hold",
     tags=TAGS,
-    responses=documented(404),
+    responses=document_problems(404),
     sync_to_thread=True,
     **READ,
 )
 def get_hold(request: Request[Any, Any, Any], name: Scope) -> Hold:
-    return queries.hold(deps_of(request).engine, parse_repository(name.removeprefix("/")))
+    return queries.read_hold(deps_of(request).engine, parse_repository(name.removeprefix("/")))
 
 
 @put(
@@ -104,7 +104,7 @@ def get_hold(request: Request[Any, Any, Any], name: Scope) -> Hold:
     summary="Stop all garbage collection until this hold is removed",
     tags=TAGS,
     request_max_body_size=BODY_LIMIT,
-    responses=documented(413),
+    responses=document_problems(413),
     sync_to_thread=True,
     **OPERATE,
 )
@@ -114,7 +114,7 @@ def put_hold(request: Request[Any, Any, Any], name: Scope, data: JSONBody[HoldRe
     with controls.changing(deps.engine) as connection:
         controls.put_hold(connection, scope, (data or HoldRequest()).why)
     deps.record_mark()
-    return queries.hold(deps.engine, scope)
+    return queries.read_hold(deps.engine, scope)
 
 
 @delete(
@@ -122,7 +122,7 @@ def put_hold(request: Request[Any, Any, Any], name: Scope, data: JSONBody[HoldRe
     operation_id="removeHold",
     summary="Remove a hold",
     tags=TAGS,
-    responses=documented(404),
+    responses=document_problems(404),
     sync_to_thread=True,
     **OPERATE,
 )
@@ -139,12 +139,12 @@ def remove_hold(request: Request[Any, Any, Any], name: Scope) -> None:
     operation_id="listPins",
     summary="List pins by digest",
     tags=TAGS,
-    responses=documented(),
+    responses=document_problems(),
     sync_to_thread=True,
     **READ,
 )
 def list_pins(request: Request[Any, Any, Any], cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT) -> PinPage:
-    return queries.pins(deps_of(request).engine, cursor=cursor, limit=limit)
+    return queries.read_pins(deps_of(request).engine, cursor=cursor, limit=limit)
 
 
 @get(
@@ -152,12 +152,12 @@ def list_pins(request: Request[Any, Any, Any], cursor: Cursor = None, limit: Lim
     operation_id="getPin",
     summary="Get a pin",
     tags=TAGS,
-    responses=documented(404),
+    responses=document_problems(404),
     sync_to_thread=True,
     **READ,
 )
 def get_pin(request: Request[Any, Any, Any], digest: DigestText) -> Pin:
-    return queries.pin(deps_of(request).engine, parse_digest(digest))
+    return queries.read_pin(deps_of(request).engine, parse_digest(digest))
 
 
 @put(
@@ -166,7 +166,7 @@ def get_pin(request: Request[Any, Any, Any], digest: DigestText) -> Pin:
     summary="Pin a blob, so that it is never collected",
     tags=TAGS,
     request_max_body_size=BODY_LIMIT,
-    responses=documented(413),
+    responses=document_problems(413),
     sync_to_thread=True,
     **OPERATE,
 )
@@ -176,7 +176,7 @@ def put_pin(request: Request[Any, Any, Any], digest: DigestText, data: JSONBody[
     with controls.changing(deps.engine) as connection:
         controls.put_pin(connection, parsed, (data or PinRequest()).why)
     deps.record_mark()
-    return queries.pin(deps.engine, parsed)
+    return queries.read_pin(deps.engine, parsed)
 
 
 @delete(
@@ -184,7 +184,7 @@ def put_pin(request: Request[Any, Any, Any], digest: DigestText, data: JSONBody[
     operation_id="removePin",
     summary="Remove a pin",
     tags=TAGS,
-    responses=documented(404),
+    responses=document_problems(404),
     sync_to_thread=True,
     **OPERATE,
 )

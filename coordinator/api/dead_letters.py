@@ -10,7 +10,7 @@ from msgspec import Meta
 from coordinator.api.auth import OPERATE, READ
 from coordinator.api.deps import deps_of
 from coordinator.api.parameters import Cursor, Limit, PodFilter, pod_or_none
-from coordinator.api.problems import documented
+from coordinator.api.problems import document_problems
 from coordinator.db.paging import DEFAULT_LIMIT
 from coordinator.dead_letters import resolve
 from coordinator.dead_letters import view as queries
@@ -35,7 +35,7 @@ class Discard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     operation_id="listDeadLetters",
     summary="List dead letters, the oldest first",
     tags=["dead letters"],
-    responses=documented(404),
+    responses=document_problems(404),
     sync_to_thread=True,
     **READ,
 )
@@ -46,7 +46,7 @@ def list_dead_letters(
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
 ) -> DeadLetterPage:
-    return queries.dead_letters(
+    return queries.read_dead_letters(
         deps_of(request).engine, pod=pod_or_none(pod), resolved=resolved, cursor=cursor, limit=limit
     )
 
@@ -56,12 +56,12 @@ def list_dead_letters(
     operation_id="getDeadLetter",
     summary="Get a dead letter, with what was sent",
     tags=["dead letters"],
-    responses=documented(404),
+    responses=document_problems(404),
     sync_to_thread=True,
     **READ,
 )
 def get_dead_letter(request: Request[Any, Any, Any], number: Number) -> DeadLetter:
-    return queries.dead_letter(deps_of(request).engine, number)
+    return queries.read_dead_letter(deps_of(request).engine, number)
 
 
 @post(
@@ -70,14 +70,14 @@ def get_dead_letter(request: Request[Any, Any, Any], number: Number) -> DeadLett
     operation_id="retryDeadLetter",
     summary="Read a dead letter again, and publish its events",
     tags=["dead letters"],
-    responses=documented(404, 409),
+    responses=document_problems(404, 409),
     sync_to_thread=True,
     **OPERATE,
 )
 def retry_dead_letter(request: Request[Any, Any, Any], number: Number) -> Retried:
     """It is read by the present rules and prefixes. 409 with the reason if it still cannot be understood."""
     deps = deps_of(request)
-    return Retried(resolve.retry(deps.engine, number, deps.publish))
+    return Retried(resolve.retry_dead_letter(deps.engine, number, deps.publish))
 
 
 @post(
@@ -87,7 +87,7 @@ def retry_dead_letter(request: Request[Any, Any, Any], number: Number) -> Retrie
     summary="Discard a dead letter",
     tags=["dead letters"],
     request_max_body_size=BODY_LIMIT,
-    responses=documented(404, 409, 413),
+    responses=document_problems(404, 409, 413),
     sync_to_thread=True,
     **OPERATE,
 )
@@ -98,8 +98,8 @@ def discard_dead_letter(request: Request[Any, Any, Any], number: Number, data: J
     and retry the letter, or remove the repository.
     """
     deps = deps_of(request)
-    resolve.discard(deps.engine, number, data.why, deps.stored)
-    return queries.dead_letter(deps.engine, number)
+    resolve.discard_dead_letter(deps.engine, number, data.why, deps.list_stored)
+    return queries.read_dead_letter(deps.engine, number)
 
 
 HANDLERS = [list_dead_letters, get_dead_letter, retry_dead_letter, discard_dead_letter]

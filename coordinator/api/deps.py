@@ -12,9 +12,9 @@ from coordinator.api.auth import TokenDirectory
 from coordinator.api.lag import LagReader
 from coordinator.api.mounts import Mounts
 from coordinator.db.session import Database
-from coordinator.dead_letters.resolve import Publish, Stored
+from coordinator.dead_letters.resolve import FindStored, Publish
 from coordinator.domain.names import Digest
-from coordinator.gc.conditions import ReadFacts, ReadKnown, facts_of
+from coordinator.gc.conditions import ReadFacts, ReadFactsWithRows, facts_only
 from coordinator.gc.view import FiguresReader
 from coordinator.ingest.service import Ingest
 from coordinator.lookup.blobs import BlobQueries
@@ -23,10 +23,10 @@ from coordinator.pods.table import StillHolds
 from coordinator.tokens.service import TokenService
 
 #: Returns if the service answers, else raises a BaleenError that says what is wrong.
-Check = Callable[[], Awaitable[None]]
+ReadinessCheck = Callable[[], Awaitable[None]]
 
 
-def no_mark() -> None:
+def record_no_mark() -> None:
     pass
 
 
@@ -46,17 +46,17 @@ class Deps:
     lag: LagReader
     publish: Publish
     still_holds: StillHolds
-    stored: Stored
+    list_stored: FindStored
     #: The digests of the probes' image: its manifest, and what that lists.
     probe_image: frozenset[Digest]
     ingest: Ingest
     #: Reads the facts that GC depends on, and what they are derived from.
-    known: ReadKnown
+    read_known: ReadFactsWithRows
     figures: FiguresReader
     #: Issues tokens for several pods; None without a signing key.
     token_service: TokenService | None = None
     #: By name: database, migrations, kafka, store.
-    checks: Mapping[str, Check]
+    checks: Mapping[str, ReadinessCheck]
     #: A registry process without an event or echo for this long is reported as silent.
     silence: timedelta
     #: How long requests of a registry process may still land after its end.
@@ -66,20 +66,20 @@ class Deps:
     #: The interval of collections.
     gc_every: timedelta
     #: Checks of the doctor that do not block GC (settings.unsafe_findings).
-    in_spite_of: Collection[str] = ()
+    unsafe_findings: Collection[str] = ()
     #: The URL at which registries reach this API; None: that of the request.
     url: str | None = None
     #: Serves mounts; None: mounts are off.
     mounts: Mounts | None = None
     #: Writes a change of pods, prefixes, the switch, holds or pins to the mark in the bucket. It never raises; what it
     #: cannot write in time, a scheduler writes.
-    record_mark: Callable[[], None] = no_mark
+    record_mark: Callable[[], None] = record_no_mark
     #: Entered before the first request, left after the last.
     lifespan: Callable[[], AbstractAsyncContextManager[None]] = field(default=no_lifespan)
 
     @property
-    def facts(self) -> ReadFacts:
-        return facts_of(self.known)
+    def read_facts(self) -> ReadFacts:
+        return facts_only(self.read_known)
 
 
 def deps_of(request: Request[Any, Any, Any]) -> Deps:

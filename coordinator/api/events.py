@@ -19,7 +19,7 @@ from litestar.types.asgi_types import HTTPRequestEvent
 from coordinator.errors import BaleenError
 from coordinator.ingest.service import Ingest
 from schemas.envelope import CONTENT_TYPES
-from schemas.publish import inlined
+from schemas.publish import inline_schema
 
 
 class SenderGoneError(BaleenError):
@@ -44,7 +44,7 @@ class _EventsOperation(Operation):
 
     def __post_init__(self) -> None:
         # The published schema is a dictionary, and is rendered as it is.
-        schema = cast("Schema", inlined("registry.notification/1"))
+        schema = cast("Schema", inline_schema("registry.notification/1"))
         self.request_body = RequestBody(
             description="A notification envelope in distribution's format.",
             required=True,
@@ -52,7 +52,7 @@ class _EventsOperation(Operation):
         )
 
 
-def _problem(description: str) -> ResponseSpec:
+def _document_problem(description: str) -> ResponseSpec:
     return ResponseSpec(dict[str, Any], description=description, media_type="application/problem+json")
 
 
@@ -66,8 +66,8 @@ def _problem(description: str) -> ResponseSpec:
     tags=["events"],
     security=[{"bearer": []}],
     responses={
-        401: _problem("The pod or its token is unknown."),
-        503: _problem("Kafka is away, or ingest is at its memory limit: send the same again."),
+        401: _document_problem("The pod or its token is unknown."),
+        503: _document_problem("Kafka is away, or ingest is at its memory limit: send the same again."),
     },
 )
 async def post_events(request: Request[Any, Any, Any], pod: FromPath[str]) -> Response[EventsReceipt]:
@@ -75,7 +75,7 @@ async def post_events(request: Request[Any, Any, Any], pod: FromPath[str]) -> Re
     ingest = cast("Ingest", request.app.state.ingest)
     headers = request.headers
     receipt = await ingest.receive(
-        pod, headers.get("authorization", ""), headers.get("content-type", ""), _chunks(request)
+        pod, headers.get("authorization", ""), headers.get("content-type", ""), _read_chunks(request)
     )
     return Response(
         EventsReceipt(receipt.accepted, receipt.dropped, receipt.dead_lettered, receipt.reported),
@@ -84,7 +84,7 @@ async def post_events(request: Request[Any, Any, Any], pod: FromPath[str]) -> Re
     )
 
 
-async def _chunks(request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
+async def _read_chunks(request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
     """Yield the body as it arrives; raises SenderGoneError if the sender closes the connection before its end."""
     while True:
         message = await request.receive()

@@ -9,8 +9,8 @@ from msgspec import Meta
 
 from coordinator.api.auth import OPERATE, READ
 from coordinator.api.deps import deps_of
-from coordinator.api.parameters import ASKED, Cursor, Limit
-from coordinator.api.problems import documented
+from coordinator.api.parameters import DEFAULT_WHY, Cursor, Limit
+from coordinator.api.problems import document_problems
 from coordinator.db.paging import DEFAULT_LIMIT
 from coordinator.db.threads import in_thread
 from coordinator.domain.reasons import WHY_LIMIT
@@ -26,7 +26,7 @@ Why = Annotated[str, Meta(min_length=1, max_length=WHY_LIMIT)]
 
 
 class RunRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    why: Why = ASKED
+    why: Why = DEFAULT_WHY
     dry_run: Annotated[bool, Meta(description="Only report what would be done.")] = False
     beyond_limits: Annotated[Why | None, Meta(description="Exceed the run limits once; the reason.")] = None
     leftovers: Annotated[bool, Meta(description="Look for leftovers even if a recent run has.")] = False
@@ -37,13 +37,13 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     operation_id="getCollectionStatus",
     summary="Get the state of garbage collection",
     tags=TAGS,
-    responses=documented(),
+    responses=document_problems(),
     **READ,
 )
 async def get_status(request: Request[Any, Any, Any]) -> CollectionStatus:
     deps = deps_of(request)
     counted = await deps.figures.read()
-    return await in_thread(queries.collection_status, deps.engine, deps.facts, counted, deps.gc_every)
+    return await in_thread(queries.read_collection_status, deps.engine, deps.read_facts, counted, deps.gc_every)
 
 
 @get(
@@ -51,7 +51,7 @@ async def get_status(request: Request[Any, Any, Any]) -> CollectionStatus:
     operation_id="getPlan",
     summary="List what would be hidden, purged and kept now, and why",
     tags=TAGS,
-    responses=documented(),
+    responses=document_problems(),
     sync_to_thread=True,
     **READ,
 )
@@ -69,9 +69,9 @@ def get_plan(
     have a `next`.
     """
     deps = deps_of(request)
-    return queries.plan(
+    return queries.read_plan(
         deps.engine,
-        deps.facts,
+        deps.read_facts,
         walk=deps.sizes.plan_walk,
         step=step,
         despite_holds=despite_holds,
@@ -87,7 +87,7 @@ def get_plan(
     summary="Collect garbage",
     tags=TAGS,
     request_max_body_size=BODY_LIMIT,
-    responses=documented(409, 413),
+    responses=document_problems(409, 413),
     sync_to_thread=True,
     **OPERATE,
 )
@@ -96,7 +96,7 @@ def start_run(request: Request[Any, Any, Any], data: JSONBody[RunRequest | None]
     `beyond_limits`. 409 while the switch is off or there is a hold, except for a dry run.
     """
     asked = data or RunRequest()
-    return runs.ask(
+    return runs.request_run(
         deps_of(request).engine,
         asked.why,
         dry=asked.dry_run,
@@ -110,13 +110,13 @@ def start_run(request: Request[Any, Any, Any], data: JSONBody[RunRequest | None]
     operation_id="listRuns",
     summary="List runs, the newest first",
     tags=TAGS,
-    responses=documented(),
+    responses=document_problems(),
     sync_to_thread=True,
     **READ,
 )
 def list_runs(request: Request[Any, Any, Any], cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT) -> RunPage:
     """The last hundred runs are kept; their decisions stay in the ledger for ever."""
-    return runs.runs(deps_of(request).engine, cursor=cursor, limit=limit)
+    return runs.read_runs(deps_of(request).engine, cursor=cursor, limit=limit)
 
 
 @get(
@@ -124,12 +124,12 @@ def list_runs(request: Request[Any, Any, Any], cursor: Cursor = None, limit: Lim
     operation_id="getRun",
     summary="Get a run and its progress",
     tags=TAGS,
-    responses=documented(404),
+    responses=document_problems(404),
     sync_to_thread=True,
     **READ,
 )
 def get_run(request: Request[Any, Any, Any], number: Number) -> Run:
-    return runs.run(deps_of(request).engine, number)
+    return runs.read_run(deps_of(request).engine, number)
 
 
 @get(
@@ -137,7 +137,7 @@ def get_run(request: Request[Any, Any, Any], number: Number) -> Run:
     operation_id="listDecisions",
     summary="List a run's decisions, the oldest first",
     tags=TAGS,
-    responses=documented(404),
+    responses=document_problems(404),
     sync_to_thread=True,
     **READ,
 )
@@ -147,7 +147,7 @@ def list_decisions(
     """From the ledger, which also has runs that are no longer listed. A dry run decides nothing. The evidence of a
     decision is in the blob's `explain`.
     """
-    return runs.decisions(deps_of(request).engine, number, cursor=cursor, limit=limit)
+    return runs.read_decisions(deps_of(request).engine, number, cursor=cursor, limit=limit)
 
 
 HANDLERS = [get_status, get_plan, start_run, list_runs, get_run, list_decisions]

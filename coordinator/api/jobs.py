@@ -9,8 +9,8 @@ from msgspec import Meta
 
 from coordinator.api.auth import OPERATE, READ
 from coordinator.api.deps import deps_of
-from coordinator.api.parameters import ASKED, Cursor, Limit, PodFilter, pod_or_none
-from coordinator.api.problems import documented
+from coordinator.api.parameters import DEFAULT_WHY, Cursor, Limit, PodFilter, pod_or_none
+from coordinator.api.problems import document_problems
 from coordinator.db.paging import DEFAULT_LIMIT
 from coordinator.domain.names import parse_pod
 from coordinator.jobs import view as queries
@@ -23,7 +23,7 @@ Number = Annotated[int, PathParameter(ge=1, le=2**63 - 1)]
 
 
 class ReconcileRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    why: Annotated[str, Meta(min_length=1, max_length=1000)] = ASKED
+    why: Annotated[str, Meta(min_length=1, max_length=1000)] = DEFAULT_WHY
 
 
 @post(
@@ -33,7 +33,7 @@ class ReconcileRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     summary="Compare a pod's links in storage with the table",
     tags=["jobs"],
     request_max_body_size=BODY_LIMIT,
-    responses=documented(404, 409, 413),
+    responses=document_problems(404, 409, 413),
     sync_to_thread=True,
     **OPERATE,
 )
@@ -43,8 +43,8 @@ def reconcile_pod(
     """A scheduler does the job. If one is already open for the pod, it is returned instead. One that is `running` began
     before this call and may miss recent links: request another when it has ended.
     """
-    why = ASKED if data is None else data.why
-    return queries.ask(deps_of(request).engine, parse_pod(pod_name), "reconcile", why)
+    why = DEFAULT_WHY if data is None else data.why
+    return queries.request_job(deps_of(request).engine, parse_pod(pod_name), "reconcile", why)
 
 
 @get(
@@ -52,7 +52,7 @@ def reconcile_pod(
     operation_id="listJobs",
     summary="List jobs, the newest first",
     tags=["jobs"],
-    responses=documented(404),
+    responses=document_problems(404),
     sync_to_thread=True,
     **READ,
 )
@@ -63,7 +63,7 @@ def list_jobs(
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
 ) -> JobPage:
-    return queries.jobs(deps_of(request).engine, pod=pod_or_none(pod), kind=kind, cursor=cursor, limit=limit)
+    return queries.read_jobs(deps_of(request).engine, pod=pod_or_none(pod), kind=kind, cursor=cursor, limit=limit)
 
 
 @get(
@@ -71,12 +71,12 @@ def list_jobs(
     operation_id="getJob",
     summary="Get a job and its progress",
     tags=["jobs"],
-    responses=documented(404),
+    responses=document_problems(404),
     sync_to_thread=True,
     **READ,
 )
 def get_job(request: Request[Any, Any, Any], number: Number) -> Job:
-    return queries.job(deps_of(request).engine, number)
+    return queries.read_job(deps_of(request).engine, number)
 
 
 HANDLERS = [reconcile_pod, list_jobs, get_job]

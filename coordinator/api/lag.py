@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from coordinator.api.shared_calls import Shared
+from coordinator.api.shared_calls import SharedCall
 from coordinator.errors import BaleenError
 from coordinator.kafka.log import TopicState
 
@@ -22,7 +22,7 @@ TTL_SECONDS = 1.0
 class Log(Protocol):
     """The queries to Kafka (coordinator.kafka.log.LogInspector)."""
 
-    def state(self, topic: str) -> TopicState: ...
+    def read_state(self, topic: str) -> TopicState: ...
 
 
 class Lag(NamedTuple):
@@ -44,13 +44,13 @@ class LagReader:
         self._topics = topics
         self._ttl = ttl
         self._clock = clock
-        self._read_states = Shared(self._states_of_all)
+        self._read_states = SharedCall(self._read_all_topics)
         self._asked_at = float("-inf")
         self._states: dict[str, TopicState] | BaleenError = {}
 
     async def read(self, applied: Mapping[Partition, int]) -> Lag:
         """Compare what is applied with the ends of the logs, which are read after this call."""
-        states = await self._ask_now()
+        states = await self._read_now()
         if isinstance(states, BaleenError):
             return Lag(dict.fromkeys(applied), [f"The lag is not known: {states}"])
         lag: dict[Partition, int | None] = {}
@@ -68,23 +68,23 @@ class LagReader:
 
     async def check(self) -> None:
         """Raise Kafka's last error, if its last answer was one."""
-        states = await self._ask()
+        states = await self._read_recent()
         if isinstance(states, BaleenError):
             raise states
 
-    async def _ask(self) -> dict[str, TopicState] | BaleenError:
-        return self._states if self._is_recent() else await self._noted(self._read_states())
+    async def _read_recent(self) -> dict[str, TopicState] | BaleenError:
+        return self._states if self._is_recent() else await self._remember(self._read_states())
 
-    async def _ask_now(self) -> dict[str, TopicState] | BaleenError:
+    async def _read_now(self) -> dict[str, TopicState] | BaleenError:
         if self._is_recent() and isinstance(self._states, BaleenError):
             # An old error is safe: it never claims that everything is applied.
             return self._states
-        return await self._noted(self._read_states.since_now())
+        return await self._remember(self._read_states.call_after_now())
 
     def _is_recent(self) -> bool:
         return self._clock() - self._asked_at <= self._ttl
 
-    async def _noted(self, answer: Awaitable[dict[str, TopicState]]) -> dict[str, TopicState] | BaleenError:
+    async def _remember(self, answer: Awaitable[dict[str, TopicState]]) -> dict[str, TopicState] | BaleenError:
         states: dict[str, TopicState] | BaleenError
         try:
             states = await answer
@@ -93,5 +93,5 @@ class LagReader:
         self._states, self._asked_at = states, self._clock()
         return states
 
-    def _states_of_all(self) -> dict[str, TopicState]:
-        return {topic: self._log.state(topic) for topic in self._topics}
+    def _read_all_topics(self) -> dict[str, TopicState]:
+        return {topic: self._log.read_state(topic) for topic in self._topics}

@@ -16,12 +16,12 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram, generate_latest
 
 from coordinator.api.deps import deps_of
-from coordinator.api.status import Collection, Marks, Status, collection, gather
+from coordinator.api.status import Collection, Marks, Status, read_collection, read_status_and_marks
 from coordinator.domain.watermarks import ProcessState
 from coordinator.errors import BaleenError
 
 REQUESTS = Counter("baleen_http_requests_total", "Answered requests.", ["method", "route", "status"])
-SECONDS = Histogram(
+REQUEST_SECONDS = Histogram(
     "baleen_http_request_seconds",
     "Duration of requests.",
     ["route"],
@@ -29,14 +29,16 @@ SECONDS = Histogram(
 )
 LAG = Gauge("baleen_lag_records", "Records that are not applied yet.", ["partition"])
 CAUGHT_UP = Gauge("baleen_caught_up", "1 if everything that Kafka has acknowledged is applied.")
-OPEN = Gauge("baleen_open", "Unresolved things that block garbage collection, by kind.", ["what"])
+OPEN_ITEMS = Gauge("baleen_open", "Unresolved things that block garbage collection, by kind.", ["what"])
 
-MISSING = Gauge("baleen_blobs_missing", "Needed blobs without bytes; NaN while unknown.")
+MISSING_BLOBS = Gauge("baleen_blobs_missing", "Needed blobs without bytes; NaN while unknown.")
 UNPUBLISHED = Gauge(
     "baleen_lifecycle_waiting_records", "Changes not yet published to blob.lifecycle; NaN while unknown."
 )
 WATERMARK_LAG = Gauge("baleen_watermark_lag_seconds", "Age of a pod's watermark; infinite while unknown.", ["pod"])
-VANISHED = Gauge("baleen_vanished_links", "Unaccepted links of a pod that vanished without a delete event.", ["pod"])
+VANISHED_LINKS = Gauge(
+    "baleen_vanished_links", "Unaccepted links of a pod that vanished without a delete event.", ["pod"]
+)
 FALSE_REPORTS = Gauge(
     "baleen_false_reports", "A pod's reports of what manifests list that contradict the manifests' bytes.", ["pod"]
 )
@@ -48,7 +50,7 @@ UNREFERENCED_BLOBS = Gauge("baleen_gc_unreferenced_blobs", "Unreferenced blobs t
 UNREFERENCED_BYTES = Gauge("baleen_gc_unreferenced_bytes", "Bytes of unreferenced blobs that are still served.")
 HIDDEN_BLOBS = Gauge("baleen_gc_hidden_blobs", "Hidden blobs that are not purged yet.")
 HIDDEN_BYTES = Gauge("baleen_gc_hidden_bytes", "Bytes of hidden blobs that are not purged yet.")
-OLDEST = Gauge(
+OLDEST_CANDIDATE = Gauge(
     "baleen_gc_oldest_candidate_seconds",
     "How long the oldest unreferenced blob that is served and not pinned is so; 0 if none, NaN while unknown.",
 )
@@ -57,11 +59,11 @@ RESTORES = Gauge(
     "Blobs that wait to be restored; `unfinished` ones wait until no delete of them can land.",
     ["state"],
 )
-UNOWNED = Gauge(
+UNOWNED_REPOSITORIES = Gauge(
     "baleen_unowned_repositories",
     "Repositories, or folders of them, in the root that no pod owns, up to 101; NaN while unknown.",
 )
-SHOWN = Gauge(
+SHOWN_BY_OTHERS = Gauge(
     "baleen_gc_shown_by_others_total",
     "Purges that were cancelled because another program had made the hidden blob visible: an alarm when it grows.",
 )
@@ -73,9 +75,9 @@ _OF_COLLECTION = (
     UNREFERENCED_BYTES,
     HIDDEN_BLOBS,
     HIDDEN_BYTES,
-    OLDEST,
-    UNOWNED,
-    SHOWN,
+    OLDEST_CANDIDATE,
+    UNOWNED_REPOSITORIES,
+    SHOWN_BY_OTHERS,
 )
 
 METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
@@ -84,23 +86,23 @@ METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"}
 def count_requests(app: ASGIApp) -> ASGIApp:
     """Wrap the application so that each request is counted when its answer begins."""
 
-    async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+    async def handle(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
             await app(scope, receive, send)
             return
         began = time.perf_counter()
 
-        async def sending(message: Message) -> None:
+        async def send_and_count(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = scope.get("path_template") or "none"
                 method = scope["method"] if scope["method"] in METHODS else "other"
                 REQUESTS.labels(method, route, str(message["status"])).inc()
-                SECONDS.labels(route).observe(time.perf_counter() - began)
+                REQUEST_SECONDS.labels(route).observe(time.perf_counter() - began)
             await send(message)
 
-        await app(scope, receive, sending)
+        await app(scope, receive, send_and_count)
 
-    return counted
+    return handle
 
 
 @get("/metrics", operation_id="metrics", summary="Prometheus metrics", tags=["status"], media_type=MediaType.TEXT)
@@ -108,20 +110,20 @@ async def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
     """Needs no token. Values are current; they are omitted or NaN while the database is away."""
     try:
         deps = deps_of(request)
-        status, marks = await gather(deps)
-        found = await collection(deps)
-        _show(status)
-        _show_marks(marks)
-        _show_collection(status, marks, found)
+        status, marks = await read_status_and_marks(deps)
+        found = await read_collection(deps)
+        _set_status(status)
+        _set_marks(marks)
+        _set_collection(status, marks, found)
     except BaleenError:
         LAG.clear()
-        OPEN.clear()
+        OPEN_ITEMS.clear()
         WATERMARK_LAG.clear()
         PROCESSES.clear()
-        VANISHED.clear()
+        VANISHED_LINKS.clear()
         FALSE_REPORTS.clear()
         CAUGHT_UP.set(0)
-        MISSING.set(math.nan)
+        MISSING_BLOBS.set(math.nan)
         UNPUBLISHED.set(math.nan)
         RESTORES.clear()
         for gauge in _OF_COLLECTION:
@@ -129,25 +131,25 @@ async def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
     return Response(generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-def _show(status: Status) -> None:
+def _set_status(status: Status) -> None:
     LAG.clear()
     for partition, lag in status.lag.items():
         if lag is not None:
             LAG.labels(partition).set(lag)
     CAUGHT_UP.set(status.caught_up)
     for what in ("dead_letters", "dead_letters_not_kept", "gaps", "doubtful_removals", "unread_manifests"):
-        OPEN.labels(what).set(getattr(status, what))
-    MISSING.set(status.missing_blobs)
+        OPEN_ITEMS.labels(what).set(getattr(status, what))
+    MISSING_BLOBS.set(status.missing_blobs)
     UNPUBLISHED.set(status.unpublished_changes)
 
 
-def _show_marks(marks: Marks) -> None:
+def _set_marks(marks: Marks) -> None:
     WATERMARK_LAG.clear()
     PROCESSES.clear()
-    VANISHED.clear()
+    VANISHED_LINKS.clear()
     FALSE_REPORTS.clear()
     for pod, count in marks.vanished.items():
-        VANISHED.labels(pod).set(count)
+        VANISHED_LINKS.labels(pod).set(count)
     for pod, count in marks.false_reports.items():
         FALSE_REPORTS.labels(pod).set(count)
     for pod, mark in marks.pods.items():
@@ -158,18 +160,18 @@ def _show_marks(marks: Marks) -> None:
             PROCESSES.labels(pod, state.value).set(counts[state])
 
 
-def _show_collection(status: Status, marks: Marks, found: Collection) -> None:
+def _set_collection(status: Status, marks: Marks, found: Collection) -> None:
     GC_ENABLED.set(status.gc.enabled)
     GC_BLOCKED.set(len(status.gc.blocked_by))
     unowned = status.unowned_repositories
-    UNOWNED.set(math.nan if unowned.listed_at is None else len(unowned.names) + (not unowned.complete))
+    UNOWNED_REPOSITORIES.set(math.nan if unowned.listed_at is None else len(unowned.names) + (not unowned.complete))
     figures = found.figures
     UNREFERENCED_BLOBS.set(figures.unreferenced.blobs)
     UNREFERENCED_BYTES.set(figures.unreferenced.bytes)
     HIDDEN_BLOBS.set(figures.hidden.blobs)
     HIDDEN_BYTES.set(figures.hidden.bytes)
-    OLDEST.set(0 if found.oldest is None else max(0.0, (marks.now - found.oldest).total_seconds()))
-    SHOWN.set(found.shown.count)
+    OLDEST_CANDIDATE.set(0 if found.oldest is None else max(0.0, (marks.now - found.oldest).total_seconds()))
+    SHOWN_BY_OTHERS.set(found.shown.count)
     for state in ("hidden", "unfinished", "purged"):
         RESTORES.labels(state).set(getattr(found.waiting, state))
 

@@ -21,11 +21,11 @@ from litestar import asgi
 from litestar.types import HTTPScope, Receive, Scope, Send
 from prometheus_client import Counter, Histogram
 
-from coordinator.domain.mounts import MountOutcome, NotMountedError, Reason, parse
+from coordinator.domain.mounts import MountOutcome, NotMountedError, Reason, parse_mount
 from coordinator.domain.names import RepositoryName, parse_repository
 from coordinator.errors import InvalidNameError, UnavailableError
 from coordinator.mounts.forward import Forwarder, Header, PodAnswer
-from coordinator.mounts.mounter import Mounted, Mounter
+from coordinator.mounts.mounter import MadeMount, Mounter
 
 log = structlog.get_logger()
 
@@ -35,13 +35,13 @@ QUEUED: Final = 200
 FORM_BYTES: Final = 64 * 1024
 #: Fields of a query or a form.
 FIELDS_LIMIT: Final = 20
-FORM: Final = b"application/x-www-form-urlencoded"
+FORM_TYPE: Final = b"application/x-www-form-urlencoded"
 OUTCOME_HEADER: Final = b"x-baleen-mount"
 _PATH: Final = re.compile(r"/v2/(?P<name>.+)/blobs/uploads/?", re.ASCII)
 
 MOUNTS = Counter("baleen_mounts_total", "Requests for a mount, by outcome.", ["outcome", "reason"])
 MOUNTED_BYTES = Counter("baleen_mounted_bytes_total", "Bytes that clients did not upload because of mounts.")
-SECONDS = Histogram(
+MOUNT_SECONDS = Histogram(
     "baleen_mount_seconds",
     "Duration of requests for a mount, by outcome.",
     ["outcome"],
@@ -68,7 +68,7 @@ class _RefusedError(Exception):
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
-        self.answer = _error(status, code, message)
+        self.answer = _make_error(status, code, message)
 
 
 class Mounts:
@@ -90,7 +90,7 @@ class Mounts:
     async def answer(self, scope: HTTPScope, receive: Receive) -> PodAnswer:
         began = time.perf_counter()
         try:
-            request = await _read(scope, receive)
+            request = await _read_request(scope, receive)
         except _RefusedError as error:
             return error.answer
         try:
@@ -102,29 +102,29 @@ class Mounts:
         else:
             MOUNTS.labels(MountOutcome.MOUNTED, "").inc()
             MOUNTED_BYTES.inc(mounted.size)
-            SECONDS.labels(MountOutcome.MOUNTED).observe(time.perf_counter() - began)
-            return _created(request)
-        if await _is_gone(receive):
+            MOUNT_SECONDS.labels(MountOutcome.MOUNTED).observe(time.perf_counter() - began)
+            return _make_created(request)
+        if await _is_disconnected(receive):
             # The router has asked the pod itself by now, and nobody would use this upload.
             log.info("mount given up: the client went away", repository=request.repository, detail=why)
-            return _gone().answer
+            return _make_disconnected().answer
         return await self._forward(request, reason, why, began)
 
-    async def _mount(self, request: _Request) -> Mounted:
-        wanted = parse(request.repository, request.parameters)
+    async def _mount(self, request: _Request) -> MadeMount:
+        wanted = parse_mount(request.repository, request.parameters)
         if self._waiting >= THREADS + QUEUED:
             raise NotMountedError(Reason.BUSY)
         loop = asyncio.get_running_loop()
         future = self._threads.submit(self._mounter.mount, wanted, request.authorization)
         self._waiting += 1
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._ended))
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._end_waiting))
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self._patience)
         except TimeoutError as error:
             # The mount may still be made. That is harmless: its reference expires, and the upload makes the same link.
             raise NotMountedError(Reason.UNAVAILABLE, "it took too long") from error
 
-    def _ended(self) -> None:
+    def _end_waiting(self) -> None:
         self._waiting -= 1
 
     async def _forward(self, request: _Request, reason: Reason, why: str, began: float) -> PodAnswer:
@@ -132,12 +132,14 @@ class Mounts:
         log.info("mount forwarded", repository=request.repository, reason=reason.value, detail=why)
         try:
             pod = await asyncio.to_thread(self._mounter.target, request.repository)
-            answer = await self._forwarder.upload(pod, request.repository, request.rest, request.headers)
+            answer = await self._forwarder.open_upload(pod, request.repository, request.rest, request.headers)
         except NotMountedError:
-            return _error(404, "NAME_UNKNOWN", f"No pod owns {request.repository}: register it with `baleen pods add`.")
+            return _make_error(
+                404, "NAME_UNKNOWN", f"No pod owns {request.repository}: register it with `baleen pods add`."
+            )
         except UnavailableError as error:
-            return _error(502, "UNKNOWN", str(error))
-        SECONDS.labels(MountOutcome.FORWARDED).observe(time.perf_counter() - began)
+            return _make_error(502, "UNKNOWN", str(error))
+        MOUNT_SECONDS.labels(MountOutcome.FORWARDED).observe(time.perf_counter() - began)
         return answer._replace(headers=[*answer.headers, (OUTCOME_HEADER, MountOutcome.FORWARDED.encode())])
 
 
@@ -145,7 +147,7 @@ class Mounts:
 async def serve_mounts(scope: Scope, receive: Receive, send: Send) -> None:
     mounts: Mounts | None = scope["litestar_app"].state.deps.mounts
     if mounts is None:
-        answer = _error(404, "UNSUPPORTED", "Mounts are off: set BALEEN_MOUNTS.")
+        answer = _make_error(404, "UNSUPPORTED", "Mounts are off: set BALEEN_MOUNTS.")
     else:
         answer = await mounts.answer(cast("HTTPScope", scope), receive)
     headers = [*answer.headers, (b"content-length", str(len(answer.body)).encode())]
@@ -153,7 +155,7 @@ async def serve_mounts(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": answer.body, "more_body": False})
 
 
-def _created(request: _Request) -> PodAnswer:
+def _make_created(request: _Request) -> PodAnswer:
     digest = request.parameters["mount"][0]
     return PodAnswer(
         201,
@@ -167,8 +169,8 @@ def _created(request: _Request) -> PodAnswer:
     )
 
 
-async def _read(scope: HTTPScope, receive: Receive) -> _Request:
-    match = _PATH.fullmatch(_path(scope))
+async def _read_request(scope: HTTPScope, receive: Receive) -> _Request:
+    match = _PATH.fullmatch(_raw_path(scope))
     if match is None:
         raise _RefusedError(404, "UNSUPPORTED", "Only mounts are served here: POST /v2/<name>/blobs/uploads/.")
     if scope["method"] != "POST":
@@ -179,34 +181,34 @@ async def _read(scope: HTTPScope, receive: Receive) -> _Request:
         raise _RefusedError(400, "NAME_INVALID", str(error)) from error
     headers = [(bytes(name).lower(), bytes(value)) for name, value in scope["headers"]]
     kind = next((value for name, value in headers if name == b"content-type"), b"")
-    form = await _body(receive) if kind.partition(b";")[0].strip().lower() == FORM else b""
-    query = _fields(scope["query_string"])
+    form = await _read_form(receive) if kind.partition(b";")[0].strip().lower() == FORM_TYPE else b""
+    query = _parse_fields(scope["query_string"])
     parameters: dict[str, list[str]] = {}
-    for name, value in [*query, *_fields(form)]:
+    for name, value in [*query, *_parse_fields(form)]:
         parameters.setdefault(name, []).append(value)
     # Without `digest`: it would make the body the blob, and the body has been read.
     rest = urlencode([field for field in query if field[0] not in {"mount", "from", "digest"}]).encode()
     return _Request(repository, parameters, rest, headers)
 
 
-def _path(scope: HTTPScope) -> str:
+def _raw_path(scope: HTTPScope) -> str:
     """Return the path as it was sent, undecoded: names of repositories need no encoding."""
     return scope["raw_path"].decode("latin-1").partition("?")[0]
 
 
-def _fields(text: bytes) -> list[tuple[str, str]]:
+def _parse_fields(text: bytes) -> list[tuple[str, str]]:
     try:
         return parse_qsl(text.decode(), keep_blank_values=True, max_num_fields=FIELDS_LIMIT)
     except ValueError as error:
         raise _RefusedError(400, "UNSUPPORTED", f"The parameters are malformed: {error}.") from error
 
 
-async def _body(receive: Receive) -> bytes:
+async def _read_form(receive: Receive) -> bytes:
     body = b""
     while True:
         message: Any = await receive()
         if message["type"] == "http.disconnect":
-            raise _gone()
+            raise _make_disconnected()
         body += bytes(message.get("body", b""))
         if len(body) > FORM_BYTES:
             raise _RefusedError(
@@ -216,7 +218,7 @@ async def _body(receive: Receive) -> bytes:
             return body
 
 
-async def _is_gone(receive: Receive) -> bool:
+async def _is_disconnected(receive: Receive) -> bool:
     """Has the client closed the connection? Unread parts of its body are dropped."""
     try:
         async with asyncio.timeout(0):
@@ -227,11 +229,11 @@ async def _is_gone(receive: Receive) -> bool:
     return True
 
 
-def _error(status: int, code: str, message: str) -> PodAnswer:
+def _make_error(status: int, code: str, message: str) -> PodAnswer:
     body = msgspec.json.encode({"errors": [{"code": code, "message": message, "detail": None}]})
     return PodAnswer(status, [(b"content-type", b"application/json")], body)
 
 
-def _gone() -> _RefusedError:
+def _make_disconnected() -> _RefusedError:
     # A new one each time: one that is raised again keeps the frames of earlier requests, with clients' data.
     return _RefusedError(400, "UNSUPPORTED", "The client closed the connection.")

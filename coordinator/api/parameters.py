@@ -26,7 +26,7 @@ DigestText = Annotated[
 ]
 
 #: The default of `why`.
-ASKED = "an operator asked"
+DEFAULT_WHY = "an operator asked"
 
 #: Parameters of handlers that are not in the query: from the path, the body or the framework.
 NO_QUERY = frozenset({"request", "return", "data", "digest", "name", "pod_name", "number", "instance"})
@@ -36,11 +36,11 @@ def pod_or_none(text: str | None) -> PodName | None:
     return None if text is None else parse_pod(text)
 
 
-async def refuse_unknown(request: Request[Any, Any, Any]) -> None:
+async def refuse_unknown_parameters(request: Request[Any, Any, Any]) -> None:
     """Refuse unknown and repeated parameters, before every handler; raises UsageError."""
     if not request.scope["query_string"]:
         return
-    known = _known(request.route_handler.fn)
+    known = _query_parameters(request.route_handler.fn)
     for name in request.query_params:
         if name not in known:
             meant = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
@@ -50,7 +50,7 @@ async def refuse_unknown(request: Request[Any, Any, Any]) -> None:
 
 
 @cache
-def _known(handler: Any) -> frozenset[str]:
+def _query_parameters(handler: Any) -> frozenset[str]:
     """The names of a handler's query parameters, as clients write them."""
     hints = hints_of(handler)
     return frozenset(

@@ -11,9 +11,9 @@ from msgspec import Meta
 from coordinator.api.auth import OPERATE, READ
 from coordinator.api.deps import deps_of
 from coordinator.api.parameters import Cursor, Limit
-from coordinator.api.problems import documented
+from coordinator.api.problems import document_problems
 from coordinator.db.paging import DEFAULT_LIMIT
-from coordinator.db.session import driver, writing
+from coordinator.db.session import driver_connection, write_transaction
 from coordinator.domain.names import parse_pod, parse_repository
 from coordinator.domain.pods import PodKind, PodMode, ProbeMethod, TokenIssuer, parse_registry, parse_token_url
 from coordinator.domain.reasons import WHY_LIMIT
@@ -22,10 +22,10 @@ from coordinator.pods import configuration
 from coordinator.pods import table as registry
 from coordinator.pods import view as queries
 from coordinator.pods.shapes import PodPage, PodView, VanishedPage
-from coordinator.pods.vanished_view import vanished as list_of_vanished
+from coordinator.pods.vanished_view import read_vanished_page as list_of_vanished
 from coordinator.settings import Secret
 from coordinator.table import processes, vanished_links
-from coordinator.tokens.keys import parse_trusted
+from coordinator.tokens.keys import parse_trusted_keys
 
 BODY_LIMIT = 256 * 1024
 
@@ -160,13 +160,15 @@ class PodToken(msgspec.Struct, frozen=True, kw_only=True):
     operation_id="listPods",
     summary="List pods, with the reasons for which each blocks garbage collection",
     tags=["pods"],
-    responses=documented(),
+    responses=document_problems(),
     sync_to_thread=True,
     **READ,
 )
 def list_pods(request: Request[Any, Any, Any], cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT) -> PodPage:
     deps = deps_of(request)
-    return queries.pods(deps.engine, deps.silence, deps.request_bound, deps.in_spite_of, cursor=cursor, limit=limit)
+    return queries.read_pod_page(
+        deps.engine, deps.silence, deps.request_bound, deps.unsafe_findings, cursor=cursor, limit=limit
+    )
 
 
 @get(
@@ -174,14 +176,14 @@ def list_pods(request: Request[Any, Any, Any], cursor: Cursor = None, limit: Lim
     operation_id="getPod",
     summary="Get a pod",
     tags=["pods"],
-    responses=documented(404),
+    responses=document_problems(404),
     sync_to_thread=True,
     **READ,
 )
 def get_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> PodView:
     """With all registry processes, how far each has reported, and what the watermark waits for."""
     deps = deps_of(request)
-    return queries.pod(deps.engine, parse_pod(pod_name), deps.silence, deps.request_bound, deps.in_spite_of)
+    return queries.read_pod(deps.engine, parse_pod(pod_name), deps.silence, deps.request_bound, deps.unsafe_findings)
 
 
 @post(
@@ -190,13 +192,13 @@ def get_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> PodView
     summary="Register a pod",
     tags=["pods"],
     request_max_body_size=BODY_LIMIT,
-    responses=documented(409, 413),
+    responses=document_problems(409, 413),
     sync_to_thread=True,
     **OPERATE,
 )
 def add_pod(request: Request[Any, Any, Any], data: JSONBody[PodRequest]) -> PodToken:
     """A pod with prefix `team` owns `team` and `team/…`. Prefixes of two pods may not overlap."""
-    events = _events(request, parse_pod(data.name))
+    events = _events_url(request, parse_pod(data.name))
     pod = registry.NewPod(
         name=parse_pod(data.name),
         prefixes=[parse_repository(prefix) for prefix in data.prefixes],
@@ -204,15 +206,15 @@ def add_pod(request: Request[Any, Any, Any], data: JSONBody[PodRequest]) -> PodT
         mode=data.mode,
         kind=data.kind,
         probe=data.probe,
-        issuer=None if data.token_issuer is None else _issuer(data.token_issuer),
-        unmanaged=_unmanaged(data.unmanaged),
+        issuer=None if data.token_issuer is None else _make_issuer(data.token_issuer),
+        unmanaged=_make_unmanaged(data.unmanaged),
     )
     deps = deps_of(request)
-    token = registry.add(deps.engine, pod)
+    token = registry.add_pod(deps.engine, pod)
     deps.record_mark()
     if pod.unmanaged is not None:
         return PodToken(pod=pod.name, event_token=None, registry_config=None)
-    return _token(pod.name, token, events, pod.probe)
+    return _make_pod_token(pod.name, token, events, pod.probe)
 
 
 @post(
@@ -220,16 +222,16 @@ def add_pod(request: Request[Any, Any, Any], data: JSONBody[PodRequest]) -> PodT
     operation_id="rotatePodToken",
     summary="Replace a pod's event token",
     tags=["pods"],
-    responses=documented(404, 409),
+    responses=document_problems(404, 409),
     sync_to_thread=True,
     **OPERATE,
 )
 def rotate_pod_token(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> PodToken:
     """The old token is refused within seconds. The registry repeats its events until it has the new one."""
     pod = parse_pod(pod_name)
-    events, engine = _events(request, pod), deps_of(request).engine
-    probe = registry.probe_method(engine, pod)
-    return _token(pod, registry.rotate_token(engine, pod), events, probe)
+    events, engine = _events_url(request, pod), deps_of(request).engine
+    probe = registry.read_probe_method(engine, pod)
+    return _make_pod_token(pod, registry.rotate_token(engine, pod), events, probe)
 
 
 @post(
@@ -239,7 +241,7 @@ def rotate_pod_token(request: Request[Any, Any, Any], pod_name: FromPath[str]) -
     summary="Check whether this is a pod's event token",
     tags=["pods"],
     request_max_body_size=BODY_LIMIT,
-    responses=documented(404, 413),
+    responses=document_problems(404, 413),
     sync_to_thread=True,
     **OPERATE,
 )
@@ -256,14 +258,14 @@ def check_pod_token(
     operation_id="removePod",
     summary="Remove a pod",
     tags=["pods"],
-    responses=documented(404, 409),
+    responses=document_problems(404, 409),
     sync_to_thread=True,
     **OPERATE,
 )
 def remove_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> None:
     """Refused while it has holdings, links or open dead letters, or storage has links that the table lacks."""
     deps = deps_of(request)
-    registry.remove(deps.engine, parse_pod(pod_name), deps.still_holds, deps.probe_image)
+    registry.remove_pod(deps.engine, parse_pod(pod_name), deps.still_holds, deps.probe_image)
     deps.record_mark()
 
 
@@ -274,7 +276,7 @@ def remove_pod(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> None
     summary="Add prefixes to a pod",
     tags=["pods"],
     request_max_body_size=BODY_LIMIT,
-    responses=documented(404, 409, 413),
+    responses=document_problems(404, 409, 413),
     sync_to_thread=True,
     **OPERATE,
 )
@@ -283,7 +285,7 @@ def add_prefixes(request: Request[Any, Any, Any], pod_name: FromPath[str], data:
     deps, pod = deps_of(request), parse_pod(pod_name)
     registry.add_prefixes(deps.engine, pod, [parse_repository(prefix) for prefix in data.prefixes])
     deps.record_mark()
-    return queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
+    return queries.read_pod(deps.engine, pod, deps.silence, deps.request_bound, deps.unsafe_findings)
 
 
 @put(
@@ -292,7 +294,7 @@ def add_prefixes(request: Request[Any, Any, Any], pod_name: FromPath[str], data:
     summary="Replace a pod's registry URLs",
     tags=["pods"],
     request_max_body_size=BODY_LIMIT,
-    responses=documented(404, 409, 413),
+    responses=document_problems(404, 409, 413),
     sync_to_thread=True,
     **OPERATE,
 )
@@ -303,7 +305,7 @@ def set_registries(
     deps, pod = deps_of(request), parse_pod(pod_name)
     registry.set_registries(deps.engine, pod, [parse_registry(url) for url in data.registries])
     deps.record_mark()
-    return queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
+    return queries.read_pod(deps.engine, pod, deps.silence, deps.request_bound, deps.unsafe_findings)
 
 
 @put(
@@ -312,7 +314,7 @@ def set_registries(
     summary="Choose whether a pod's registry is probed by pushes or pulls",
     tags=["pods"],
     request_max_body_size=BODY_LIMIT,
-    responses=documented(404, 413),
+    responses=document_problems(404, 413),
     sync_to_thread=True,
     **OPERATE,
 )
@@ -320,7 +322,7 @@ def set_probe(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JS
     """After a change, garbage collection is blocked until a doctor has examined the pod again."""
     deps, pod = deps_of(request), parse_pod(pod_name)
     registry.set_probe(deps.engine, pod, data.probe)
-    return queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
+    return queries.read_pod(deps.engine, pod, deps.silence, deps.request_bound, deps.unsafe_findings)
 
 
 @put(
@@ -329,19 +331,19 @@ def set_probe(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JS
     summary="Declare whether a pod's registry sends events",
     tags=["pods"],
     request_max_body_size=BODY_LIMIT,
-    responses=documented(404, 413),
+    responses=document_problems(404, 413),
     sync_to_thread=True,
     **OPERATE,
 )
 def set_managed(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[ManagedRequest]) -> PodView:
     """Its previous event token is then refused, and a doctor must examine it again. Its holdings stay known."""
     deps, pod = deps_of(request), parse_pod(pod_name)
-    registry.set_managed(deps.engine, pod, _unmanaged(data.unmanaged))
+    registry.set_managed(deps.engine, pod, _make_unmanaged(data.unmanaged))
     deps.record_mark()
-    return queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
+    return queries.read_pod(deps.engine, pod, deps.silence, deps.request_bound, deps.unsafe_findings)
 
 
-def _unmanaged(data: UnmanagedRequest | None) -> registry.Unmanaged | None:
+def _make_unmanaged(data: UnmanagedRequest | None) -> registry.Unmanaged | None:
     return None if data is None else registry.Unmanaged(data.why, data.by)
 
 
@@ -351,15 +353,15 @@ def _unmanaged(data: UnmanagedRequest | None) -> registry.Unmanaged | None:
     summary="Set the token issuer of a pod's registry",
     tags=["pods"],
     request_max_body_size=BODY_LIMIT,
-    responses=documented(404, 413),
+    responses=document_problems(404, 413),
     sync_to_thread=True,
     **OPERATE,
 )
 def set_issuer(request: Request[Any, Any, Any], pod_name: FromPath[str], data: JSONBody[TokenIssuerRequest]) -> PodView:
     """Replaces the previous one within seconds. While its keys are rotated, send the old and the new ones."""
     deps, pod = deps_of(request), parse_pod(pod_name)
-    registry.set_issuer(deps.engine, pod, _issuer(data))
-    return queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
+    registry.set_issuer(deps.engine, pod, _make_issuer(data))
+    return queries.read_pod(deps.engine, pod, deps.silence, deps.request_bound, deps.unsafe_findings)
 
 
 @delete(
@@ -367,7 +369,7 @@ def set_issuer(request: Request[Any, Any, Any], pod_name: FromPath[str], data: J
     operation_id="removeTokenIssuer",
     summary="Remove a pod's token issuer",
     tags=["pods"],
-    responses=documented(404),
+    responses=document_problems(404),
     sync_to_thread=True,
     **OPERATE,
 )
@@ -376,8 +378,8 @@ def remove_issuer(request: Request[Any, Any, Any], pod_name: FromPath[str]) -> N
     registry.set_issuer(deps_of(request).engine, parse_pod(pod_name), None)
 
 
-def _issuer(data: TokenIssuerRequest) -> TokenIssuer:
-    keys = parse_trusted(data.keys.encode())
+def _make_issuer(data: TokenIssuerRequest) -> TokenIssuer:
+    keys = parse_trusted_keys(data.keys.encode())
     names = tuple(key.fingerprint for key in keys.keys)
     return TokenIssuer(parse_token_url(data.url), data.issuer, data.service, data.keys, names)
 
@@ -388,7 +390,7 @@ def _issuer(data: TokenIssuerRequest) -> TokenIssuer:
     operation_id="retireSource",
     summary="Retire a registry process that has ended",
     tags=["pods"],
-    responses=documented(404, 413),
+    responses=document_problems(404, 413),
     sync_to_thread=True,
     **OPERATE,
 )
@@ -399,9 +401,9 @@ def retire_process(
     that they need: retire only a process that you have seen end.
     """
     deps, pod = deps_of(request), parse_pod(pod_name)
-    with writing(deps.engine) as connection:
-        processes.retire(driver(connection), pod, instance, data.why, deps.request_bound)
-    return queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
+    with write_transaction(deps.engine) as connection:
+        processes.retire_process(driver_connection(connection), pod, instance, data.why, deps.request_bound)
+    return queries.read_pod(deps.engine, pod, deps.silence, deps.request_bound, deps.unsafe_findings)
 
 
 @post(
@@ -410,7 +412,7 @@ def retire_process(
     operation_id="settleGaps",
     summary="Resolve the open gaps of a pod that cannot be reconciled",
     tags=["pods"],
-    responses=documented(404, 409, 413),
+    responses=document_problems(404, 409, 413),
     sync_to_thread=True,
     **OPERATE,
 )
@@ -420,7 +422,7 @@ def resolve_gaps(request: Request[Any, Any, Any], pod_name: FromPath[str], data:
     """
     deps, pod = deps_of(request), parse_pod(pod_name)
     registry.resolve_gaps(deps.engine, pod, data.why)
-    return queries.pod(deps.engine, pod, deps.silence, deps.request_bound, deps.in_spite_of)
+    return queries.read_pod(deps.engine, pod, deps.silence, deps.request_bound, deps.unsafe_findings)
 
 
 @get(
@@ -428,7 +430,7 @@ def resolve_gaps(request: Request[Any, Any, Any], pod_name: FromPath[str], data:
     operation_id="listVanished",
     summary="List links of a pod that vanished without a delete event",
     tags=["pods"],
-    responses=documented(404),
+    responses=document_problems(404),
     sync_to_thread=True,
     **READ,
 )
@@ -451,7 +453,7 @@ def list_vanished(
     operation_id="acceptVanished",
     summary="Accept that links of a pod are gone",
     tags=["pods"],
-    responses=documented(404, 413),
+    responses=document_problems(404, 413),
     sync_to_thread=True,
     **OPERATE,
 )
@@ -461,11 +463,11 @@ def accept_vanished(
     """What only they kept is collected after a full grace period, which begins now. A call accepts some thousands."""
     name = None if data.repository is None else parse_repository(data.repository)
     engine = deps_of(request).engine
-    done = vanished_links.accept(engine, parse_pod(pod_name), data.why, data.by, name, data.before)
+    done = vanished_links.accept_vanished(engine, parse_pod(pod_name), data.why, data.by, name, data.before)
     return VanishedAccepted(**done._asdict())
 
 
-def _events(request: Request[Any, Any, Any], pod: str) -> str:
+def _events_url(request: Request[Any, Any, Any], pod: str) -> str:
     """Return the URL for the pod's events; raises UsageError. Call it before a token is made, or that would be lost."""
     try:
         base = deps_of(request).url or str(request.base_url)
@@ -474,11 +476,11 @@ def _events(request: Request[Any, Any, Any], pod: str) -> str:
     return f"{base.rstrip('/')}/v1/events/{pod}"
 
 
-def _token(pod: str, token: Secret, events: str, probe: ProbeMethod) -> PodToken:
+def _make_pod_token(pod: str, token: Secret, events: str, probe: ProbeMethod) -> PodToken:
     return PodToken(
         pod=pod,
         event_token=token.reveal(),
-        registry_config=configuration.notifications(events, token.reveal(), probe),
+        registry_config=configuration.notifications_section(events, token.reveal(), probe),
     )
 
 

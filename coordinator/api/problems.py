@@ -29,39 +29,39 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
 
 
-def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> Response[Problem]:
+def make_problem(status: int, detail: str, headers: dict[str, str] | None = None) -> Response[Problem]:
     body = Problem(type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail)
     return Response(body, status_code=status, headers=headers, media_type=MEDIA_TYPE)
 
 
-def refused(_: Request[Any, Any, Any], error: BaleenError) -> Response[Problem]:
+def handle_refusal(_: Request[Any, Any, Any], error: BaleenError) -> Response[Problem]:
     if error.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("request failed", error=str(error))
-    return problem(error.status, str(error), dict(error.headers))
+    return make_problem(error.status, str(error), dict(error.headers))
 
 
-def http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
+def handle_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
     """Render a refusal by the framework: unknown path, wrong method, invalid parameters."""
     if error.status_code == HTTPStatus.NOT_FOUND:
-        detail = f"There is nothing at {_path(request)}: see /schema."
+        detail = f"There is nothing at {_path_of(request)}: see /schema."
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        detail = f"{request.method} does not work on {_path(request)}: see /schema."
+        detail = f"{request.method} does not work on {_path_of(request)}: see /schema."
     else:
         detail = _describe(request, error)
     headers = {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}
-    return problem(error.status_code, detail, headers)
+    return make_problem(error.status_code, detail, headers)
 
 
-def nested(_: Request[Any, Any, Any], __: RecursionError) -> Response[Problem]:
-    return problem(400, "The body cannot be read: its lists and objects are nested too deeply.")
+def handle_deep_nesting(_: Request[Any, Any, Any], __: RecursionError) -> Response[Problem]:
+    return make_problem(400, "The body cannot be read: its lists and objects are nested too deeply.")
 
 
-def failed(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
-    log.error("request failed", method=request.method, path=_path(request), exc_info=error)
-    return problem(500, "Internal error: see the log of Baleen's API.")
+def handle_failure(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
+    log.error("request failed", method=request.method, path=_path_of(request), exc_info=error)
+    return make_problem(500, "Internal error: see the log of Baleen's API.")
 
 
-def _path(request: Request[Any, Any, Any]) -> str:
+def _path_of(request: Request[Any, Any, Any]) -> str:
     # Not the whole URL: building that fails if the client sent a malformed host.
     return str(request.scope["path"])
 
@@ -69,14 +69,14 @@ def _path(request: Request[Any, Any, Any]) -> str:
 def _describe(request: Request[Any, Any, Any], error: HTTPException) -> str:
     if isinstance(error, ValidationException):
         complaints = error.extra if isinstance(error.extra, list) else []
-        if detail := refusals.refusal(request.route_handler.fn, complaints):
+        if detail := refusals.describe_refusal(request.route_handler.fn, complaints):
             return detail
     if error.detail.startswith("JSON is malformed"):
         return f"The body cannot be read: {error.detail.rstrip('.')}."
     return error.detail or HTTPStatus(error.status_code).phrase
 
 
-def documented(*statuses: int) -> dict[int, ResponseSpec]:
+def document_problems(*statuses: int) -> dict[int, ResponseSpec]:
     """Return a handler's problems for the OpenAPI document; 400, 401, 403 and 503 are always included."""
     return {
         status: ResponseSpec(Problem, description=HTTPStatus(status).phrase, media_type=MEDIA_TYPE)
@@ -84,4 +84,9 @@ def documented(*statuses: int) -> dict[int, ResponseSpec]:
     }
 
 
-HANDLERS = {BaleenError: refused, HTTPException: http_error, RecursionError: nested, Exception: failed}
+HANDLERS = {
+    BaleenError: handle_refusal,
+    HTTPException: handle_http_error,
+    RecursionError: handle_deep_nesting,
+    Exception: handle_failure,
+}

@@ -8,7 +8,7 @@ from litestar.params import PathParameter, QueryParameter
 from coordinator.api.auth import READ
 from coordinator.api.deps import deps_of
 from coordinator.api.parameters import Cursor, Limit, PodFilter, pod_or_none
-from coordinator.api.problems import documented
+from coordinator.api.problems import document_problems
 from coordinator.db.paging import DEFAULT_LIMIT
 from coordinator.domain.names import parse_repository
 from coordinator.lookup import repositories as queries
@@ -20,7 +20,7 @@ from coordinator.lookup.shapes import Repository, RepositoryPage
     operation_id="listRepositories",
     summary="List repositories by name",
     tags=["repositories"],
-    responses=documented(404),
+    responses=document_problems(404),
     sync_to_thread=True,
     **READ,
 )
@@ -35,7 +35,7 @@ def list_repositories(
 ) -> RepositoryPage:
     """`blobs` and bytes are null for repositories with too many manifests for a list: get that repository."""
     deps = deps_of(request)
-    return queries.repositories(
+    return queries.read_repository_page(
         deps.engine,
         deps.sizes,
         pod=pod_or_none(pod),
@@ -50,14 +50,14 @@ def list_repositories(
     operation_id="getRepository",
     summary="Get what a repository holds",
     tags=["repositories"],
-    responses=documented(404),
+    responses=document_problems(404),
     sync_to_thread=True,
     **READ,
 )
 def get_repository(
     request: Request[Any, Any, Any], name: Annotated[str, PathParameter(description="With its slashes: team/app.")]
 ) -> Repository:
-    return queries.repository(deps_of(request).engine, parse_repository(name.removeprefix("/")))
+    return queries.read_repository(deps_of(request).engine, parse_repository(name.removeprefix("/")))
 
 
 HANDLERS = [list_repositories, get_repository]

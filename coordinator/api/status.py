@@ -15,20 +15,20 @@ from litestar import Request, Response, get
 from msgspec import Meta
 
 from coordinator.api.auth import READ
-from coordinator.api.deps import Check, Deps, deps_of
+from coordinator.api.deps import Deps, ReadinessCheck, deps_of
 from coordinator.api.lag import Partition
-from coordinator.api.problems import documented
-from coordinator.db.session import reading
+from coordinator.api.problems import document_problems
+from coordinator.db.session import read_connection
 from coordinator.db.threads import in_thread
-from coordinator.domain.gc import holds
+from coordinator.domain.gc import block_reasons
 from coordinator.domain.perimeter import Listing
 from coordinator.domain.watermarks import PodWatermark
 from coordinator.errors import BaleenError
-from coordinator.gc.conditions import Known
+from coordinator.gc.conditions import FactsWithRows
 from coordinator.gc.shapes import ShownByOthers, Waiting
-from coordinator.gc.view import Figures, oldest_candidate, shown_by_others, waiting
+from coordinator.gc.view import Figures, count_waiting, read_oldest_candidate, read_shown_by_others
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
-from coordinator.table.progress_view import clock, missing_blobs, progress, unpublished_changes
+from coordinator.table.progress_view import count_missing_blobs, count_unpublished_changes, read_clock, read_progress
 
 CHECK_SECONDS = 3.0
 
@@ -108,45 +108,47 @@ class Collection(NamedTuple):
     shown: ShownByOthers
 
 
-async def collection(deps: Deps) -> Collection:
-    return await in_thread(_collection, deps, await deps.figures.read())
+async def read_collection(deps: Deps) -> Collection:
+    return await in_thread(_read_collection, deps, await deps.figures.read())
 
 
-def _collection(deps: Deps, figures: Figures) -> Collection:
-    with reading(deps.engine) as connection:
-        return Collection(figures, waiting(connection), oldest_candidate(connection), shown_by_others(connection))
+def _read_collection(deps: Deps, figures: Figures) -> Collection:
+    with read_connection(deps.engine) as connection:
+        return Collection(
+            figures, count_waiting(connection), read_oldest_candidate(connection), read_shown_by_others(connection)
+        )
 
 
-class _Table(NamedTuple):
+class _TableState(NamedTuple):
     """What the table has, in the order in which it is read."""
 
     applied: Mapping[Partition, int]
-    known: Known
+    known: FactsWithRows
     missing: int
     unpublished: int
     now: dt.datetime
 
 
-def _table(deps: Deps) -> _Table:
-    with reading(deps.engine) as connection:
-        return _Table(
-            progress(connection),
-            deps.known(connection),
-            missing_blobs(connection),
-            unpublished_changes(connection),
-            clock(connection),
+def _read_table(deps: Deps) -> _TableState:
+    with read_connection(deps.engine) as connection:
+        return _TableState(
+            read_progress(connection),
+            deps.read_known(connection),
+            count_missing_blobs(connection),
+            count_unpublished_changes(connection),
+            read_clock(connection),
         )
 
 
-async def status_of(deps: Deps) -> Status:
-    return (await gather(deps))[0]
+async def read_status(deps: Deps) -> Status:
+    return (await read_status_and_marks(deps))[0]
 
 
-async def gather(deps: Deps) -> tuple[Status, Marks]:
+async def read_status_and_marks(deps: Deps) -> tuple[Status, Marks]:
     """Gather the status. The table is read first, so the lag may be too large, never too small."""
-    applied, (facts, truths, orphans), missing, unpublished, now = await in_thread(_table, deps)
-    held = {pod: truth.opened for pod, truth in truths.items()}
-    marks = {pod: truth.mark for pod, truth in truths.items() if truth.managed}
+    applied, (facts, pod_states, orphans), missing, unpublished, now = await in_thread(_read_table, deps)
+    held = {pod: state.open_items for pod, state in pod_states.items()}
+    marks = {pod: state.watermark for pod, state in pod_states.items() if state.managed}
     log = await deps.lag.read(applied)
     events = {str(number): lag for (topic, number), lag in sorted(log.lag.items()) if topic == EVENTS}
     lags = [lag for (topic, _), lag in log.lag.items() if topic == DEAD_LETTERS]
@@ -155,8 +157,8 @@ async def gather(deps: Deps) -> tuple[Status, Marks]:
         lag=events,
         dead_letter_lag=sum(known) if known and len(known) == len(lags) else None,
         caught_up=not log.problems and bool(events) and not any(log.lag.values()) and None not in log.lag.values(),
-        watermark=_least([mark.at for mark in marks.values()]),
-        gc=GarbageCollection(enabled=facts.switched_off is None, blocked_by=[*holds(facts), *log.problems]),
+        watermark=_earliest([mark.at for mark in marks.values()]),
+        gc=GarbageCollection(enabled=facts.switched_off is None, blocked_by=[*block_reasons(facts), *log.problems]),
         dead_letters=sum(each.dead_letters for each in held.values()) + orphans,
         dead_letters_not_kept=sum(each.dead_letters_not_kept for each in held.values()),
         gaps=sum(each.gaps for each in held.values()),
@@ -165,19 +167,19 @@ async def gather(deps: Deps) -> tuple[Status, Marks]:
         vanished_links=sum(each.vanished_links for each in held.values()),
         missing_blobs=missing,
         unpublished_changes=unpublished,
-        unowned_repositories=_unowned(facts.listing),
+        unowned_repositories=_make_unowned(facts.listing),
     )
     vanished = {pod: each.vanished_links for pod, each in held.items()}
-    return status, Marks(now, marks, vanished, {pod: truth.false_reports for pod, truth in truths.items()})
+    return status, Marks(now, marks, vanished, {pod: state.false_reports for pod, state in pod_states.items()})
 
 
-def _unowned(listing: Listing | None) -> UnownedRepositories:
+def _make_unowned(listing: Listing | None) -> UnownedRepositories:
     if listing is None:
         return UnownedRepositories(listed_at=None, names=[], complete=False)
     return UnownedRepositories(listed_at=listing.began_at, names=list(listing.unowned), complete=listing.complete)
 
 
-def _least(times: Sequence[dt.datetime | None]) -> dt.datetime | None:
+def _earliest(times: Sequence[dt.datetime | None]) -> dt.datetime | None:
     """Return the earliest time, or None if any is unknown."""
     known = [time for time in times if time is not None]
     return min(known) if known and len(known) == len(times) else None
@@ -188,11 +190,11 @@ def _least(times: Sequence[dt.datetime | None]) -> dt.datetime | None:
     operation_id="getStatus",
     summary="Get how far events are applied, and what blocks garbage collection",
     tags=["status"],
-    responses=documented(),
+    responses=document_problems(),
     **READ,
 )
 async def get_status(request: Request[Any, Any, Any]) -> Status:
-    return await status_of(deps_of(request))
+    return await read_status(deps_of(request))
 
 
 @get("/healthz", operation_id="health", summary="Liveness: the process answers", tags=["status"])
@@ -205,7 +207,7 @@ async def healthz() -> Health:
     operation_id="readiness",
     summary="Readiness: every service that Baleen needs answers",
     tags=["status"],
-    responses={503: documented()[503]},
+    responses={503: document_problems()[503]},
 )
 async def readyz(request: Request[Any, Any, Any]) -> Response[Readiness]:
     """503 with the same body while a service does not answer."""
@@ -215,7 +217,7 @@ async def readyz(request: Request[Any, Any, Any]) -> Response[Readiness]:
     return Response(Readiness(ready, dict(zip(checks, results, strict=True))), status_code=200 if ready else 503)
 
 
-async def _run_check(check: Check) -> CheckResult:
+async def _run_check(check: ReadinessCheck) -> CheckResult:
     try:
         async with asyncio.timeout(CHECK_SECONDS):
             await check()

@@ -19,13 +19,13 @@ from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, Para
 from msgspec import Meta
 
 from coordinator.api.deps import deps_of
-from coordinator.api.problems import documented
+from coordinator.api.problems import document_problems
 from coordinator.domain.access import parse_scopes
 from coordinator.errors import NotFoundError, UsageError
 from coordinator.tokens import metrics
 from coordinator.tokens.issuers import Credentials
-from coordinator.tokens.service import Asked, CredentialsRefusedError, TokenService
-from coordinator.tokens.sign import Signed
+from coordinator.tokens.service import CredentialsRefusedError, TokenRequest, TokenService
+from coordinator.tokens.sign import SignedToken
 
 BODY_LIMIT = 256 * 1024
 FIELDS_LIMIT = 200
@@ -81,7 +81,7 @@ class _FormOperation(Operation):
         )
 
 
-_DOCUMENTED: dict[str, Any] = {"tags": ["tokens"], "responses": documented(404, 413)}
+_DOCUMENTATION: dict[str, Any] = {"tags": ["tokens"], "responses": document_problems(404, 413)}
 
 
 @get(
@@ -89,19 +89,19 @@ _DOCUMENTED: dict[str, Any] = {"tags": ["tokens"], "responses": documented(404, 
     operation_class=_QueryOperation,
     operation_id="getToken",
     summary="Issue a token for repositories of several pods (GET)",
-    **_DOCUMENTED,
+    **_DOCUMENTATION,
 )
 async def get_token(request: Request[Any, Any, Any]) -> Response[Token]:
     """Baleen requests each scope, with these credentials, from the issuer of the repository's pod. It issues
     one token with everything that was granted. 404 where Baleen issues no tokens.
     """
-    service = _service(request)
+    service = _require_service(request)
     query = request.scope["query_string"]
-    with metrics.malformed():
-        parameters = _parsed(query)
-        credentials = _basic(request.headers.get("authorization"))
-        asked = _asked(parameters, credentials)
-    return _answer(await service.issue(asked))
+    with metrics.count_malformed():
+        parameters = _parse_parameters(query)
+        credentials = _parse_basic(request.headers.get("authorization"))
+        asked = _make_request(parameters, credentials)
+    return _make_answer(await service.issue(asked))
 
 
 @post(
@@ -111,50 +111,53 @@ async def get_token(request: Request[Any, Any, Any]) -> Response[Token]:
     operation_class=_FormOperation,
     operation_id="postToken",
     summary="Issue a token for repositories of several pods (POST)",
-    **_DOCUMENTED,
+    **_DOCUMENTATION,
 )
 async def post_token(request: Request[Any, Any, Any]) -> Response[Token]:
     """The same with an OAuth2 form, whose credentials are passed through unchanged. An issuer that does not support the
     form is asked by GET, if the grant is a password.
     """
-    service = _service(request)
+    service = _require_service(request)
     body = await request.body()
-    with metrics.malformed():
-        parameters = _parsed(body)
-        asked = _asked(parameters, _form(dict(parameters)))
-    return _answer(await service.issue(asked))
+    with metrics.count_malformed():
+        parameters = _parse_parameters(body)
+        asked = _make_request(parameters, _parse_form(dict(parameters)))
+    return _make_answer(await service.issue(asked))
 
 
 @get(
-    "/.well-known/jwks.json", operation_id="getKeys", summary="Get the keys that verify Baleen's tokens", **_DOCUMENTED
+    "/.well-known/jwks.json",
+    operation_id="getKeys",
+    summary="Get the keys that verify Baleen's tokens",
+    **_DOCUMENTATION,
 )
 async def get_keys(request: Request[Any, Any, Any]) -> Response[Jwks]:
     """A JWKS (RFC 7517) with all keys, also those that no longer sign or do not sign yet."""
-    return Response(Jwks(_service(request).jwks()["keys"]), headers={"Cache-Control": "max-age=60"})
+    return Response(Jwks(_require_service(request).jwks()["keys"]), headers={"Cache-Control": "max-age=60"})
 
 
-def _service(request: Request[Any, Any, Any]) -> TokenService:
+def _require_service(request: Request[Any, Any, Any]) -> TokenService:
     service = deps_of(request).token_service
     if service is None:
         raise NotFoundError("Baleen issues no tokens here: set BALEEN_JWT_SIGNING_KEYS.")
     return service
 
 
-def _answer(signed: Signed) -> Response[Token]:
+def _make_answer(signed: SignedToken) -> Response[Token]:
     issued_at = signed.issued_at.isoformat().replace("+00:00", "Z")
     token = Token(token=signed.token, access_token=signed.token, expires_in=signed.expires_in, issued_at=issued_at)
     return Response(token, headers=_NO_STORE)
 
 
-def _asked(parameters: Parameters, credentials: Credentials) -> Asked:
+def _make_request(parameters: Parameters, credentials: Credentials) -> TokenRequest:
     known = dict(parameters)
     if any(len(known.get(name, "")) > FIELD_LIMIT for name in ("service", "client_id")):
         raise UsageError(f"`service` and `client_id` must have up to {FIELD_LIMIT} characters.")
     scopes = parse_scopes(value for name, value in parameters if name == "scope")
-    return Asked(scopes, credentials, known.get("service"), known.get("client_id", ""))
+    return TokenRequest(scopes, credentials, known.get("service"), known.get("client_id", ""))
 
 
-def _parsed(text: bytes) -> Parameters:
+def _parse_parameters(text: bytes) -> Parameters:
     """Parse the parameters of a query or a form, in their order; raises UsageError."""
     try:
         return parse_qsl(text.decode("ascii"), keep_blank_values=True, max_num_fields=FIELDS_LIMIT, errors="strict")
@@ -162,7 +165,7 @@ def _parsed(text: bytes) -> Parameters:
         raise UsageError(f"The parameters cannot be read: send up to {FIELDS_LIMIT} of them, as UTF-8.") from error
 
 
-def _basic(header: str | None) -> Credentials:
+def _parse_basic(header: str | None) -> Credentials:
     """Return the credentials of a GET; raises CredentialsRefusedError if they are malformed."""
     if header is None:
         return Credentials()
@@ -178,7 +181,7 @@ def _basic(header: str | None) -> Credentials:
     return Credentials(username, f"Basic {encoded.strip()}")
 
 
-def _form(fields: Mapping[str, str]) -> Credentials:
+def _parse_form(fields: Mapping[str, str]) -> Credentials:
     """Return the credentials of a POST; raises UsageError."""
     kind = fields.get("grant_type", "")
     names = GRANTS.get(kind)

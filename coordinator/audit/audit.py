@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 
 from coordinator.audit import inventory, table
 from coordinator.db.connection import Connections
-from coordinator.domain.inventory import Discrepancy, Pair, StoredBlob, TableBlob, differing, discrepancies
+from coordinator.domain.inventory import Discrepancy, Pair, StoredBlob, TableBlob, find_differing, find_discrepancies
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, format_digest
-from coordinator.domain.perimeter import holds as perimeter_holds
+from coordinator.domain.perimeter import block_reasons
 from coordinator.errors import ConflictError
 from coordinator.gc import mark_table as mark
 from coordinator.gc import root_listing
@@ -81,7 +81,7 @@ class Ages(NamedTuple):
     uploads: timedelta
 
 
-class Kind:
+class FoundObjects:
     """Findings of one kind: their count, their bytes, and examples. Safe to use from several threads."""
 
     def __init__(self, limit: int = EXAMPLES) -> None:
@@ -114,28 +114,28 @@ class Report:
         self.objects = 0
         self.bytes = 0
         #: Referenced, and not stored; `masked` are those of them that a delete marker hides.
-        self.missing = Kind(examples)
-        self.masked = Kind(examples)
+        self.missing = FoundObjects(examples)
+        self.masked = FoundObjects(examples)
         #: Were missing, and are stored; `repaired` are those of them that this audit repaired.
-        self.found_again = Kind(examples)
-        self.repaired = Kind(examples)
+        self.found_again = FoundObjects(examples)
+        self.repaired = FoundObjects(examples)
         #: Served by the table, unreferenced, and not stored: a later reference makes the restorer look for them.
-        self.unserved = Kind(examples)
-        self.wrong_size = Kind(examples)
-        self.orphans = Kind(examples)
-        self.recent = Kind(examples)
+        self.unserved = FoundObjects(examples)
+        self.wrong_size = FoundObjects(examples)
+        self.orphans = FoundObjects(examples)
+        self.recent = FoundObjects(examples)
         #: Orphans that were added to the table for garbage collection.
         self.taken_up = 0
-        self.odd_keys = Kind(examples)
-        self.abandoned_uploads = Kind(examples)
-        self.unfinished_uploads = Kind(examples)
+        self.odd_keys = FoundObjects(examples)
+        self.abandoned_uploads = FoundObjects(examples)
+        self.unfinished_uploads = FoundObjects(examples)
         #: Repositories, or folders of repositories, that no pod owns. They block garbage collection.
-        self.unowned = Kind(examples)
+        self.unowned = FoundObjects(examples)
         #: The claim that is not verified, and why; None if there is none.
-        self.claim: mark.Claim | None = None
+        self.claim: mark.PendingClaim | None = None
 
     @property
-    def healthy(self) -> bool:
+    def is_healthy(self) -> bool:
         """Whether every referenced blob is stored with its known size."""
         return not (self.missing.count or self.wrong_size.count)
 
@@ -182,12 +182,12 @@ class Audit:
         """Compare everything; raises UnavailableError, and ConflictError if orphans may not be taken up."""
         self._store.check()
         with self._connections.use() as connection:
-            instance = mark.current(connection)
-        listing = root_listing.update(self._connections, self._store)
+            instance = mark.read_instance(connection)
+        listing = root_listing.update_listing(self._connections, self._store)
         self._began_at = listing.began_at
         for name in listing.unowned:
             self._report.unowned.add(0, repository=name)
-        if self._take_up and (holds := perimeter_holds(listing)):
+        if self._take_up and (holds := block_reasons(listing)):
             raise ConflictError(f"{holds[0]}. It may link blobs that the table does not know: no orphan is taken up.")
         with ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="audit") as self._pool:
             self._compare(on_progress)
@@ -195,23 +195,25 @@ class Audit:
             self._find_uploads()
         with self._connections.use() as connection:
             if self._repair:
-                self._report.claim = mark.verified(connection, self._began_at, instance)
+                self._report.claim = mark.end_verified_claim(connection, self._began_at, instance)
             else:
-                self._report.claim = mark.pending_claim(connection, self._began_at)
+                self._report.claim = mark.read_pending_claim(connection, self._began_at)
         return self._report
 
     def _compare(self, on_progress: OnProgress) -> None:
         on_progress(Progress("sorting the table's blobs"))
         with (
             self._connections.use() as connection,
-            table.blobs(connection) as rows,
-            inventory.stored(self._store, self._odd, self._sizes.block, self._sizes.blocks_waiting) as objects,
+            table.read_blobs(connection) as rows,
+            inventory.list_stored_blobs(
+                self._store, self._report_odd_key, self._sizes.block, self._sizes.blocks_waiting
+            ) as objects,
         ):
-            pairs = differing(self._counted_rows(rows, on_progress), self._counted_objects(objects))
+            pairs = find_differing(self._count_rows(rows, on_progress), self._count_objects(objects))
             while batch := list(islice(pairs, self._sizes.batch)):
                 self._check_again(batch)
 
-    def _counted_rows(self, rows: Iterable[TableBlob], on_progress: OnProgress) -> Iterator[TableBlob]:
+    def _count_rows(self, rows: Iterable[TableBlob], on_progress: OnProgress) -> Iterator[TableBlob]:
         report = self._report
         for row in rows:
             if report.blobs % PROGRESS_EVERY == 0:
@@ -221,14 +223,14 @@ class Audit:
             report.needed += row.referenced
             yield row
 
-    def _counted_objects(self, objects: Iterable[StoredBlob]) -> Iterator[StoredBlob]:
+    def _count_objects(self, objects: Iterable[StoredBlob]) -> Iterator[StoredBlob]:
         report = self._report
         for item in objects:
             report.objects += 1
             report.bytes += item.size
             yield item
 
-    def _odd(self, entry: ObjectInfo) -> None:
+    def _report_odd_key(self, entry: ObjectInfo) -> None:
         self._report.odd_keys.add(entry.size, key=entry.key, bytes=entry.size)
 
     # Verifying differences
@@ -236,13 +238,13 @@ class Audit:
     def _check_again(self, pairs: Sequence[Pair]) -> None:
         """Read the table again, then ask storage about differences that remain; report what is certainly wrong."""
         with self._connections.use() as connection:
-            known = {blob.digest: blob for blob in lifecycle.load(connection, [pair.digest for pair in pairs])}
+            known = {blob.digest: blob for blob in lifecycle.read_blobs(connection, [pair.digest for pair in pairs])}
         orphans: list[StoredBlob] = []
         differing_blobs: list[KnownBlob] = []
         unserved: list[KnownBlob] = []
         for pair in pairs:
             blob = known.get(pair.digest)
-            found = discrepancies(_as_row(blob), pair.stored)
+            found = find_discrepancies(_as_table_blob(blob), pair.stored)
             if Discrepancy.ORPHAN in found:
                 assert pair.stored is not None
                 orphans.append(pair.stored)
@@ -253,18 +255,18 @@ class Audit:
         old = [orphan for orphan in orphans if self._report_orphan(orphan)]
         if self._take_up and old:
             with self._connections.use() as connection:
-                self._report.taken_up += table.take_up(connection, old)
+                self._report.taken_up += table.insert_orphans(connection, old)
         if differing_blobs:
             self._resolve(differing_blobs)
-        for move in self._presence.note_unserved([blob.digest for blob in unserved]) if self._repair else ():
+        for move in self._presence.mark_unserved_purged([blob.digest for blob in unserved]) if self._repair else ():
             self._report.unserved.add(move.blob.size, digest=format_digest(move.blob.digest))
 
     def _resolve(self, differing_blobs: Sequence[KnownBlob]) -> None:
         """Look for these blobs in storage; write and report those that are missing or found again."""
         wanted = [blob.digest for blob in differing_blobs]
-        heads = self._presence.heads(wanted)
+        heads = self._presence.head_blobs(wanted)
         found = {
-            blob.digest: discrepancies(_as_row(blob), _as_stored(blob.digest, heads[blob.digest]))
+            blob.digest: find_discrepancies(_as_table_blob(blob), _as_stored_blob(blob.digest, heads[blob.digest]))
             for blob in differing_blobs
         }
         self._presence.resolve(
@@ -274,7 +276,7 @@ class Audit:
             or (Discrepancy.MISSING in found[blob.digest] and blob.state is not BlobState.MISSING)
         )
         with self._connections.use() as connection:
-            after = {blob.digest: blob for blob in lifecycle.load(connection, wanted)}
+            after = {blob.digest: blob for blob in lifecycle.read_blobs(connection, wanted)}
         missing = []
         for before in differing_blobs:
             blob, head = after[before.digest], heads[before.digest]
@@ -283,12 +285,12 @@ class Audit:
             if Discrepancy.FOUND in found[blob.digest] and blob.state is BlobState.LIVE:
                 self._report.found_again.add(blob.size, digest=format_digest(blob.digest))
             if Discrepancy.WRONG_SIZE in found[blob.digest] and head is not None:
-                self._report.wrong_size.add(blob.size, **_needed(blob), stored=head.size)
-        for blob, versions in zip(missing, self._pool.map(self._versions, missing), strict=True):
+                self._report.wrong_size.add(blob.size, **_example_of(blob), stored=head.size)
+        for blob, versions in zip(missing, self._pool.map(self._list_versions, missing), strict=True):
             self._report_missing(blob, versions)
 
-    def _versions(self, blob: KnownBlob) -> Sequence[ObjectVersion]:
-        return self._store.versions(blob_key(blob.digest))
+    def _list_versions(self, blob: KnownBlob) -> Sequence[ObjectVersion]:
+        return self._store.list_versions(blob_key(blob.digest))
 
     def _report_orphan(self, orphan: StoredBlob) -> bool:
         """Report an orphan; return whether it is old enough to be one."""
@@ -303,7 +305,13 @@ class Audit:
         masked = bool(versions) and versions[0].is_marker
         whole = [each for each in versions if not each.is_marker]
         fitting = next((each for each in whole if blob.size in {-1, each.size}), None)
-        if self._repair and masked and fitting is not None and fitting == whole[0] and self._unmask(blob, fitting):
+        if (
+            self._repair
+            and masked
+            and fitting is not None
+            and fitting == whole[0]
+            and self._remove_markers(blob, fitting)
+        ):
             example = {"digest": format_digest(blob.digest), "version": fitting.version}
             self._report.repaired.add(blob.size, **example)
             self._report.found_again.add(blob.size, **example)
@@ -313,7 +321,7 @@ class Audit:
             self._report.repaired.add(blob.size, **example)
             self._report.found_again.add(blob.size, **example)
             return
-        example = _needed(blob) | {
+        example = _example_of(blob) | {
             "masked_since": versions[0].modified_at if masked else None,
             "restorable_version": None if fitting is None else fitting.version,
         }
@@ -321,10 +329,10 @@ class Audit:
         if masked:
             self._report.masked.add(blob.size, **example)
 
-    def _unmask(self, blob: KnownBlob, version: ObjectVersion) -> bool:
+    def _remove_markers(self, blob: KnownBlob, version: ObjectVersion) -> bool:
         """Remove the markers above this version if its bytes are the blob's; return whether it is served now."""
         key = blob_key(blob.digest)
-        if not self._is_whole(blob.digest, version.version):
+        if not self._is_whole_version(blob.digest, version.version):
             return False
         with self._connections.use() as connection:
             is_doubtful = mark.may_have_lost_history(connection)
@@ -336,7 +344,7 @@ class Audit:
                 put_on_top(self._store, key, version.version)
             return any(move.to is BlobState.LIVE for move in self._presence.resolve([blob.digest]))
         for _ in range(MARKERS_LIMIT):
-            latest = self._store.versions(key, TOP_STATES)[0]
+            latest = self._store.list_versions(key, TOP_STATES)[0]
             if not latest.is_marker:
                 break
             # List, then check, then remove exactly that marker: while the blob is missing no hide of it has left one
@@ -372,10 +380,10 @@ class Audit:
 
     def _is_missing(self, digest: Digest) -> bool:
         with self._connections.use() as connection:
-            (blob,) = lifecycle.load(connection, [digest])
+            (blob,) = lifecycle.read_blobs(connection, [digest])
         return blob.state is BlobState.MISSING
 
-    def _is_whole(self, digest: Digest, version: str) -> bool:
+    def _is_whole_version(self, digest: Digest, version: str) -> bool:
         with suppress(ObjectNotFoundError), self._store.open_version(blob_key(digest), version) as opened:
             hashed = hashlib.sha256()
             for chunk in opened.chunks:
@@ -387,25 +395,25 @@ class Audit:
 
     def _find_uploads(self) -> None:
         before = self._began_at - self._ages.uploads
-        for session in uploads.sessions(self._store, self._pool):
+        for session in uploads.list_sessions(self._store, self._pool):
             if session.begun_at <= before:
                 self._report.abandoned_uploads.add(
                     session.bytes, key=session.prefix, begun_at=session.begun_at, bytes=session.bytes
                 )
-        for upload in self._store.unfinished(""):
+        for upload in self._store.list_unfinished(""):
             if upload.begun_at <= before:
                 self._report.unfinished_uploads.add(0, key=upload.key, begun_at=upload.begun_at)
 
 
-def _as_row(blob: KnownBlob | None) -> TableBlob | None:
+def _as_table_blob(blob: KnownBlob | None) -> TableBlob | None:
     return None if blob is None else TableBlob(blob.digest, blob.size, blob.state, blob.referenced)
 
 
-def _as_stored(digest: Digest, found: ObjectInfo | None) -> StoredBlob | None:
+def _as_stored_blob(digest: Digest, found: ObjectInfo | None) -> StoredBlob | None:
     return None if found is None else StoredBlob(digest, found.size, found.modified_at.timestamp())
 
 
-def _needed(blob: KnownBlob) -> dict[str, Any]:
+def _example_of(blob: KnownBlob) -> dict[str, Any]:
     return {
         "digest": format_digest(blob.digest),
         "size": None if blob.size < 0 else blob.size,

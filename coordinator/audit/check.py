@@ -17,10 +17,10 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.references import ManifestKind
 
 #: Differences that the report lists; all are counted.
-SHOWN = 100
+DIFFERENCES_SHOWN = 100
 
 #: Gets each step as it begins: what it does, its number, and how many there are.
-Progress = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 
 
 class Difference(NamedTuple):
@@ -41,7 +41,7 @@ class CheckReport(NamedTuple):
     differences: list[Difference]
 
     @property
-    def agrees(self) -> bool:
+    def is_healthy(self) -> bool:
         return self.differences_count == 0
 
 
@@ -56,7 +56,7 @@ _RECOMPUTED = """
     ) facts GROUP BY id
 """
 
-_COUNTS = f"""
+_SELECT_COUNTS = f"""
     SELECT encode(b.digest, 'hex') AS digest, b.reference_count, b.link_count, b.state,
            b.unreferenced_since IS NOT NULL AS dated, coalesce(r.refs, 0) AS refs, coalesce(r.links, 0) AS links
     FROM blobs b LEFT JOIN recomputed r ON r.id = b.id
@@ -126,7 +126,7 @@ _ORPHANS = (
 )
 
 
-def check(engine: Engine, progress: Progress = lambda what, number, total: None) -> CheckReport:
+def check_counts(engine: Engine, progress: OnProgress = lambda what, number, total: None) -> CheckReport:
     """Compare all derived numbers with the facts. Takes long on a large table, and changes nothing."""
     total = 2 + len(_ORPHANS)
     with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection, connection.begin():
@@ -141,7 +141,7 @@ def check(engine: Engine, progress: Progress = lambda what, number, total: None)
             progress(f"looking for a {what}", number, total)
             for subject in connection.execute(text(query)).yield_per(1000).scalars():
                 count += 1
-                if len(shown) < SHOWN:
+                if len(shown) < DIFFERENCES_SHOWN:
                     shown.append(Difference(what, subject, "a row", "none"))
     return CheckReport(blobs, int(references), count, shown)
 
@@ -149,9 +149,9 @@ def check(engine: Engine, progress: Progress = lambda what, number, total: None)
 def _compare_counts(connection: Connection) -> tuple[int, list[Difference]]:
     count = 0
     shown: list[Difference] = []
-    for row in connection.execute(text(_COUNTS)).yield_per(1000):
+    for row in connection.execute(text(_SELECT_COUNTS)).yield_per(1000):
         count += 1
-        if len(shown) < SHOWN:
+        if len(shown) < DIFFERENCES_SHOWN:
             stored = (
                 f"references={row.reference_count} links={row.link_count} state={_STATES.get(row.state, row.state)}"
             )

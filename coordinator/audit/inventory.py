@@ -45,19 +45,21 @@ class _Folder:
 
 
 @contextmanager
-def stored(
+def list_stored_blobs(
     store: ObjectStore, odd: OddKey, block: int = BLOCK, waiting: int = BLOCKS_WAITING
 ) -> Iterator[Iterator[StoredBlob]]:
     """Give every stored blob by digest; raises UnavailableError if a listing is incomplete."""
     stop = threading.Event()
     with ThreadPoolExecutor(FOLDERS_AT_ONCE, thread_name_prefix="list") as pool:
         try:
-            yield _in_order(pool, _prefixes(store, odd), waiting, lambda folder: _list(store, folder, stop, odd, block))
+            yield _list_in_order(
+                pool, _list_prefixes(store, odd), waiting, lambda folder: _list_folder(store, folder, stop, odd, block)
+            )
         finally:
             stop.set()
 
 
-def _in_order(
+def _list_in_order(
     pool: ThreadPoolExecutor, prefixes: Iterator[str], waiting: int, fill: Callable[[_Folder], None]
 ) -> Iterator[StoredBlob]:
     folders: deque[_Folder] = deque()
@@ -75,10 +77,10 @@ def _in_order(
                 yield StoredBlob(Digest(digest), size, modified)
 
 
-def _prefixes(store: ObjectStore, odd: OddKey) -> Iterator[str]:
+def _list_prefixes(store: ObjectStore, odd: OddKey) -> Iterator[str]:
     """Yield the folders of blobs in order, after all other keys were passed to `odd`."""
-    beside = [folder for folder in store.folders(_ALL_BLOBS) if folder != BLOBS]
-    folders = sorted(store.folders(BLOBS))
+    beside = [folder for folder in store.list_folders(_ALL_BLOBS) if folder != BLOBS]
+    folders = sorted(store.list_folders(BLOBS))
     beside += [folder for folder in folders if not _is_first_byte(folder[len(BLOBS) :])]
     for folder in beside:
         for entry in store.walk(folder):
@@ -90,18 +92,18 @@ def _is_first_byte(name: str) -> bool:
     return len(name) == 3 and all(character in "0123456789abcdef" for character in name[:2])
 
 
-def _list(store: ObjectStore, folder: _Folder, stop: threading.Event, odd: OddKey, block: int) -> None:
+def _list_folder(store: ObjectStore, folder: _Folder, stop: threading.Event, odd: OddKey, block: int) -> None:
     end: BaseException | None = None
     try:
         entries = store.walk(folder.prefix)
         while not stop.is_set() and (some := list(islice(entries, block))):
-            _put(folder.blocks, _packed(some, odd), stop)
+            _put_block(folder.blocks, _pack_blobs(some, odd), stop)
     except BaseException as error:  # noqa: BLE001 - raised where the folder is read
         end = error
-    _put(folder.blocks, end, stop)
+    _put_block(folder.blocks, end, stop)
 
 
-def _packed(entries: Iterable[ObjectInfo], odd: OddKey) -> bytes:
+def _pack_blobs(entries: Iterable[ObjectInfo], odd: OddKey) -> bytes:
     pack = _PACKED.pack
     found: list[bytes] = []
     for entry in entries:
@@ -113,7 +115,7 @@ def _packed(entries: Iterable[ObjectInfo], odd: OddKey) -> bytes:
     return b"".join(found)
 
 
-def _put(
+def _put_block(
     blocks: "Queue[bytes | BaseException | None]", block: bytes | BaseException | None, stop: threading.Event
 ) -> None:
     while not stop.is_set():

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager
 from enum import Enum
 from typing import Any, NamedTuple
 
-from coordinator.audit.audit import Kind, OnProgress, Progress
+from coordinator.audit.audit import FoundObjects, OnProgress, Progress
 from coordinator.db.connection import Connections
 from coordinator.domain.names import DIGEST_BYTES, Digest, format_digest
 from coordinator.errors import BaleenError, UnavailableError
@@ -30,7 +30,7 @@ from coordinator.table import lifecycle
 
 READS_AT_ONCE = 4
 #: Bytes per second below which blobs are read one by one: a stream that waits for its turn would time out at the store.
-SLOW = 16e6
+PARALLEL_FROM_RATE = 16e6
 #: So many unreadable blobs in a row mean that the store fails, not single blobs.
 UNREADABLE_IN_A_ROW = 5
 #: Versions of a blob with other bytes that are reported, and read to find one with the right bytes.
@@ -57,7 +57,7 @@ class Rate:
         self._lock = threading.Lock()
         self._free_at = monotonic()
 
-    def take(self, count: int) -> None:
+    def wait_for(self, count: int) -> None:
         """Wait until `count` bytes may be read; raises StoppedError."""
         pause = 0.0
         if self._per_second is not None:
@@ -77,7 +77,7 @@ class ReadResult(Enum):
     GONE = "gone"
 
 
-class Read(NamedTuple):
+class ReadOutcome(NamedTuple):
     """The result of reading one blob."""
 
     result: ReadResult
@@ -85,19 +85,19 @@ class Read(NamedTuple):
     detail: str = ""
 
 
-class Content:
+class ScrubReport:
     """What a verification has found so far."""
 
     def __init__(self) -> None:
         self.blobs = 0
         self.bytes = 0
-        self.other_bytes = Kind()
-        self.unreadable = Kind()
+        self.other_bytes = FoundObjects()
+        self.unreadable = FoundObjects()
         #: The first digest that is not yet verified; None after the last.
         self.resume_from: Digest | None = None
 
     @property
-    def healthy(self) -> bool:
+    def is_healthy(self) -> bool:
         return not (self.other_bytes.count or self.unreadable.count)
 
 
@@ -109,38 +109,38 @@ class Scrub:
         self._store = store
         self._stop = threading.Event()
         self._rate = Rate(rate, self._stop)
-        self._reads_at_once = READS_AT_ONCE if rate is None or rate >= SLOW else 1
-        self._content = Content()
+        self._reads_at_once = READS_AT_ONCE if rate is None or rate >= PARALLEL_FROM_RATE else 1
+        self._content = ScrubReport()
         #: The unreadable blobs in a row up to now.
         self._unreadable: list[Digest] = []
 
     @property
-    def content(self) -> Content:
+    def content(self) -> ScrubReport:
         """What was found so far; complete only once `run` has returned."""
         return self._content
 
     def run(
         self, start: Digest | None = None, *, sample: int | None = None, on_progress: OnProgress = lambda progress: None
-    ) -> Content:
+    ) -> ScrubReport:
         """Verify all blobs from a digest on, or a sample. Raises UnavailableError, which says how to continue."""
         self._store.check()
-        waiting: deque[tuple[ObjectInfo, Digest, Future[Read]]] = deque()
-        blobs = self._all(start) if sample is None else iter(self._sample(sample))
+        waiting: deque[tuple[ObjectInfo, Digest, Future[ReadOutcome]]] = deque()
+        blobs = self._list_all(start) if sample is None else iter(self._list_sample(sample))
         with ThreadPoolExecutor(self._reads_at_once, thread_name_prefix="scrub") as pool:
             try:
                 while True:
                     while len(waiting) < 2 * self._reads_at_once and (found := next(blobs, None)) is not None:
                         digest = parse_blob_key(found.key)
                         if digest is not None:
-                            waiting.append((found, digest, pool.submit(self._read, digest)))
+                            waiting.append((found, digest, pool.submit(self._read_blob, digest)))
                     if not waiting:
                         self._content.resume_from = None
                         return self._content
                     entry, digest, reading = waiting[0]
                     self._content.resume_from = digest
-                    self._note(entry, digest, reading.result())
+                    self._report_read(entry, digest, reading.result())
                     waiting.popleft()
-                    on_progress(self._progress(digest, sample))
+                    on_progress(self._make_progress(digest, sample))
             except UnavailableError as error:
                 at = self._content.resume_from or start
                 where = "" if at is None or sample is not None else f" To continue: --from {format_digest(at)}"
@@ -150,20 +150,20 @@ class Scrub:
                 for _, _, reading in waiting:
                     reading.cancel()
 
-    def _progress(self, digest: Digest, sample: int | None) -> Progress:
+    def _make_progress(self, digest: Digest, sample: int | None) -> Progress:
         content = self._content
         done = content.blobs / sample if sample else int.from_bytes(digest[:4], "big") / 2**32
         return Progress("reading", min(1.0, done), content.blobs, content.blobs, content.bytes)
 
     # Which blobs
 
-    def _all(self, start: Digest | None) -> Iterator[ObjectInfo]:
+    def _list_all(self, start: Digest | None) -> Iterator[ObjectInfo]:
         after = None if start is None else _key_before(start)
         while page := self._store.list(BLOBS, after):
             yield from page
             after = page[-1].key
 
-    def _sample(self, count: int) -> Sequence[ObjectInfo]:
+    def _list_sample(self, count: int) -> Sequence[ObjectInfo]:
         """Choose random blobs: those that follow random digests."""
         rnd = random.SystemRandom()
         found: dict[str, ObjectInfo] = {}
@@ -176,7 +176,7 @@ class Scrub:
             in_vain = 0 if len(found) > before else in_vain + 1
         if len(found) < count:
             # There are few others, which random look-ups would hardly find.
-            for entry in self._all(None):
+            for entry in self._list_all(None):
                 found[entry.key] = entry
                 if len(found) >= count:
                     break
@@ -184,24 +184,24 @@ class Scrub:
 
     # One blob
 
-    def _read(self, digest: Digest) -> Read:
+    def _read_blob(self, digest: Digest) -> ReadOutcome:
         key = blob_key(digest)
 
         def now() -> AbstractContextManager[OpenObject]:
             return self._store.open(key)
 
         try:
-            found = self._hash_patiently(now)
+            found = self._hash_with_retry(now)
             # Read twice: the blob may have been replaced during the first read.
-            if found != digest and (found := self._hash_patiently(now)) != digest:
-                return Read(ReadResult.OTHER_BYTES, format_digest(found))
+            if found != digest and (found := self._hash_with_retry(now)) != digest:
+                return ReadOutcome(ReadResult.OTHER_BYTES, format_digest(found))
         except ObjectNotFoundError:
-            return Read(ReadResult.GONE)
+            return ReadOutcome(ReadResult.GONE)
         except _UnreadableError as error:
-            return Read(ReadResult.UNREADABLE, str(error))
-        return Read(ReadResult.WHOLE)
+            return ReadOutcome(ReadResult.UNREADABLE, str(error))
+        return ReadOutcome(ReadResult.WHOLE)
 
-    def _hash_patiently(self, opening: Callable[[], AbstractContextManager[OpenObject]]) -> Digest:
+    def _hash_with_retry(self, opening: Callable[[], AbstractContextManager[OpenObject]]) -> Digest:
         """Hash, in two attempts; raises _UnreadableError if both fail while the store answers."""
         try:
             return self._hash(opening)
@@ -217,13 +217,13 @@ class Scrub:
         hashed = hashlib.sha256()
         with opening() as opened:
             for chunk in opened.chunks:
-                self._rate.take(len(chunk))
+                self._rate.wait_for(len(chunk))
                 hashed.update(chunk)
         return Digest(hashed.digest())
 
     # Reporting
 
-    def _note(self, entry: ObjectInfo, digest: Digest, read: Read) -> None:
+    def _report_read(self, entry: ObjectInfo, digest: Digest, read: ReadOutcome) -> None:
         content = self._content
         if read.result is ReadResult.GONE:
             return
@@ -236,36 +236,36 @@ class Scrub:
                 f"The object store answers, but {UNREADABLE_IN_A_ROW} blobs in a row could not be read."
             )
         if read.result is ReadResult.UNREADABLE:
-            content.unreadable.add(entry.size, **self._known(digest), reason=read.detail)
+            content.unreadable.add(entry.size, **self._read_known(digest), reason=read.detail)
         elif read.result is ReadResult.OTHER_BYTES:
-            versions = [each for each in self._store.versions(entry.key) if not each.is_marker][:VERSIONS]
+            versions = [each for each in self._store.list_versions(entry.key) if not each.is_marker][:VERSIONS]
             content.other_bytes.add(
                 entry.size,
-                **self._known(digest),
+                **self._read_known(digest),
                 found=read.detail,
-                whole_version=self._whole_version(digest, versions),
+                whole_version=self._find_whole_version(digest, versions),
                 versions=[each._asdict() for each in versions],
             )
 
-    def _known(self, digest: Digest) -> dict[str, Any]:
+    def _read_known(self, digest: Digest) -> dict[str, Any]:
         with self._connections.use() as connection:
-            rows = lifecycle.load(connection, [digest])
+            rows = lifecycle.read_blobs(connection, [digest])
         return {
             "digest": format_digest(digest),
             "reference_count": rows[0].reference_count if rows else 0,
             "link_count": rows[0].link_count if rows else 0,
         }
 
-    def _whole_version(self, digest: Digest, versions: Sequence[ObjectVersion]) -> str | None:
+    def _find_whole_version(self, digest: Digest, versions: Sequence[ObjectVersion]) -> str | None:
         """Return the newest old version whose bytes have the digest; None if there is none."""
         for each in versions:
-            if not each.latest and self._is_whole(digest, each.version):
+            if not each.latest and self._is_whole_version(digest, each.version):
                 return each.version
         return None
 
-    def _is_whole(self, digest: Digest, version: str) -> bool:
+    def _is_whole_version(self, digest: Digest, version: str) -> bool:
         try:
-            return self._hash_patiently(lambda: self._store.open_version(blob_key(digest), version)) == digest
+            return self._hash_with_retry(lambda: self._store.open_version(blob_key(digest), version)) == digest
         except (ObjectNotFoundError, _UnreadableError):
             return False
 

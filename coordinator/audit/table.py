@@ -2,7 +2,7 @@
 
 The server sorts the rows and keeps them in temporary files until the audit ends: no transaction stays open while a
 store is listed. The rows are as of the moment of the query.
-`take_up` adds orphans to the table, for garbage collection.
+`insert_orphans` adds orphans to the table, for garbage collection.
 Not here: the comparison (domain/inventory.py), writing missing blobs (table/lifecycle.py).
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from psycopg import Connection
 
-from coordinator.db.arrays import integers
+from coordinator.db.arrays import integer_array
 from coordinator.domain.inventory import StoredBlob, TableBlob
 from coordinator.domain.lifecycle import BlobEvent, BlobState
 from coordinator.domain.names import Digest
@@ -25,14 +25,14 @@ FETCH = 5000
 SORT_MEMORY = "64MB"
 
 
-def clock(connection: Connection[Any]) -> datetime:
+def read_clock(connection: Connection[Any]) -> datetime:
     row = connection.execute("SELECT clock_timestamp()").fetchone()
     assert row is not None
     found: datetime = row[0]
     return found
 
 
-def take_up(connection: Connection[Any], orphans: Sequence[StoredBlob]) -> int:
+def insert_orphans(connection: Connection[Any], orphans: Sequence[StoredBlob]) -> int:
     """Add orphans to the table as blobs unreferenced since now, to be collected like others; return how many.
 
     A blob that was referenced meanwhile stays as it is.
@@ -45,7 +45,7 @@ def take_up(connection: Connection[Any], orphans: Sequence[StoredBlob]) -> int:
             FROM unnest(%s::bigint[], %b::bytea[]) d (size, digest)
             ON CONFLICT DO NOTHING
             """,
-            (integers(each.size for each in orphans), [bytes(each.digest) for each in orphans]),
+            (integer_array(each.size for each in orphans), [bytes(each.digest) for each in orphans]),
         ).rowcount
         purged = connection.execute(
             f"""
@@ -57,13 +57,14 @@ def take_up(connection: Connection[Any], orphans: Sequence[StoredBlob]) -> int:
         again = [row[0] for row in purged]
         lifecycle.apply_event(connection, again, BlobEvent.SHOWN)
         connection.execute(
-            "UPDATE blobs SET unreferenced_since = clock_timestamp() WHERE id = ANY(%s::bigint[])", (integers(again),)
+            "UPDATE blobs SET unreferenced_since = clock_timestamp() WHERE id = ANY(%s::bigint[])",
+            (integer_array(again),),
         )
     return new + len(again)
 
 
 @contextmanager
-def blobs(connection: Connection[Any]) -> Iterator[Iterator[TableBlob]]:
+def read_blobs(connection: Connection[Any]) -> Iterator[Iterator[TableBlob]]:
     """Give every blob of the table by digest. The server sorts all of them before it gives the first."""
     cursor = connection.cursor("audit", withhold=True)
     with cursor:
@@ -74,10 +75,10 @@ def blobs(connection: Connection[Any]) -> Iterator[Iterator[TableBlob]]:
                 "SELECT digest, size, state, reference_count > 0 OR link_count > 0 FROM blobs ORDER BY digest",
                 binary=True,
             )
-        yield _fetch(cursor)
+        yield _fetch_blobs(cursor)
 
 
-def _fetch(cursor: Any) -> Iterator[TableBlob]:
+def _fetch_blobs(cursor: Any) -> Iterator[TableBlob]:
     states = {int(state): state for state in BlobState}
     while rows := cursor.fetchmany(FETCH):
         for digest, size, state, referenced in rows:

@@ -12,14 +12,22 @@ import typer
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from coordinator import settings
-from coordinator.client import connected
-from coordinator.commands.jobs import reconciled
-from coordinator.commands.output import Json, as_bytes, counted, notes, print_fields, print_json, progress_bar
+from coordinator.client import connect_api
+from coordinator.commands.jobs import reconcile_pod
+from coordinator.commands.output import (
+    Json,
+    format_bytes,
+    format_count,
+    make_progress_bar,
+    print_fields,
+    print_json,
+    stderr_console,
+)
 from coordinator.domain.names import parse_pod
 from coordinator.errors import BaleenError, UsageError
 from coordinator.settings import Settings
-from coordinator.survey.adopt import THREADS, AdoptionResult, Trust, execute, read
-from coordinator.survey.adopt_plan import Figures, Plan, Remark, Why, plan
+from coordinator.survey.adopt import THREADS, AdoptionResult, Trust, execute_plan, read_stores
+from coordinator.survey.adopt_plan import Figures, Plan, Remark, Why, make_plan
 from coordinator.survey.tree import require_tree
 
 #: Remarks of one kind that are printed; all are counted.
@@ -69,28 +77,28 @@ def adopt(
     from coordinator.storage.locations import parse_location  # noqa: PLC0415
 
     loaded, pod, location = settings.load(), parse_pod(name), parse_location(source)
-    with connected(loaded) as api:
+    with connect_api(loaded) as api:
         prefixes: list[str] = api.get(f"/v1/pods/{pod}")["prefixes"]
-    shared = compose_store.object_store(loaded)
+    shared = compose_store.make_object_store(loaded)
     store = compose_store.open_location(location, loaded, endpoint_url=endpoint_url)
-    if compose_store.same_place(store, shared):
+    if compose_store.is_same_place(store, shared):
         raise UsageError(f"{location.url} is the shared layer itself: name the pod's own store.")
     require_tree(store, location.url)
     shared.check()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with ThreadPoolExecutor(THREADS) as pool, progress_bar(*columns) as progress:
+    with ThreadPoolExecutor(THREADS) as pool, make_progress_bar(*columns) as progress:
         task = progress.add_task("listing")
 
         def report(what: str) -> None:
             progress.update(task, description=what)
 
-        found = read(store, shared, prefixes, pool, only_owned=only_owned, report=report)
-        planned = plan(found, tags_from_source=tags_from_source)
+        found = read_stores(store, shared, prefixes, pool, only_owned=only_owned, report=report)
+        planned = make_plan(found, tags_from_source=tags_from_source)
         outcome = AdoptionResult(planned.figures, planned.remarks)
         if not dry_run:
             trust = Trust(trust_source, trust_shared)
             try:
-                outcome = execute(
+                outcome = execute_plan(
                     planned,
                     store,
                     shared,
@@ -99,13 +107,17 @@ def adopt(
                     progress=lambda figures: report(_progress_line(figures, planned)),
                 )
             except KeyboardInterrupt:
-                notes().print("What was adopted stays. Run the same command again to continue.", soft_wrap=True)
+                stderr_console().print(
+                    "What was adopted stays. Run the same command again to continue.", soft_wrap=True
+                )
                 raise
-    job, failure = (None, None) if dry_run else _reconciled(loaded, pod, f"adopted from {location.url}", wait=wait)
+    job, failure = (
+        (None, None) if dry_run else _request_reconcile(loaded, pod, f"adopted from {location.url}", wait=wait)
+    )
     if json:
         print_json(_as_json(pod, location.url, outcome, dry_run=dry_run) | {"reconcile": job})
     else:
-        _print(outcome, dry_run=dry_run)
+        _print_result(outcome, dry_run=dry_run)
         if job is not None:
             ends = (
                 ""
@@ -118,21 +130,21 @@ def adopt(
             f"Everything was copied, but the table does not know it yet: {failure} Run "
             f"`baleen pods reconcile {pod}` today, and keep the source until it is done."
         ) from failure
-    if refused := len(_by_kind(outcome.remarks)[Why.REFUSED]):
+    if refused := len(_group_remarks(outcome.remarks)[Why.REFUSED]):
         raise BaleenError(
-            f"{counted(refused, 'blob is', 'blobs are')} refused, and so is everything that needs one; the rest "
+            f"{format_count(refused, 'blob is', 'blobs are')} refused, and so is everything that needs one; the rest "
             f"{'would be' if dry_run else 'is'} adopted. Repair the blobs that are named, and run this again."
         )
 
 
-def _reconciled(loaded: Settings, pod: str, why: str, *, wait: bool) -> tuple[Any, BaleenError | None]:
+def _request_reconcile(loaded: Settings, pod: str, why: str, *, wait: bool) -> tuple[Any, BaleenError | None]:
     """Request a reconcile that begins after the links were written: an earlier one may have missed them.
 
     The error is returned, not raised: what was adopted must be printed also if the request fails.
     """
     try:
-        with connected(loaded) as api:
-            return reconciled(api, pod, why, wait=wait), None
+        with connect_api(loaded) as api:
+            return reconcile_pod(api, pod, why, wait=wait), None
     except BaleenError as error:
         return None, error
 
@@ -142,13 +154,13 @@ def _progress_line(done: Figures, planned: Plan) -> str:
     links = done.layer_links + done.revision_links + done.tag_links
     wanted = whole.layer_links + whole.revision_links + whole.tag_links
     return (
-        f"repository {done.repositories:,} of {whole.repositories:,}, {as_bytes(done.copied_bytes)} of "
-        f"{as_bytes(whole.copied_bytes)} copied, {links:,} of {wanted:,} links"
+        f"repository {done.repositories:,} of {whole.repositories:,}, {format_bytes(done.copied_bytes)} of "
+        f"{format_bytes(whole.copied_bytes)} copied, {links:,} of {wanted:,} links"
     )
 
 
 def _as_json(pod: str, url: str, outcome: AdoptionResult, *, dry_run: bool) -> dict[str, Any]:
-    kinds = _by_kind(outcome.remarks)
+    kinds = _group_remarks(outcome.remarks)
     return (
         {"pod": pod, "source": url, "dry_run": dry_run}
         | outcome.figures._asdict()
@@ -158,21 +170,22 @@ def _as_json(pod: str, url: str, outcome: AdoptionResult, *, dry_run: bool) -> d
     )
 
 
-def _print(outcome: AdoptionResult, *, dry_run: bool) -> None:
+def _print_result(outcome: AdoptionResult, *, dry_run: bool) -> None:
     figures = outcome.figures
     done = "to be " if dry_run else ""
     print_fields(
         {
             "repositories": f"{figures.repositories:,}",
-            "blobs": f"{figures.blobs:,} ({as_bytes(figures.bytes)})",
-            f"{done}copied": f"{counted(figures.copied_blobs, 'blob')}, {as_bytes(figures.copied_bytes)} "
-            f"({counted(figures.copied_bytes, 'byte')})",
-            f"{done}linked": f"{counted(figures.layer_links, 'layer')}, {counted(figures.revision_links, 'manifest')}, "
-            f"{counted(figures.tag_links, 'link of a tag', 'links of tags')}",
+            "blobs": f"{figures.blobs:,} ({format_bytes(figures.bytes)})",
+            f"{done}copied": f"{format_count(figures.copied_blobs, 'blob')}, {format_bytes(figures.copied_bytes)} "
+            f"({format_count(figures.copied_bytes, 'byte')})",
+            f"{done}linked": f"{format_count(figures.layer_links, 'layer')}, "
+            f"{format_count(figures.revision_links, 'manifest')}, "
+            f"{format_count(figures.tag_links, 'link of a tag', 'links of tags')}",
         }
     )
-    console = notes()
-    for why, found in _by_kind(outcome.remarks).items():
+    console = stderr_console()
+    for why, found in _group_remarks(outcome.remarks).items():
         if found:
             console.print(f"{MEANINGS[why]} ({len(found):,}):", soft_wrap=True)
         for remark in found[:REMARKS_SHOWN]:
@@ -181,5 +194,5 @@ def _print(outcome: AdoptionResult, *, dry_run: bool) -> None:
             console.print(f"  and {len(found) - REMARKS_SHOWN:,} more: --json prints them")
 
 
-def _by_kind(remarks: Sequence[Remark]) -> dict[Why, list[Remark]]:
+def _group_remarks(remarks: Sequence[Remark]) -> dict[Why, list[Remark]]:
     return {why: [remark for remark in remarks if remark.why is why] for why in Why}

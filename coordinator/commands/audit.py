@@ -17,32 +17,32 @@ from rich import progress as bars
 from coordinator import settings
 from coordinator.commands.output import (
     Json,
-    as_bytes,
-    as_text,
-    counted,
-    notes,
+    format_bytes,
+    format_count,
+    format_value,
+    make_progress_bar,
     print_json,
     print_table,
-    progress_bar,
+    stderr_console,
 )
 from coordinator.domain.names import Digest, format_digest, parse_digest
 from coordinator.errors import UsageError
-from coordinator.settings import DAY, Duration, Time
+from coordinator.settings import DAY, Duration, TimeRange
 
 if TYPE_CHECKING:
-    from coordinator.audit.audit import Kind, OnProgress, Progress, Report
-    from coordinator.audit.scrub import Content
+    from coordinator.audit.audit import FoundObjects, OnProgress, Progress, Report
+    from coordinator.audit.scrub import ScrubReport
     from coordinator.compose.scheduler import AuditParts
-    from coordinator.gc.mark_table import Claim
+    from coordinator.gc.mark_table import PendingClaim
 
 #: Examples of one kind that are printed; --json has more.
-SHOWN = 10
+EXAMPLES_SHOWN = 10
 #: The blobs of a sample are chosen before the first is read, and kept in memory.
 SAMPLE_LIMIT = 1_000_000
 #: An age is subtracted from the present time; the result must be a valid time.
-AGES = Time(0, 3650 * DAY)
+AGE_RANGE = TimeRange(0, 3650 * DAY)
 
-_SHOWABLE = (str, int, datetime)
+_PRINTABLE = (str, int, datetime)
 
 _BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kMGT]?)B?(?:/s)?")
 _UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -126,20 +126,22 @@ def audit(
 
     from coordinator.compose import scheduler as compose_scheduler  # noqa: PLC0415 - its drivers take a second
 
-    with compose_scheduler.audit(settings.load()) as parts, _progress() as on_progress:
+    with compose_scheduler.open_audit(settings.load()) as parts, _show_progress() as on_progress:
         report = (
-            None if first is not None else _compare(parts, ages, on_progress, repair=repair, take_up=take_up_orphans)
+            None
+            if first is not None
+            else _run_comparison(parts, ages, on_progress, repair=repair, take_up=take_up_orphans)
         )
-        content = _read(parts, first, sample, speed, on_progress) if verify_content else None
+        content = _run_scrub(parts, first, sample, speed, on_progress) if verify_content else None
     if json:
         print_json(as_json(report, content))
     else:
-        _print(report, content)
-    if not all(each.healthy for each in (report, content) if each is not None):
+        _print_results(report, content)
+    if not all(each.is_healthy for each in (report, content) if each is not None):
         raise typer.Exit(1)
 
 
-def _compare(
+def _run_comparison(
     parts: "AuditParts", ages: list[timedelta], on_progress: "OnProgress", *, repair: bool, take_up: bool
 ) -> "Report":
     from coordinator.audit.audit import Ages, Audit  # noqa: PLC0415
@@ -149,9 +151,9 @@ def _compare(
     )
 
 
-def _read(
+def _run_scrub(
     parts: "AuditParts", start: Digest | None, sample: int | None, rate: float | None, on_progress: "OnProgress"
-) -> "Content":
+) -> "ScrubReport":
     from coordinator.audit.scrub import Scrub  # noqa: PLC0415
 
     scrub = Scrub(parts.connections, parts.store, rate=rate)
@@ -160,11 +162,11 @@ def _read(
     except KeyboardInterrupt:
         at = scrub.content.resume_from
         if at is not None and sample is None:
-            notes().print(f"To continue: --from {format_digest(at)}", soft_wrap=True)
+            stderr_console().print(f"To continue: --from {format_digest(at)}", soft_wrap=True)
         raise
 
 
-def as_json(report: "Report | None", content: "Content | None") -> dict[str, Any]:
+def as_json(report: "Report | None", content: "ScrubReport | None") -> dict[str, Any]:
     """Build the JSON document, whose names are stable; `comparison` or `content` is null if it did not run."""
     compared = report and {
         "blobs": report.blobs,
@@ -173,33 +175,35 @@ def as_json(report: "Report | None", content: "Content | None") -> dict[str, Any
         "bytes": report.bytes,
         "taken_up": report.taken_up,
         "claim": report.claim and report.claim._asdict(),
-    } | {name: _kind(report, name).as_dict() for name, _, _ in _KINDS}
+    } | {name: _find_kind(report, name).as_dict() for name, _, _ in _KINDS}
     read = content and {
         "blobs": content.blobs,
         "bytes": content.bytes,
         "other_bytes": content.other_bytes.as_dict(),
         "unreadable": content.unreadable.as_dict(),
     }
-    healthy = all(each.healthy for each in (report, content) if each is not None)
+    healthy = all(each.is_healthy for each in (report, content) if each is not None)
     return {"healthy": healthy, "comparison": compared, "content": read}
 
 
-def _print(report: "Report | None", content: "Content | None") -> None:
+def _print_results(report: "Report | None", content: "ScrubReport | None") -> None:
     if report is not None:
         typer.echo(
-            f"{counted(report.blobs, 'blob')} in the table, {report.needed:,} of them needed; "
-            f"{report.objects:,} stored, {as_bytes(report.bytes)}."
+            f"{format_count(report.blobs, 'blob')} in the table, {report.needed:,} of them needed; "
+            f"{report.objects:,} stored, {format_bytes(report.bytes)}."
         )
-        found = [(name, meaning, todo, _kind(report, name)) for name, meaning, todo in _KINDS]
+        found = [(name, meaning, todo, _find_kind(report, name)) for name, meaning, todo in _KINDS]
         _print_kinds([(meaning, todo, kind) for _, meaning, todo, kind in found if kind.count], report.masked)
         if report.taken_up:
-            typer.echo(f"{counted(report.taken_up, 'orphan')} taken up: garbage collection handles them from now on.")
-        if report.healthy:
+            typer.echo(
+                f"{format_count(report.taken_up, 'orphan')} taken up: garbage collection handles them from now on."
+            )
+        if report.is_healthy:
             typer.echo("Everything that is needed is stored.")
         if report.claim is not None:
-            typer.echo(_pending(report.claim))
+            typer.echo(_describe_pending(report.claim))
     if content is not None:
-        typer.echo(f"{counted(content.blobs, 'blob')} read, {as_bytes(content.bytes)}.")
+        typer.echo(f"{format_count(content.blobs, 'blob')} read, {format_bytes(content.bytes)}.")
         kinds = [
             (
                 "damaged: the bytes do not have the digest",
@@ -209,65 +213,65 @@ def _print(report: "Report | None", content: "Content | None") -> None:
             ("not readable, while others are", "see the store's own logs", content.unreadable),
         ]
         _print_kinds([kind for kind in kinds if kind[2].count])
-        if content.healthy:
+        if content.is_healthy:
             typer.echo("All of them match their digest.")
 
 
-def _pending(claim: "Claim") -> str:
+def _describe_pending(claim: "PendingClaim") -> str:
     """Say what is still needed to verify the last claim."""
     waits = "at any time"
     if claim.pods:
-        named = ", ".join(claim.pods[:SHOWN]) + (", …" if len(claim.pods) > SHOWN else "")
+        named = ", ".join(claim.pods[:EXAMPLES_SHOWN]) + (", …" if len(claim.pods) > EXAMPLES_SHOWN else "")
         waits = f"once these pods are reconciled: {named}"
     return (
-        f"The claim of {as_text(claim.claimed_at)} is not verified, and GC stays blocked: run `baleen audit --repair` "
-        f"after {as_text(claim.verify_from)}, {waits}."
+        f"The claim of {format_value(claim.claimed_at)} is not verified, and GC stays blocked: run "
+        f"`baleen audit --repair` after {format_value(claim.verify_from)}, {waits}."
     )
 
 
-def _print_kinds(kinds: "list[tuple[str, str, Kind]]", already_printed: "Kind | None" = None) -> None:
+def _print_kinds(kinds: "list[tuple[str, str, FoundObjects]]", already_printed: "FoundObjects | None" = None) -> None:
     if not kinds:
         return
     print_table(
         ("found", "number", "bytes", "what to do"),
-        [(meaning, f"{kind.count:,}", as_bytes(kind.bytes), todo or None) for meaning, todo, kind in kinds],
+        [(meaning, f"{kind.count:,}", format_bytes(kind.bytes), todo or None) for meaning, todo, kind in kinds],
     )
     for meaning, _, kind in kinds:
         if kind is already_printed:
             continue
         typer.echo(f"\n{meaning}:")
-        for example in kind.examples[:SHOWN]:
+        for example in kind.examples[:EXAMPLES_SHOWN]:
             subject, *others = example.items()
             # Lists are in --json only.
             details = [
-                f"{name.replace('_', ' ')} {as_text(value, name)}"
+                f"{name.replace('_', ' ')} {format_value(value, name)}"
                 for name, value in others
-                if isinstance(value, _SHOWABLE)
+                if isinstance(value, _PRINTABLE)
             ]
             typer.echo(f"  {subject[1]}{'  ' if details else ''}{', '.join(details)}")
-        if kind.count > SHOWN:
-            typer.echo(f"  and {kind.count - SHOWN:,} more")
+        if kind.count > EXAMPLES_SHOWN:
+            typer.echo(f"  and {kind.count - EXAMPLES_SHOWN:,} more")
 
 
-def _kind(report: "Report", name: str) -> "Kind":
-    kind: Kind = getattr(report, name)
+def _find_kind(report: "Report", name: str) -> "FoundObjects":
+    kind: FoundObjects = getattr(report, name)
     return kind
 
 
 @contextmanager
-def _progress() -> Iterator["OnProgress"]:
+def _show_progress() -> Iterator["OnProgress"]:
     columns = (
         bars.SpinnerColumn(),
         bars.TextColumn("{task.description}"),
         bars.TaskProgressColumn(),
         bars.TimeElapsedColumn(),
     )
-    with progress_bar(*columns) as shown:
+    with make_progress_bar(*columns) as shown:
         task = shown.add_task("connecting", total=None)
 
         def on_progress(progress: "Progress") -> None:
-            counts = f": {counted(progress.blobs, 'blob')}" if progress.blobs else ""
-            size = f", {as_bytes(progress.bytes)}" if progress.bytes else ""
+            counts = f": {format_count(progress.blobs, 'blob')}" if progress.blobs else ""
+            size = f", {format_bytes(progress.bytes)}" if progress.bytes else ""
             total = None if progress.done is None else 1.0
             shown.update(task, description=progress.doing + counts + size, total=total, completed=progress.done or 0.0)
 
@@ -284,6 +288,6 @@ def _parse_rate(text: str) -> float:
 
 def _parse_age(name: str, text: str) -> timedelta:
     try:
-        return timedelta(seconds=AGES.parse(Duration.parse(text)))
+        return timedelta(seconds=AGE_RANGE.parse(Duration.parse(text)))
     except ValueError as error:
-        raise UsageError(f"{name} {text[:100]!r} is no duration: write {AGES}, such as 24h.") from error
+        raise UsageError(f"{name} {text[:100]!r} is no duration: write {AGE_RANGE}, such as 24h.") from error

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from coordinator import settings
-from coordinator.client import Api, connected
-from coordinator.commands.output import Json, notes, print_fields, print_json, print_page, print_table
+from coordinator.client import Api, connect_api
+from coordinator.commands.output import Json, print_fields, print_json, print_page, print_table, stderr_console
 from coordinator.domain.names import parse_digest
 from coordinator.errors import BaleenError
 
@@ -24,9 +24,9 @@ PodFilter = Annotated[str | None, typer.Option(help="Only of this pod.")]
 
 POLL_S = 0.5
 #: Workers look for restores twice a second.
-NOBODY_BRINGS_IT_S = 10.0
+NO_WORKER_S = 10.0
 #: States in which registries are not served the blob, and it may be restored.
-CONCEALED = frozenset({"hiding", "hidden", "purging"})
+CONCEALED_STATES = frozenset({"hiding", "hidden", "purging"})
 
 COLUMNS = ("digest", "size", "state", "reference_count", "link_count", "first_seen", "unreferenced_since")
 
@@ -53,8 +53,8 @@ def list_blobs(
     json: Json = False,
 ) -> None:
     """List blobs."""
-    with connected(settings.load()) as api:
-        page = api.pages("/v1/blobs", limit, cursor, state=state, pod=pod, min_references=min_references, sort=sort)
+    with connect_api(settings.load()) as api:
+        page = api.get_pages("/v1/blobs", limit, cursor, state=state, pod=pod, min_references=min_references, sort=sort)
     print_page(page, COLUMNS, json=json)
 
 
@@ -62,7 +62,7 @@ def list_blobs(
 def show(digest: DigestArgument, *, json: Json = False) -> None:
     """Show how many holdings need a blob, and in which pods."""
     parse_digest(digest)
-    with connected(settings.load()) as api:
+    with connect_api(settings.load()) as api:
         blob = api.get(f"/v1/blobs/{digest}")
     print_json(blob) if json else print_fields(blob)
 
@@ -71,8 +71,8 @@ def show(digest: DigestArgument, *, json: Json = False) -> None:
 def refs(digest: DigestArgument, *, limit: Limit = 1000, cursor: Cursor = None, json: Json = False) -> None:
     """List the repositories and manifests that need a blob, and as what."""
     parse_digest(digest)
-    with connected(settings.load()) as api:
-        page = api.pages(f"/v1/blobs/{digest}/references", limit, cursor)
+    with connect_api(settings.load()) as api:
+        page = api.get_pages(f"/v1/blobs/{digest}/references", limit, cursor)
     columns = ("pod", "repository", "kind", "manifest", "since")
     print_page(page, columns, json=json)
 
@@ -81,7 +81,7 @@ def refs(digest: DigestArgument, *, limit: Limit = 1000, cursor: Cursor = None, 
 def explain(digest: DigestArgument, *, json: Json = False) -> None:
     """Explain why a blob is kept or what happened to it, with the evidence."""
     parse_digest(digest)
-    with connected(settings.load()) as api:
+    with connect_api(settings.load()) as api:
         explanation = api.get(f"/v1/blobs/{digest}/explain")
     print_json(explanation) if json else _print_explanation(explanation)
 
@@ -117,29 +117,29 @@ def undelete(
 ) -> None:
     """Restore a hidden blob, and pin it: it stays until `baleen unpin`."""
     parse_digest(digest)
-    with connected(settings.load()) as api:
+    with connect_api(settings.load()) as api:
         body = {"pin": pin} if why is None else {"pin": pin, "why": why}
         asked = api.post(f"/v1/blobs/{digest}/undelete", body)
         # In the other states a delete may still land, and waiting for its end takes long.
         if wait and asked["state"] == "hidden":
-            asked["state"] = _until_served(api, digest)
+            asked["state"] = _wait_until_served(api, digest)
     if json:
         print_json(asked)
-    elif asked["state"] in CONCEALED:
+    elif asked["state"] in CONCEALED_STATES:
         typer.echo(asked["detail"])
     else:
         typer.echo(f"{digest} is served again{', and pinned' if asked['pinned'] else ''}.")
 
 
-def _until_served(api: Api, digest: str) -> str:
+def _wait_until_served(api: Api, digest: str) -> str:
     asked, is_noted = time.monotonic(), False
     while True:
         state = str(api.get(f"/v1/blobs/{digest}")["state"])
         if state == "purged":
             raise BaleenError(f"The bytes of {digest} were already being deleted: push it again.")
-        if state not in CONCEALED:
+        if state not in CONCEALED_STATES:
             return state
-        if not is_noted and time.monotonic() - asked > NOBODY_BRINGS_IT_S:
+        if not is_noted and time.monotonic() - asked > NO_WORKER_S:
             is_noted = True
-            notes().print("No worker restores it: start `baleen worker`.", soft_wrap=True)
+            stderr_console().print("No worker restores it: start `baleen worker`.", soft_wrap=True)
         time.sleep(POLL_S)

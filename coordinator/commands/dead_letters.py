@@ -6,9 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from coordinator import settings
-from coordinator.client import PAGE, Api, connected
+from coordinator.client import PAGE_LIMIT, Api, connect_api
 from coordinator.commands.blobs import Cursor, Limit, PodFilter
-from coordinator.commands.output import Json, counted, notes, print_fields, print_json, print_page
+from coordinator.commands.output import Json, format_count, print_fields, print_json, print_page, stderr_console
 from coordinator.errors import BaleenError, UnavailableError, UsageError
 
 app = typer.Typer(help="Events that could not be applied. They block garbage collection.", no_args_is_help=True)
@@ -36,8 +36,8 @@ def list_dead_letters(
     json: Json = False,
 ) -> None:
     """List dead letters, the oldest first."""
-    with connected(settings.load()) as api:
-        page = api.pages("/v1/dead-letters", limit, cursor, pod=pod, resolved=str(resolved).lower())
+    with connect_api(settings.load()) as api:
+        page = api.get_pages("/v1/dead-letters", limit, cursor, pod=pod, resolved=str(resolved).lower())
     columns = ("id", "pod", "reason", "received_at", "repositories", "resolution", "detail")
     print_page(page, columns, json=json)
 
@@ -45,7 +45,7 @@ def list_dead_letters(
 @app.command()
 def show(number: Number, *, json: Json = False) -> None:
     """Show one dead letter, with what was sent."""
-    with connected(settings.load()) as api:
+    with connect_api(settings.load()) as api:
         dead_letter = api.get(f"/v1/dead-letters/{number}")
     print_json(dead_letter) if json else print_fields(dead_letter)
 
@@ -58,11 +58,11 @@ def retry(numbers: Numbers = None, *, pod: OpenOfPod = None, reason: OfReason = 
         # Only needed where a sentence is printed for each.
         kind = api.get(f"/v1/dead-letters/{number}")["reason"] if numbers and not json else None
         answer = api.post(f"/v1/dead-letters/{number}/retry")
-        published = counted(answer["events"], "event is", "events are")
+        published = format_count(answer["events"], "event is", "events are")
         again = " If its manifest still cannot be read, that is a new dead letter." if kind == UNREADABLE else ""
         return answer, f"Dead letter {number} is resolved: {published} published.{again}"
 
-    _resolve(numbers, pod, reason, resolve, json=json)
+    _resolve_all(numbers, pod, reason, resolve, json=json)
 
 
 @app.command()
@@ -83,10 +83,10 @@ def discard(
         dead_letter = api.post(f"/v1/dead-letters/{number}/discard", {"why": why})
         return dead_letter, f"Dead letter {number} is discarded."
 
-    _resolve(numbers, pod, reason, resolve, json=json)
+    _resolve_all(numbers, pod, reason, resolve, json=json)
 
 
-def _resolve(
+def _resolve_all(
     numbers: list[int] | None,
     pod: str | None,
     reason: str | None,
@@ -98,13 +98,13 @@ def _resolve(
     chosen = pod is not None or reason is not None
     if bool(numbers) == chosen:
         raise UsageError("Name dead letters by their IDs, or select open ones with --pod, --reason or both.")
-    with connected(settings.load()) as api:
+    with connect_api(settings.load()) as api:
         if numbers is not None and len(numbers) == 1:
             answer, sentence = resolve(api, numbers[0])
             print_json(answer) if json else typer.echo(sentence)
             return
         # List all before resolving the first: a retry may make a new dead letter.
-        wanted = list(dict.fromkeys(numbers or _open(api, pod, reason)))
+        wanted = list(dict.fromkeys(numbers or _find_open_numbers(api, pod, reason)))
         answers: list[Any] = []
         refused = 0
         try:
@@ -116,7 +116,7 @@ def _resolve(
                 except BaleenError as error:
                     refused += 1
                     if refused <= REFUSALS_SHOWN:
-                        notes().print(f"Dead letter {number}: {error}", soft_wrap=True)
+                        stderr_console().print(f"Dead letter {number}: {error}", soft_wrap=True)
                     continue
                 answers.append({"id": number, **answer})
                 if numbers and not json:
@@ -125,16 +125,16 @@ def _resolve(
             if json:
                 print_json({"items": answers})
             else:
-                typer.echo(f"{len(answers):,} of {counted(len(wanted), 'dead letter')} resolved.")
+                typer.echo(f"{len(answers):,} of {format_count(len(wanted), 'dead letter')} resolved.")
     if refused:
         raise typer.Exit(1)
 
 
-def _open(api: Api, pod: str | None, reason: str | None) -> list[int]:
+def _find_open_numbers(api: Api, pod: str | None, reason: str | None) -> list[int]:
     found: list[int] = []
     cursor: str | None = None
     while True:
-        page = api.pages("/v1/dead-letters", PAGE, cursor, pod=pod)
+        page = api.get_pages("/v1/dead-letters", PAGE_LIMIT, cursor, pod=pod)
         found += [each["id"] for each in page["items"] if reason in {None, each["reason"]}]
         cursor = page["next"]
         if cursor is None:

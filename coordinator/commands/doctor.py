@@ -18,14 +18,14 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from coordinator import settings
 from coordinator.commands.findings import print_findings
-from coordinator.commands.output import Json, counted, notes, print_json, progress_bar
+from coordinator.commands.output import Json, format_count, make_progress_bar, print_json, stderr_console
 from coordinator.domain.findings import Result
 from coordinator.domain.names import parse_pod
 from coordinator.errors import UsageError
 from coordinator.settings import Duration
 
 if TYPE_CHECKING:
-    from coordinator.doctor.examine import Report
+    from coordinator.doctor.examine import VisitReport
 
 
 def doctor(
@@ -42,23 +42,23 @@ def doctor(
     from coordinator.compose import command as compose_command  # noqa: PLC0415
     from coordinator.doctor.examine import examine  # noqa: PLC0415
 
-    pod, loaded, patience = parse_pod(name), settings.load(), _seconds(wait)
+    pod, loaded, patience = parse_pod(name), settings.load(), _parse_seconds(wait)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with (
-        compose_command.doctor(loaded, pod, patience=patience) as instruments,
-        progress_bar(*columns) as progress,
-        _interrupted_once(),
+        compose_command.open_instruments(loaded, pod, patience=patience) as instruments,
+        make_progress_bar(*columns) as progress,
+        _interrupt_once(),
     ):
         task = progress.add_task("connecting")
         report = examine(instruments, pod, lambda what: progress.update(task, description=what))
-    print_json(_document(name, report)) if json else _print(name, report)
-    for sentence in report.left:
-        notes().print(f"Not removed: {sentence}", soft_wrap=True)
+    print_json(_as_json(name, report)) if json else _print_report(name, report)
+    for sentence in report.problems:
+        stderr_console().print(f"Not removed: {sentence}", soft_wrap=True)
     if not report.is_proved:
         raise typer.Exit(1)
 
 
-def _seconds(text: str) -> float:
+def _parse_seconds(text: str) -> float:
     try:
         return Duration.parse(text)
     except ValueError as error:
@@ -66,13 +66,13 @@ def _seconds(text: str) -> float:
 
 
 @contextmanager
-def _interrupted_once() -> Iterator[None]:
+def _interrupt_once() -> Iterator[None]:
     """End the visit on the first signal, and ignore further ones while it removes what it tried."""
 
     def end(_: int, __: FrameType | None) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        notes().print("Ending: removing the scratch images …", soft_wrap=True)
+        stderr_console().print("Ending: removing the scratch images …", soft_wrap=True)
         raise KeyboardInterrupt
 
     previous = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -83,7 +83,7 @@ def _interrupted_once() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _document(pod: str, report: "Report") -> dict[str, Any]:
+def _as_json(pod: str, report: "VisitReport") -> dict[str, Any]:
     return {
         "pod": pod,
         "proved": report.is_proved,
@@ -91,13 +91,13 @@ def _document(pod: str, report: "Report") -> dict[str, Any]:
             {name: value for name, value in msgspec.to_builtins(found._asdict()).items() if name != "found_at"}
             for found in report.findings
         ],
-        "not_taken_away": report.left,
+        "not_taken_away": report.problems,
     }
 
 
-def _print(pod: str, report: "Report") -> None:
+def _print_report(pod: str, report: "VisitReport") -> None:
     proved = sum(found.result is Result.PROVED for found in report.findings)
     rest = "" if report.is_proved else " A check that is not proved blocks garbage collection."
-    checks = counted(len(report.findings), "check")
+    checks = format_count(len(report.findings), "check")
     sys.stdout.write(f"Pod {pod}: {proved} of {checks} {'is' if proved == 1 else 'are'} proved.{rest}\n")
     print_findings(report.findings, with_proofs=True)

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from coordinator.commands.output import WIDTH, paragraph
+from coordinator.commands.output import WIDTH, wrap_text
 from coordinator.domain.findings import Finding, Result
 
 #: Characters of the evidence of a proved check; --json has all of it.
-SHORT = 2 * WIDTH - 20
+SHORT_LENGTH = 2 * WIDTH - 20
 #: A line of a fix that is prose; other lines are typed or pasted, and are not wrapped.
-_SENTENCE = re.compile(r"\(|[A-Z][a-z]*,? ")
+_SENTENCE_START = re.compile(r"\(|[A-Z][a-z]*,? ")
 
 
 def print_findings(found: Sequence[Finding], *, with_proofs: bool) -> None:
@@ -29,34 +29,34 @@ def print_findings(found: Sequence[Finding], *, with_proofs: bool) -> None:
         if each.result is Result.UNPROVED and not each.fix:
             following.setdefault(each.proof, []).append(each.check)
         elif each.result is not Result.PROVED:
-            sys.stdout.write(f"\n{_block(each)}\n")
+            sys.stdout.write(f"\n{_format_finding(each)}\n")
     for proof, checks in following.items():
         sentence = f"{', '.join(checks)} {'is' if len(checks) == 1 else 'are'} {Result.UNPROVED}: {proof}"
-        sys.stdout.write(f"\n{paragraph(sentence, 2)}\n")
+        sys.stdout.write(f"\n{wrap_text(sentence, 2)}\n")
     proved = [each for each in found if each.result is Result.PROVED]
     if with_proofs:
         _print_proofs(proved)
     elif proved:
         names = ", ".join(each.check for each in proved)
-        sys.stdout.write(f"\n{paragraph(f'proved: {names}', 2)}\n")
+        sys.stdout.write(f"\n{wrap_text(f'proved: {names}', 2)}\n")
 
 
-def _block(found: Finding) -> str:
-    lines = [paragraph(f"{found.check} is {found.result}: {found.meaning}", 2)]
-    lines.append(f"  {paragraph(f'evidence: {found.proof}', 4)}")
-    return "\n".join([*lines, _fix(found)]) if found.fix else "\n".join(lines)
+def _format_finding(found: Finding) -> str:
+    lines = [wrap_text(f"{found.check} is {found.result}: {found.meaning}", 2)]
+    lines.append(f"  {wrap_text(f'evidence: {found.proof}', 4)}")
+    return "\n".join([*lines, _format_fix(found)]) if found.fix else "\n".join(lines)
 
 
-def _fix(found: Finding) -> str:
-    lines = (paragraph(line) if _SENTENCE.match(line) else line for line in found.fix.splitlines())
+def _format_fix(found: Finding) -> str:
+    lines = (wrap_text(line) if _SENTENCE_START.match(line) else line for line in found.fix.splitlines())
     return "\n".join(["  to fix it:", *lines])
 
 
 def _print_proofs(proved: Sequence[Finding]) -> None:
     console = Console(highlight=False)
     for each in proved:
-        proof = textwrap.shorten(each.proof, SHORT, placeholder=" …")
-        console.print(Text(f"\n{paragraph(f'{each.check} is proved: {each.meaning}', 2)}"), soft_wrap=True)
-        console.print(Text(f"  {paragraph(f'evidence: {proof}', 4)}", style="dim"), soft_wrap=True)
+        proof = textwrap.shorten(each.proof, SHORT_LENGTH, placeholder=" …")
+        console.print(Text(f"\n{wrap_text(f'{each.check} is proved: {each.meaning}', 2)}"), soft_wrap=True)
+        console.print(Text(f"  {wrap_text(f'evidence: {proof}', 4)}", style="dim"), soft_wrap=True)
         if each.fix:
-            console.print(Text(_fix(each)), soft_wrap=True)
+            console.print(Text(_format_fix(each)), soft_wrap=True)

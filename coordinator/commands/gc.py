@@ -12,27 +12,27 @@ import typer
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from coordinator import settings
-from coordinator.client import Api, connected
+from coordinator.client import Api, connect_api
 from coordinator.commands import controls
 from coordinator.commands.blobs import Cursor, Limit
-from coordinator.commands.jobs import until_ended
+from coordinator.commands.jobs import poll_until_ended
 from coordinator.commands.output import (
     Json,
-    as_bytes,
-    as_text,
-    counted,
-    notes,
+    format_bytes,
+    format_count,
+    format_value,
+    make_progress_bar,
     print_fields,
     print_json,
     print_page,
     print_table,
-    progress_bar,
+    stderr_console,
 )
 from coordinator.errors import BaleenError, UsageError
 
 if TYPE_CHECKING:
-    from coordinator.gc.mark import Preview
-    from coordinator.gc.mark_table import Claimed
+    from coordinator.gc.mark import ClaimPreview
+    from coordinator.gc.mark_table import ClaimResult
 
 app = typer.Typer(help="Garbage collection: hide unreferenced blobs, wait, delete them.", no_args_is_help=True)
 app.command()(controls.on)
@@ -45,7 +45,7 @@ ATTEMPTS = 5
 PLAN_COLUMNS = ("digest", "size", "step", "since", "why", "detail")
 RUN_COLUMNS = ("id", "state", "dry_run", "began_at", "finished_at", "hidden", "purged", "restored", "why")
 #: Fields that `show` prints in sections of their own.
-APART = frozenset({"progress", "blocked_by", "error"})
+PRINTED_APART = frozenset({"progress", "blocked_by", "error"})
 
 
 @app.command()
@@ -60,9 +60,9 @@ def plan(
     json: Json = False,
 ) -> None:
     """Show what would be hidden, purged and kept now, and why. Changes nothing."""
-    with connected(settings.load()) as api:
+    with connect_api(settings.load()) as api:
         first = api.get("/v1/gc/plan", limit=1, despite_holds=str(despite_holds).lower())
-        page = api.pages("/v1/gc/plan", limit, cursor, step=step, despite_holds=str(despite_holds).lower())
+        page = api.get_pages("/v1/gc/plan", limit, cursor, step=step, despite_holds=str(despite_holds).lower())
     # The last of several pages has no totals.
     page["totals"] = first["totals"]
     if json:
@@ -73,7 +73,7 @@ def plan(
         sys.stdout.write("\nNothing is collected now. GC is blocked by\n")
         sys.stdout.writelines(f"  {reason}\n" for reason in page["blocked_by"])
         if not despite_holds:
-            notes().print("Pass --despite-holds to show the plan as if nothing blocked GC.", soft_wrap=True)
+            stderr_console().print("Pass --despite-holds to show the plan as if nothing blocked GC.", soft_wrap=True)
     sys.stdout.write("\n")
     print_page(page, PLAN_COLUMNS, json=False)
 
@@ -102,10 +102,10 @@ def run(
     body = {"dry_run": dry_run, "leftovers": leftovers} | {
         name: value for name, value in (("why", why), ("beyond_limits", beyond_limits)) if value is not None
     }
-    with connected(settings.load()) as api:
+    with connect_api(settings.load()) as api:
         if asks:
-            _confirm(api)
-        answer = _done(api, body) if wait else api.post("/v1/gc/runs", body)
+            _confirm_run(api)
+        answer = _complete_run(api, body) if wait else api.post("/v1/gc/runs", body)
     if json:
         print_json(answer)
     elif answer["state"] != "done":
@@ -113,18 +113,18 @@ def run(
     else:
         _print_run(answer)
     if answer["state"] == "done" and answer["blocked_by"] and not answer["dry_run"]:
-        raise BaleenError(f"Run {answer['id']} could collect nothing: {_first(answer['blocked_by'])}")
+        raise BaleenError(f"Run {answer['id']} could collect nothing: {_format_first(answer['blocked_by'])}")
 
 
 @app.command()
 def status(*, json: Json = False) -> None:
     """Show the state of garbage collection, and what blocks it."""
-    with connected(settings.load()) as api:
+    with connect_api(settings.load()) as api:
         answer = api.get("/v1/gc/status")
     if json:
         print_json(answer)
         return
-    runs = {name: _run_line(answer[name]) for name in ("open_run", "last_run")}
+    runs = {name: _describe_run(answer[name]) for name in ("open_run", "last_run")}
     switch = {"switch": f"{'on' if answer['enabled'] else 'off'}: {answer['switch']['why']}"}
     fields = answer | runs | switch
     print_fields({name: value for name, value in fields.items() if name not in {"enabled", "blocked_by"}})
@@ -135,11 +135,12 @@ def status(*, json: Json = False) -> None:
 @app.command()
 def history(*, limit: Limit = 100, cursor: Cursor = None, json: Json = False) -> None:
     """List runs, the newest first."""
-    with connected(settings.load()) as api:
-        page = api.pages("/v1/gc/runs", limit, cursor)
+    with connect_api(settings.load()) as api:
+        page = api.get_pages("/v1/gc/runs", limit, cursor)
     if not json:
         page["items"] = [
-            run | {"hidden": _amount(run["hidden"]), "purged": _amount(run["purged"])} for run in page["items"]
+            run | {"hidden": _format_amount(run["hidden"]), "purged": _format_amount(run["purged"])}
+            for run in page["items"]
         ]
     print_page(page, RUN_COLUMNS, json=json)
 
@@ -154,9 +155,9 @@ def show(
     json: Json = False,
 ) -> None:
     """Show one run: its progress, and what it hid, purged, kept and restored."""
-    with connected(settings.load()) as api:
+    with connect_api(settings.load()) as api:
         answer = api.get(f"/v1/gc/runs/{number}")
-        page = api.pages(f"/v1/gc/runs/{number}/decisions", limit, cursor) if decisions else None
+        page = api.get_pages(f"/v1/gc/runs/{number}/decisions", limit, cursor) if decisions else None
     if json:
         print_json(answer if page is None else answer | {"decisions": page})
         return
@@ -181,21 +182,21 @@ def claim(
     `baleen up --claim WHY` instead.
     """
     loaded = settings.load()
-    demand_terminal(yes=yes)
+    require_terminal(yes=yes)
     claimed = claim_bucket(loaded, why, yes=yes)
     if json:
         print_json(claimed._asdict())
     else:
-        typer.echo(claim_ends(claimed))
+        typer.echo(describe_claim(claimed))
 
 
-def demand_terminal(*, yes: bool) -> None:
+def require_terminal(*, yes: bool) -> None:
     """Raise UsageError if a claim needs confirmation and standard input is not a terminal."""
     if not yes and not sys.stdin.isatty():
         raise UsageError("Standard input is not a terminal: pass --yes to confirm the claim.")
 
 
-def claim_bucket(loaded: settings.Settings, why: str, *, yes: bool) -> "Claimed":
+def claim_bucket(loaded: settings.Settings, why: str, *, yes: bool) -> "ClaimResult":
     """Explain a claim, ask for confirmation, and make it; raises BaleenError."""
     from coordinator.compose import database as compose_database  # noqa: PLC0415 - drivers are for commands that need them
     from coordinator.compose import store as compose_store  # noqa: PLC0415 - drivers are for commands that need them
@@ -203,46 +204,49 @@ def claim_bucket(loaded: settings.Settings, why: str, *, yes: bool) -> "Claimed"
     from coordinator.kafka.topics import EVENTS  # noqa: PLC0415
 
     bound = timedelta(seconds=loaded.safety_delete_bound)
-    connections, store = compose_database.connections(loaded, name="baleen-claim"), compose_store.object_store(loaded)
+    connections, store = (
+        compose_database.make_connections(loaded, name="baleen-claim"),
+        compose_store.make_object_store(loaded),
+    )
     try:
-        _explain_claim(mark.preview(connections, store), bound)
+        _explain_claim(mark.preview_claim(connections, store), bound)
         if not yes:
-            _ask("Is every other process of Baleen stopped, and will no other database use this bucket?")
-        return mark.claim(connections, store, why, EVENTS, bound)
+            _ask_for_yes("Is every other process of Baleen stopped, and will no other database use this bucket?")
+        return mark.claim_bucket(connections, store, why, EVENTS, bound)
     finally:
         connections.close()
 
 
-def claim_ends(claimed: "Claimed") -> str:
+def describe_claim(claimed: "ClaimResult") -> str:
     """Say what the claim did, and what the operator does next."""
     return (
-        f"The bucket belongs to this database, and GC is off. {counted(claimed.hides, 'hide')} will be undone; "
-        f"{counted(claimed.pods, 'pod')} will be reconciled.\nWhen they are, and after "
-        f"{as_text(claimed.verify_from)}, run `baleen audit --repair`, then `baleen gc on --why …`. See "
+        f"The bucket belongs to this database, and GC is off. {format_count(claimed.hides, 'hide')} will be undone; "
+        f"{format_count(claimed.pods, 'pod')} will be reconciled.\nWhen they are, and after "
+        f"{format_value(claimed.verify_from)}, run `baleen audit --repair`, then `baleen gc on --why …`. See "
         "`Failover and restore` in docs/RECOVERY.md."
     )
 
 
-def _explain_claim(preview: "Preview", bound: timedelta) -> None:
+def _explain_claim(preview: "ClaimPreview", bound: timedelta) -> None:
     """Print what the claim changes, and what has to be verified after it."""
     ours, found = preview.ours, preview.found
     bucket = "has no mark" if found is None else f"was marked by database {found.database[:100]}, epoch {found.epoch}"
     if found is not None and found.instance is not None:
         bucket += f", timeline {found.instance.timeline} of system {found.instance.system}"
-    notes().print(
+    stderr_console().print(
         f"The bucket {bucket}.\nThis database is {ours.database}, epoch {ours.epoch}, timeline "
         f"{ours.current.timeline} of system {ours.current.system}.\n"
         f"{preview.refusal or 'They match: no claim is needed.'}\n\n"
         "The claim\n"
         "  1. switches GC off;\n"
-        f"  2. restores what this table has hidden, {counted(preview.hides, 'hide')}, instead of purging it, and "
+        f"  2. restores what this table has hidden, {format_count(preview.hides, 'hide')}, instead of purging it, and "
         "restarts every grace period;\n"
-        f"  3. records a gap for each of {counted(preview.pods, 'pod')}: a reconcile compares its links with the "
+        f"  3. records a gap for each of {format_count(preview.pods, 'pod')}: a reconcile compares its links with the "
         "table;\n"
         f"  4. blocks GC until `baleen audit --repair` has verified in storage everything that the table calls live, "
-        f"{counted(preview.needed, 'blob')}: it removes delete markers and copies quarantined bytes back. It must "
-        f"begin {as_text(bound)} after the claim, since deletes of the lost history may land until then, and after the "
-        "reconciles;\n"
+        f"{format_count(preview.needed, 'blob')}: it removes delete markers and copies quarantined bytes back. It must "
+        f"begin {format_value(bound)} after the claim, since deletes of the lost history may land until then, "
+        "and after the reconciles;\n"
         "  5. gives this database a new identity, so that no older state of it can be used by mistake.\n",
         soft_wrap=True,
         markup=False,
@@ -250,23 +254,23 @@ def _explain_claim(preview: "Preview", bound: timedelta) -> None:
     )
 
 
-def _confirm(api: Api) -> None:
+def _confirm_run(api: Api) -> None:
     """Print what the run would collect, and ask; raises BaleenError if GC is blocked or the answer is not yes."""
     planned = api.get("/v1/gc/plan", limit=1)
     if planned["blocked_by"]:
-        raise BaleenError(f"Nothing can be collected now: {_first(planned['blocked_by'])}")
+        raise BaleenError(f"Nothing can be collected now: {_format_first(planned['blocked_by'])}")
     totals = planned["totals"]
-    _ask(f"Hide {_amount(totals['hide'])}, and delete {_amount(totals['purge'])} for good?")
+    _ask_for_yes(f"Hide {_format_amount(totals['hide'])}, and delete {_format_amount(totals['purge'])} for good?")
 
 
-def _ask(question: str) -> None:
+def _ask_for_yes(question: str) -> None:
     """Ask the question; raises BaleenError unless the answer is yes."""
-    notes().print(f"{question} [y/N] ", end="", soft_wrap=True)
+    stderr_console().print(f"{question} [y/N] ", end="", soft_wrap=True)
     if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
         raise BaleenError("Nothing was done.")
 
 
-def _done(api: Api, body: dict[str, Any]) -> dict[str, Any]:
+def _complete_run(api: Api, body: dict[str, Any]) -> dict[str, Any]:
     """Have the requested run done, after any other that is open; raises BaleenError if it failed."""
     for _ in range(ATTEMPTS):
         answer: dict[str, Any] = api.post("/v1/gc/runs", body)
@@ -276,8 +280,8 @@ def _done(api: Api, body: dict[str, Any]) -> dict[str, Any]:
             and ("beyond_limits" not in body or answer["beyond_limits"] is not None)
         )
         if not ours:
-            notes().print("A run of another kind is in progress; this one follows it.", soft_wrap=True)
-        answer = _followed(api, answer)
+            stderr_console().print("A run of another kind is in progress; this one follows it.", soft_wrap=True)
+        answer = _follow_run(api, answer)
         if ours:
             if answer["state"] == "failed":
                 raise BaleenError(f"Run {answer['id']} failed: {answer['error']}")
@@ -285,44 +289,45 @@ def _done(api: Api, body: dict[str, Any]) -> dict[str, Any]:
     raise BaleenError("Other clients keep requesting runs: try again.")
 
 
-def _followed(api: Api, answer: dict[str, Any]) -> dict[str, Any]:
+def _follow_run(api: Api, answer: dict[str, Any]) -> dict[str, Any]:
     """Show the progress of the run until it has ended, and return it."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with progress_bar(*columns) as progress:
-        task = progress.add_task(_how_far(answer), total=None)
-        return until_ended(
+    with make_progress_bar(*columns) as progress:
+        task = progress.add_task(_describe_progress(answer), total=None)
+        return poll_until_ended(
             api,
             f"/v1/gc/runs/{answer['id']}",
             answer,
-            lambda now: progress.update(task, description=_how_far(now)),
+            lambda now: progress.update(task, description=_describe_progress(now)),
             progress.console,
         )
 
 
-def _how_far(answer: dict[str, Any]) -> str:
+def _describe_progress(answer: dict[str, Any]) -> str:
     what = "dry run" if answer["dry_run"] else "run"
     step = answer["step"] or answer["state"]
-    return f"{what} {answer['id']}: {step}, hidden {_amount(answer['hidden'])}, purged {_amount(answer['purged'])}"
+    amounts = f"hidden {_format_amount(answer['hidden'])}, purged {_format_amount(answer['purged'])}"
+    return f"{what} {answer['id']}: {step}, {amounts}"
 
 
 def _print_figures(totals: dict[str, Any]) -> None:
-    rows = [("hide", *_both(totals["hide"])), ("purge", *_both(totals["purge"]))]
-    rows += [(f"keep: {why}", *_both(kept)) for why, kept in totals["kept"].items()]
+    rows = [("hide", *_format_both(totals["hide"])), ("purge", *_format_both(totals["purge"]))]
+    rows += [(f"keep: {why}", *_format_both(kept)) for why, kept in totals["kept"].items()]
     print_table(("step", "blobs", "bytes"), rows)
     if totals["unfinished"]:
         sys.stdout.write(
-            f"\n{counted(totals['unfinished'], 'unfinished hide')}: the next run undoes or completes them.\n"
+            f"\n{format_count(totals['unfinished'], 'unfinished hide')}: the next run undoes or completes them.\n"
         )
 
 
 def _print_run(answer: dict[str, Any]) -> None:
     done = ("would hide", "would purge") if answer["dry_run"] else ("hidden", "purged")
-    amounts = {label: _amount(answer[name]) for label, name in zip(done, ("hidden", "purged"), strict=True)}
-    planned = answer["planned"] and {name: _amount(answer["planned"][name]) for name in ("hide", "purge")}
+    amounts = {label: _format_amount(answer[name]) for label, name in zip(done, ("hidden", "purged"), strict=True)}
+    planned = answer["planned"] and {name: _format_amount(answer["planned"][name]) for name in ("hide", "purge")}
     fields = {name: value for name, value in answer.items() if name not in {"hidden", "purged"}}
     fields |= amounts | {"planned": planned}
     others = {name: value for name, value in answer["progress"].items() if name not in answer and name != "step"}
-    print_fields({name: value for name, value in fields.items() if name not in APART} | others)
+    print_fields({name: value for name, value in fields.items() if name not in PRINTED_APART} | others)
     if answer["blocked_by"]:
         sys.stdout.write("\nblocked by\n")
         sys.stdout.writelines(f"  {reason}\n" for reason in answer["blocked_by"])
@@ -344,23 +349,23 @@ def _print_leftovers(answer: dict[str, dict[str, Any]]) -> None:
         print_table(("kind", *columns), rows)
 
 
-def _run_line(answer: dict[str, Any] | None) -> str | None:
+def _describe_run(answer: dict[str, Any] | None) -> str | None:
     if answer is None:
         return None
-    when = as_text(answer["finished_at"] or answer["began_at"] or answer["asked_at"])
+    when = format_value(answer["finished_at"] or answer["began_at"] or answer["asked_at"])
     why = f": {answer['error']}" if answer["error"] else ""
-    took = f"hidden {_amount(answer['hidden'])}, purged {_amount(answer['purged'])}"
+    took = f"hidden {_format_amount(answer['hidden'])}, purged {_format_amount(answer['purged'])}"
     return f"{answer['id']}{' (dry run)' if answer['dry_run'] else ''}, {answer['state']} {when}: {took}{why}"
 
 
-def _amount(answer: dict[str, int]) -> str:
-    return f"{counted(answer['blobs'], 'blob')} ({as_bytes(answer['bytes'])})"
+def _format_amount(answer: dict[str, int]) -> str:
+    return f"{format_count(answer['blobs'], 'blob')} ({format_bytes(answer['bytes'])})"
 
 
-def _both(answer: dict[str, int]) -> tuple[int, str]:
-    return answer["blobs"], as_bytes(answer["bytes"])
+def _format_both(answer: dict[str, int]) -> tuple[int, str]:
+    return answer["blobs"], format_bytes(answer["bytes"])
 
 
-def _first(reasons: list[str]) -> str:
+def _format_first(reasons: list[str]) -> str:
     more = f" (and {len(reasons) - 1} more: `baleen gc status`)" if len(reasons) > 1 else ""
     return f"{reasons[0]}{more}"

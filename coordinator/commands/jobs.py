@@ -12,9 +12,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from coordinator import settings
-from coordinator.client import Api, connected
+from coordinator.client import Api, connect_api
 from coordinator.commands.blobs import Cursor, Limit, PodFilter
-from coordinator.commands.output import Json, notes, print_fields, print_json, print_page, print_table, progress_bar
+from coordinator.commands.output import (
+    Json,
+    make_progress_bar,
+    print_fields,
+    print_json,
+    print_page,
+    print_table,
+    stderr_console,
+)
 from coordinator.domain.names import parse_pod
 from coordinator.errors import BaleenError, UnavailableError
 
@@ -29,10 +37,10 @@ class Polling(NamedTuple):
 
 POLLING = Polling()
 #: Schedulers look for jobs every second.
-NOBODY_TAKES_IT_S = 10.0
+NO_SCHEDULER_S = 10.0
 
 #: The order in which a reconcile's progress is printed: the table keeps none.
-DONE = (
+PROGRESS_FIELDS = (
     *("parts", "parts_done", "keys", "links"),
     *("holdings_added", "links_added", "holdings_removed", "links_removed", "still_linked"),
     *("doubtful_removals_resolved", "unread", "gaps_resolved", "processes_retired"),
@@ -54,17 +62,17 @@ def list_jobs(
     json: Json = False,
 ) -> None:
     """List jobs, the newest first."""
-    with connected(settings.load()) as api:
-        page = api.pages("/v1/jobs", limit, cursor, pod=pod, kind=kind)
+    with connect_api(settings.load()) as api:
+        page = api.get_pages("/v1/jobs", limit, cursor, pod=pod, kind=kind)
     print_page(page, ("id", "kind", "pod", "state", "asked_at", "began_at", "finished_at", "why"), json=json)
 
 
 @app.command()
 def show(number: Number, *, json: Json = False) -> None:
     """Show one job: its progress, and at its end what it changed and why."""
-    with connected(settings.load()) as api:
+    with connect_api(settings.load()) as api:
         job = api.get(f"/v1/jobs/{number}")
-    print_json(job) if json else _print(job, [name for name in job if name != "progress"])
+    print_json(job) if json else _print_job(job, [name for name in job if name != "progress"])
 
 
 def reconcile(
@@ -76,51 +84,51 @@ def reconcile(
 ) -> None:
     """Compare a pod's links in storage with the table, and correct the table."""
     pod = parse_pod(name)
-    with connected(settings.load()) as api:
-        job = reconciled(api, pod, why) if wait else ask_for_reconcile(api, pod, why)
-        later = _for_later(api, pod) if job["state"] == "done" else []
+    with connect_api(settings.load()) as api:
+        job = reconcile_pod(api, pod, why) if wait else request_reconcile(api, pod, why)
+        later = _find_later_reasons(api, pod) if job["state"] == "done" else []
     if json:
         print_json(job)
     elif job["state"] != "done":
         typer.echo(f"Job {job['id']} is {job['state']}: see `baleen jobs show {job['id']}`.")
     else:
-        _print({"job": job["id"], **job}, ("job", "pod", "began_at"))
+        _print_job({"job": job["id"], **job}, ("job", "pod", "began_at"))
     for sentence in later:
-        notes().print(f"Not resolved by this one: {sentence}.", soft_wrap=True)
+        stderr_console().print(f"Not resolved by this one: {sentence}.", soft_wrap=True)
 
 
-def _for_later(api: Api, pod: str) -> list[str]:
+def _find_later_reasons(api: Api, pod: str) -> list[str]:
     """Return the reasons that only a later reconcile resolves, as the API words them (pods/view.py)."""
     return [sentence for sentence in api.get(f"/v1/pods/{pod}")["blocked_by"] if "that begins after" in sentence]
 
 
-def ask_for_reconcile(api: Api, pod: str, why: str | None = None) -> dict[str, Any]:
+def request_reconcile(api: Api, pod: str, why: str | None = None) -> dict[str, Any]:
     """Request a reconcile; return the job, which may have begun earlier."""
     job: dict[str, Any] = api.post(f"/v1/pods/{pod}/reconcile", {} if why is None else {"why": why})
     return job
 
 
-def reconciled(
+def reconcile_pod(
     api: Api, pod: str, why: str | None = None, *, wait: bool = True, polling: Polling = POLLING
 ) -> dict[str, Any]:
     """Have the pod reconciled by a job that begins after this call; return the job.
 
     With `wait` it has ended; raises BaleenError if it failed.
     """
-    job = ask_for_reconcile(api, pod, why)
+    job = request_reconcile(api, pod, why)
     if job["state"] == "running":
-        notes().print("A reconcile that began earlier is running; another one follows it.", soft_wrap=True)
-        followed(api, job, polling)
-        job = ask_for_reconcile(api, pod, why)
+        stderr_console().print("A reconcile that began earlier is running; another one follows it.", soft_wrap=True)
+        follow_job(api, job, polling)
+        job = request_reconcile(api, pod, why)
     if not wait:
         return job
-    job = followed(api, job, polling)
+    job = follow_job(api, job, polling)
     if job["state"] == "failed":
         raise BaleenError(f"Job {job['id']} failed: {job['error']}")
     return job
 
 
-def followed(api: Api, job: dict[str, Any], polling: Polling = POLLING) -> dict[str, Any]:
+def follow_job(api: Api, job: dict[str, Any], polling: Polling = POLLING) -> dict[str, Any]:
     """Show the progress of the job until it has ended, and return it."""
     columns = (
         TextColumn("{task.description}"),
@@ -129,7 +137,7 @@ def followed(api: Api, job: dict[str, Any], polling: Polling = POLLING) -> dict[
         TextColumn("parts, {task.fields[keys]:,} keys"),
         TimeElapsedColumn(),
     )
-    with progress_bar(*columns) as progress:
+    with make_progress_bar(*columns) as progress:
         task = progress.add_task(f"{job['kind']} of {job['pod']}", total=None, keys=0)
 
         def show_progress(job: dict[str, Any]) -> None:
@@ -138,10 +146,10 @@ def followed(api: Api, job: dict[str, Any], polling: Polling = POLLING) -> dict[
                 task, total=done.get("parts"), completed=done.get("parts_done", 0), keys=done.get("keys", 0)
             )
 
-        return until_ended(api, f"/v1/jobs/{job['id']}", job, show_progress, progress.console, polling)
+        return poll_until_ended(api, f"/v1/jobs/{job['id']}", job, show_progress, progress.console, polling)
 
 
-def until_ended(
+def poll_until_ended(
     api: Api,
     path: str,
     job: dict[str, Any],
@@ -161,17 +169,17 @@ def until_ended(
             if time.monotonic() - answered > polling.patience_s:
                 raise
         show_progress(job)
-        if job["state"] == "waiting" and not is_noted and time.monotonic() - asked > NOBODY_TAKES_IT_S:
+        if job["state"] == "waiting" and not is_noted and time.monotonic() - asked > NO_SCHEDULER_S:
             is_noted = True
             console.print("No scheduler takes the job: start `baleen scheduler`.", soft_wrap=True)
     return job
 
 
-def _print(job: dict[str, Any], fields: Sequence[str]) -> None:
+def _print_job(job: dict[str, Any], fields: Sequence[str]) -> None:
     """Print these fields of a job, then its progress, and examples of what it changed."""
     progress = dict(job["progress"])
     examples: list[dict[str, Any]] = progress.pop("examples", [])
-    done = {name: progress.pop(name) for name in DONE if name in progress}
+    done = {name: progress.pop(name) for name in PROGRESS_FIELDS if name in progress}
     print_fields({name: job[name] for name in fields} | done | progress)
     if examples:
         columns = ("change", "repository", "digest", "why")

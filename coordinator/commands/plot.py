@@ -1,7 +1,7 @@
 """Draw a survey as bars, for each root and for all of them, as SVG or PNG by the file's suffix.
 
-Route: Survey -> `_chart`, shapes with their places -> written as SVG here, or painted as PNG by Pillow, which is an
-extra (`plot`) and is imported before anything is listed.
+Route: Survey -> `_make_chart`, shapes with their places -> written as SVG here, or painted as PNG by Pillow, which is
+an extra (`plot`) and is imported before anything is listed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-from coordinator.commands.output import as_bytes
+from coordinator.commands.output import format_bytes
 from coordinator.errors import BaleenError, UsageError
 from coordinator.survey.survey import Survey
 
@@ -45,13 +45,13 @@ class Chart(NamedTuple):
     shapes: Sequence[Bar | Label]
 
 
-def renderer(file: Path) -> Callable[[Survey], None]:
+def make_renderer(file: Path) -> Callable[[Survey], None]:
     """Return a function that draws into the file; raises UsageError or BaleenError if none can."""
     kind = file.suffix.lower()
     if not file.parent.is_dir():
         raise UsageError(f"There is no directory {str(file.parent)!r} for the plot: create it.")
     if kind == ".svg":
-        return lambda found: _save(file, svg(_chart(found)).encode())
+        return lambda found: _save_file(file, render_svg(_make_chart(found)).encode())
     if kind == ".png":
         try:
             import PIL  # noqa: F401, PLC0415 - an extra
@@ -60,12 +60,12 @@ def renderer(file: Path) -> Callable[[Survey], None]:
                 "A PNG needs Pillow, which is not installed: run `pip install '.[plot]'` in a checkout of Baleen, "
                 "or name a .svg file."
             ) from error
-        return lambda found: _save(file, png(_chart(found)))
+        return lambda found: _save_file(file, render_png(_make_chart(found)))
     raise UsageError(f"{str(file)!r} is neither .svg nor .png: choose one of these suffixes.")
 
 
-def svg(chart: Chart) -> str:
-    shapes = "\n".join(map(_element, chart.shapes))
+def render_svg(chart: Chart) -> str:
+    shapes = "\n".join(map(_render_element, chart.shapes))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{chart.height}" '
         f'viewBox="0 0 {WIDTH} {chart.height}" font-family="sans-serif">\n'
@@ -73,7 +73,7 @@ def svg(chart: Chart) -> str:
     )
 
 
-def _element(shape: Bar | Label) -> str:
+def _render_element(shape: Bar | Label) -> str:
     if isinstance(shape, Bar):
         return (
             f'<rect x="{shape.x:.1f}" y="{shape.y:.1f}" width="{shape.width:.1f}" height="{shape.height:.1f}" '
@@ -82,11 +82,11 @@ def _element(shape: Bar | Label) -> str:
     anchor = ' text-anchor="end"' if shape.right else ""
     return (
         f'<text x="{shape.x:.1f}" y="{shape.y:.1f}" font-size="{shape.size}" fill="{shape.colour}" '
-        f'dominant-baseline="central"{anchor}>{escape(_visible(shape.text))}</text>'
+        f'dominant-baseline="central"{anchor}>{escape(_shorten_text(shape.text))}</text>'
     )
 
 
-def png(chart: Chart) -> bytes:
+def render_png(chart: Chart) -> bytes:
     """Paint at twice the resolution, for high-density screens."""
     from io import BytesIO  # noqa: PLC0415
 
@@ -99,7 +99,7 @@ def png(chart: Chart) -> bytes:
         x, y = shape.x * scale, shape.y * scale
         if isinstance(shape, Label):
             font = ImageFont.load_default(shape.size * scale)
-            draw.text((x, y), _visible(shape.text), shape.colour, font, anchor="rm" if shape.right else "lm")
+            draw.text((x, y), _shorten_text(shape.text), shape.colour, font, anchor="rm" if shape.right else "lm")
         else:
             # Pillow's rectangle includes its last row and column.
             right, bottom = x + max(1, shape.width * scale) - 1, y + shape.height * scale - 1
@@ -109,31 +109,33 @@ def png(chart: Chart) -> bytes:
     return buffer.getvalue()
 
 
-def _chart(found: Survey) -> Chart:
+def _make_chart(found: Survey) -> Chart:
     shapes: list[Bar | Label] = []
     longest = max(found.logical_bytes, found.stored_bytes, 1)
     y = MARGIN + TITLE / 2
     shapes.append(Label(MARGIN, y, "What deduplication saves", TITLE, INK))
     y += TITLE + GAP
     saved = found.saving_bytes / found.stored_bytes if found.stored_bytes else 0
-    summary = f"one shared layer would save {as_bytes(found.saving_bytes)}, {saved:.0%} of what is stored"
+    summary = f"one shared layer would save {format_bytes(found.saving_bytes)}, {saved:.0%} of what is stored"
     shapes.append(Label(MARGIN, y, summary, TEXT, PALE))
     y += HEADING
-    for heading, bars in _groups(found):
+    for heading, bars in _group_bars(found):
         shapes.append(Label(MARGIN, y, heading, TEXT, INK))
         y += HEADING / 2 + GAP / 2
         for name, size, colour in bars:
             shapes += [
                 Label(BARS_FROM - 10, y + BAR / 2, name, TEXT, PALE, right=True),
                 Bar(BARS_FROM, y, (BARS_TO - BARS_FROM) * size / longest, BAR, colour),
-                Label(BARS_FROM + (BARS_TO - BARS_FROM) * size / longest + 8, y + BAR / 2, as_bytes(size), TEXT, INK),
+                Label(
+                    BARS_FROM + (BARS_TO - BARS_FROM) * size / longest + 8, y + BAR / 2, format_bytes(size), TEXT, INK
+                ),
             ]
             y += BAR + GAP
         y += HEADING / 2
     return Chart(round(y + MARGIN), shapes)
 
 
-def _groups(found: Survey) -> Iterator[tuple[str, Sequence[tuple[str, int, str]]]]:
+def _group_bars(found: Survey) -> Iterator[tuple[str, Sequence[tuple[str, int, str]]]]:
     number = len(found.roots)
     yield (
         "all roots" if number > 1 else "in all",
@@ -150,13 +152,13 @@ def _groups(found: Survey) -> Iterator[tuple[str, Sequence[tuple[str, int, str]]
         yield f"and {number - ROOTS_DRAWN:,} smaller roots", ()
 
 
-def _visible(text: str) -> str:
+def _shorten_text(text: str) -> str:
     """Replace control characters, and truncate text that does not fit."""
     shown = "".join(character if character.isprintable() else "?" for character in text)
     return shown if len(shown) <= 120 else f"{shown[:119]}…"
 
 
-def _save(file: Path, content: bytes) -> None:
+def _save_file(file: Path, content: bytes) -> None:
     try:
         file.write_bytes(content)
     except OSError as error:

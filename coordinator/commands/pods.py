@@ -12,12 +12,20 @@ from urllib.parse import quote, urlsplit
 import typer
 
 from coordinator import settings
-from coordinator.client import Api, connected
+from coordinator.client import Api, connect_api
 from coordinator.commands import jobs
 from coordinator.commands.blobs import Cursor, Limit
 from coordinator.commands.doctor import doctor
 from coordinator.commands.findings import print_findings
-from coordinator.commands.output import Json, as_text, counted, notes, paragraph, print_json, print_page
+from coordinator.commands.output import (
+    Json,
+    format_count,
+    format_value,
+    print_json,
+    print_page,
+    stderr_console,
+    wrap_text,
+)
 from coordinator.commands.suggest_prefixes import suggest_prefixes
 from coordinator.domain.findings import Finding, Result
 from coordinator.domain.hosts import is_address, is_loopback
@@ -39,7 +47,7 @@ TOKEN_FILE_LIMIT = 10_000
 #: More than there are.
 ALL_PODS = 100_000
 FORBIDDEN = 403
-ALL_THE_SAME = "Pass --no-check to register it anyway."
+SKIP_CHECK = "Pass --no-check to register it anyway."
 #: Stands for a pod's name in a principal.
 POD_FIELD = "{pod}"
 TOKEN_OPTIONS = ("--token-url", "--token-issuer", "--token-service", "--token-keys")
@@ -96,7 +104,7 @@ def add(
     """
     loaded = settings.load()
     registries = [str(parse_registry(each)) for each in registry or []]
-    issuer = _issuer(token_url, token_issuer, token_service, token_keys)
+    issuer = _make_issuer(token_url, token_issuer, token_service, token_keys)
     body = {
         "name": parse_pod(name),
         "prefixes": [parse_repository(each) for each in prefix],
@@ -109,8 +117,8 @@ def add(
     if unmanaged != (why is not None):
         raise UsageError("--unmanaged and --why belong together: give both, or neither.")
     if why is not None:
-        body["unmanaged"] = {"why": why, "by": by or _user()}
-    with connected(loaded) as api:
+        body["unmanaged"] = {"why": why, "by": by or _user_name()}
+    with connect_api(loaded) as api:
         if not no_check:
             check_registries(loaded, api, name, registries)
         answer = api.post("/v1/pods", body)
@@ -118,15 +126,15 @@ def add(
         print_json(answer) if json else typer.echo(_UNMANAGED.format(name=name))
     else:
         _print_token(answer, json=json)
-    _warn(issuer)
+    _warn_of_no_tls(issuer)
     if unmanaged and not registries:
-        notes().print(
+        stderr_console().print(
             "No registry is listed, so Baleen cannot verify that it has no descriptor cache, and GC stays blocked. "
             f"List the address of each process with `baleen pods set-registries {name}`.",
             soft_wrap=True,
         )
     elif not registries:
-        notes().print(
+        stderr_console().print(
             "No registry is listed, so Baleen cannot probe how far the pod has reported, and GC is blocked. "
             f"List the address of each process with `baleen pods set-registries {name}`.",
             soft_wrap=True,
@@ -136,11 +144,11 @@ def add(
 @app.command(name="list")
 def list_pods(*, limit: Limit = 1000, cursor: Cursor = None, json: Json = False) -> None:
     """List pods, with the number of reasons for which each blocks garbage collection."""
-    with connected(settings.load()) as api:
-        page = api.pages("/v1/pods", limit, cursor)
+    with connect_api(settings.load()) as api:
+        page = api.get_pages("/v1/pods", limit, cursor)
     if not json:
         # `show` prints the sentences.
-        page["items"] = [pod | {"blocked_by": _reasons(len(pod["blocked_by"]))} for pod in page["items"]]
+        page["items"] = [pod | {"blocked_by": _format_reasons(len(pod["blocked_by"]))} for pod in page["items"]]
     columns = ("name", "prefixes", "mode", "kind", "repositories", "dead_letters", "blocked_by")
     print_page(page, columns, json=json)
 
@@ -148,7 +156,7 @@ def list_pods(*, limit: Limit = 1000, cursor: Cursor = None, json: Json = False)
 @app.command()
 def show(name: Name, *, json: Json = False) -> None:
     """Show one pod: its registry processes, how far each has reported, and why it blocks garbage collection."""
-    with connected(settings.load()) as api:
+    with connect_api(settings.load()) as api:
         pod = api.get(f"/v1/pods/{parse_pod(name)}")
     if json:
         print_json(pod)
@@ -157,28 +165,28 @@ def show(name: Name, *, json: Json = False) -> None:
     fields = {each: value for each, value in pod.items() if each not in below}
     width = max(map(len, fields))
     for each, value in fields.items():
-        line = f"{each.replace('_', ' '):<{width}}  {as_text(value, each)}"
-        sys.stdout.write(f"{paragraph(line, width + 2)}\n")
+        line = f"{each.replace('_', ' '):<{width}}  {format_value(value, each)}"
+        sys.stdout.write(f"{wrap_text(line, width + 2)}\n")
     for what, title in SENTENCES.items():
         sys.stdout.write(f"\n{title}{'' if pod[what] else ' nothing'}\n")
-        sys.stdout.writelines(f"  {paragraph(sentence, 4)}\n" for sentence in pod[what])
+        sys.stdout.writelines(f"  {wrap_text(sentence, 4)}\n" for sentence in pod[what])
     if pod["wrong_token"] is not None:
-        sys.stdout.write(f"\nwrong token\n  {paragraph(pod['wrong_token']['sentence'], 4)}\n")
+        sys.stdout.write(f"\nwrong token\n  {wrap_text(pod['wrong_token']['sentence'], 4)}\n")
     for what, first in BLOCKS.items():
         sys.stdout.write(f"\n{what}{'' if pod[what] else ' none'}\n")
         for each in pod[what]:
-            sys.stdout.write(_as_block(each, first))
+            sys.stdout.write(_format_block(each, first))
     _print_findings(pod)
 
 
-def _as_block(thing: dict[str, Any], first: tuple[str, ...]) -> str:
+def _format_block(thing: dict[str, Any], first: tuple[str, ...]) -> str:
     """Print the first fields in one line, and the others below it."""
     rest = "; ".join(
-        f"{name.replace('_', ' ')} {as_text(_cell(value), name)}"
+        f"{name.replace('_', ' ')} {format_value(_shorten_times(value), name)}"
         for name, value in thing.items()
         if name not in first and value not in (None, {}, [])
     )
-    return f"  {'  '.join(thing[name] for name in first)}\n" + (f"    {paragraph(rest, 4)}\n" if rest else "")
+    return f"  {'  '.join(thing[name] for name in first)}\n" + (f"    {wrap_text(rest, 4)}\n" if rest else "")
 
 
 def _print_findings(pod: dict[str, Any]) -> None:
@@ -189,11 +197,11 @@ def _print_findings(pod: dict[str, Any]) -> None:
     if not found:
         sys.stdout.write(f"\nfindings none: run `baleen pods doctor {pod['name']}`\n")
         return
-    sys.stdout.write(f"\nfindings of {as_text(pod['findings'][0]['found_at'])}\n")
+    sys.stdout.write(f"\nfindings of {format_value(pod['findings'][0]['found_at'])}\n")
     print_findings(found, with_proofs=False)
 
 
-def _reasons(number: int) -> str:
+def _format_reasons(number: int) -> str:
     return "nothing" if not number else f"{number} reason{'' if number == 1 else 's'}"
 
 
@@ -213,20 +221,20 @@ def print_config(
     Words in capitals stand for secrets that were not requested or are not known.
     """
     loaded = settings.load()
-    with connected(loaded) as api:
+    with connect_api(loaded) as api:
         pod = api.get(f"/v1/pods/{parse_pod(name)}")
-        token = configuration.TOKEN if token_file is None else _token(api, pod["name"], token_file)
+        token = configuration.TOKEN if token_file is None else _read_token(api, pod["name"], token_file)
     registries = [parse_registry(url) for url in pod["registries"]]
-    text = configuration.whole(
-        _store(loaded, with_secrets=with_secrets),
-        configuration.listening(registries[0] if registries else None),
+    text = configuration.whole_configuration(
+        _make_store(loaded, with_secrets=with_secrets),
+        configuration.listen_address(registries[0] if registries else None),
         f"{(loaded.url or '').rstrip('/')}/v1/events/{pod['name']}",
         token,
         ProbeMethod(pod["probe"]),
     )
     sys.stdout.write(text)
     if not registries:
-        notes().print(
+        stderr_console().print(
             f"No registry of pod {pod['name']} is listed: the port in `http.addr` is a placeholder.", soft_wrap=True
         )
 
@@ -249,25 +257,25 @@ def print_policy(
     if len(pods) > 1 and (principal is None or POD_FIELD not in principal):
         raise UsageError(f"Several pods need --principal with {POD_FIELD} in it.")
     loaded = settings.load()
-    bucket = _bucket(loaded)
-    with connected(loaded) as api:
+    bucket = _require_bucket(loaded)
+    with connect_api(loaded) as api:
         prefixes = {name: api.get(f"/v1/pods/{name}")["prefixes"] for name in pods}
     if principal is None:
-        print_json(policy.document(bucket, loaded.s3_root, prefixes[pods[0]]))
+        print_json(policy.pod_policy(bucket, loaded.s3_root, prefixes[pods[0]]))
         return
     of_each = {principal.replace(POD_FIELD, name): owned for name, owned in prefixes.items()}
-    print_json(policy.bucket_document(bucket, loaded.s3_root, of_each))
+    print_json(policy.bucket_policy(bucket, loaded.s3_root, of_each))
 
 
-def _bucket(loaded: Settings) -> str:
+def _require_bucket(loaded: Settings) -> str:
     if loaded.s3_bucket is None:
         raise UnconfiguredError("No bucket is known: start `baleen up` in this directory, or set BALEEN_S3_BUCKET.")
     return loaded.s3_bucket
 
 
-def _store(loaded: Settings, *, with_secrets: bool) -> Store:
+def _make_store(loaded: Settings, *, with_secrets: bool) -> Store:
     """Return the store for a pod's registry: with the pod's key if that is set, else with Baleen's."""
-    store = Store(_bucket(loaded), loaded.s3_root, loaded.s3_region, loaded.s3_endpoint_url)
+    store = Store(_require_bucket(loaded), loaded.s3_root, loaded.s3_region, loaded.s3_endpoint_url)
     access_key, secret_key = loaded.s3_access_key, loaded.s3_secret_key
     if loaded.pod_access_key is not None:
         access_key, secret_key = loaded.pod_access_key, loaded.pod_secret_key
@@ -282,7 +290,7 @@ def _store(loaded: Settings, *, with_secrets: bool) -> Store:
     return store
 
 
-def _token(api: Api, pod: str, file: TextIO) -> str:
+def _read_token(api: Api, pod: str, file: TextIO) -> str:
     """Read the token from this file; raises UsageError, and BaleenError if it is not the pod's."""
     try:
         token = str(settings.TOKEN.parse(file.read(TOKEN_FILE_LIMIT).strip()))
@@ -310,10 +318,10 @@ def add_prefix(
     The policy of its registry's key changes, too: print it with `baleen pods policy NAME`.
     """
     prefixes = [parse_repository(each) for each in prefix]
-    with connected(settings.load()) as api:
+    with connect_api(settings.load()) as api:
         pod = api.post(f"/v1/pods/{parse_pod(name)}/prefixes", {"prefixes": prefixes})
     print_json(pod) if json else typer.echo(f"Pod {name} owns {', '.join(pod['prefixes'])}.")
-    notes().print(
+    stderr_console().print(
         f"Give the key of its registry the policy that `baleen pods policy {name}` prints now: the previous one does "
         "not permit the new prefixes.",
         soft_wrap=True,
@@ -331,7 +339,7 @@ def set_registries(
     """Replace the list of a pod's registry URLs."""
     loaded = settings.load()
     registries = [str(parse_registry(each)) for each in registry]
-    with connected(loaded) as api:
+    with connect_api(loaded) as api:
         if not no_check:
             check_registries(loaded, api, name, registries)
         pod = api.put(f"/v1/pods/{parse_pod(name)}/registries", {"registries": registries})
@@ -349,7 +357,7 @@ def set_probe(
 
     GC is blocked until `baleen pods doctor` has examined the pod again.
     """
-    with connected(settings.load()) as api:
+    with connect_api(settings.load()) as api:
         pod = api.put(f"/v1/pods/{parse_pod(name)}/probe", {"probe": probe})
     if json:
         print_json(pod)
@@ -370,7 +378,7 @@ def set_probe(
 @app.command(name="set-managed")
 def set_managed(name: Name, *, json: Json = False) -> None:
     """Declare that a pod's registry sends events from now on. Then run `rotate-token` for its configuration."""
-    with connected(settings.load()) as api:
+    with connect_api(settings.load()) as api:
         pod = api.put(f"/v1/pods/{parse_pod(name)}/managed", {"unmanaged": None})
     print_json(pod) if json else typer.echo(
         f"Pod {name} is managed: give its registry the notifications that `baleen pods rotate-token {name}` prints. "
@@ -387,8 +395,8 @@ def set_unmanaged(
     json: Json = False,
 ) -> None:
     """Declare that a pod's registry sends no events: Baleen then relies on reconciles."""
-    with connected(settings.load()) as api:
-        pod = api.put(f"/v1/pods/{parse_pod(name)}/managed", {"unmanaged": {"why": why, "by": by or _user()}})
+    with connect_api(settings.load()) as api:
+        pod = api.put(f"/v1/pods/{parse_pod(name)}/managed", {"unmanaged": {"why": why, "by": by or _user_name()}})
     print_json(pod) if json else typer.echo(_UNMANAGED.format(name=name))
 
 
@@ -398,7 +406,7 @@ _UNMANAGED = (
 )
 
 
-def _user() -> str:
+def _user_name() -> str:
     """Return the user's name by the operating system."""
     try:
         return getpass.getuser()
@@ -418,11 +426,11 @@ def set_issuer(
     json: Json = False,
 ) -> None:
     """Set the token issuer of a pod's registry."""
-    issuer = _issuer(token_url, token_issuer, token_service, token_keys)
+    issuer = _make_issuer(token_url, token_issuer, token_service, token_keys)
     if (issuer is None) != none:
         raise UsageError(f"Give {', '.join(TOKEN_OPTIONS)}, or --none alone.")
     path = f"/v1/pods/{parse_pod(name)}/token-issuer"
-    with connected(settings.load()) as api:
+    with connect_api(settings.load()) as api:
         if issuer is None:
             api.delete(path)
             print_json({"pod": name, "token_issuer": None}) if json else typer.echo(
@@ -430,7 +438,7 @@ def set_issuer(
             )
             return
         pod = api.put(path, issuer)
-    _warn(issuer)
+    _warn_of_no_tls(issuer)
     if json:
         print_json(pod)
         return
@@ -439,7 +447,7 @@ def set_issuer(
         typer.echo(f"  {key}")
 
 
-def _issuer(url: str | None, issuer: str | None, service: str | None, keys: Path | None) -> dict[str, str] | None:
+def _make_issuer(url: str | None, issuer: str | None, service: str | None, keys: Path | None) -> dict[str, str] | None:
     """Return the four options as a request, or None if none is given; raises UsageError if some are missing."""
     if url is None and issuer is None and service is None and keys is None:
         return None
@@ -453,11 +461,13 @@ def _issuer(url: str | None, issuer: str | None, service: str | None, keys: Path
     return {"url": parse_token_url(url), "issuer": issuer, "service": service, "keys": content}
 
 
-def _warn(issuer: dict[str, str] | None) -> None:
+def _warn_of_no_tls(issuer: dict[str, str] | None) -> None:
     if issuer is None or urlsplit(issuer["url"]).scheme == "https":
         return
     if urlsplit(issuer["url"]).hostname not in configuration.LOOPBACK:
-        notes().print("The token issuer has no TLS: clients' passwords are sent to it unencrypted.", soft_wrap=True)
+        stderr_console().print(
+            "The token issuer has no TLS: clients' passwords are sent to it unencrypted.", soft_wrap=True
+        )
 
 
 @app.command(name="retire-process")
@@ -469,7 +479,7 @@ def retire_process(
     json: Json = False,
 ) -> None:
     """Retire a registry process that you have seen end."""
-    with connected(settings.load()) as api:
+    with connect_api(settings.load()) as api:
         pod = api.post(f"/v1/pods/{parse_pod(name)}/processes/{quote(instance, safe='')}/retire", {"why": why})
     print_json(pod) if json else typer.echo(f"Process {instance} of pod {name} is retired.")
 
@@ -482,7 +492,7 @@ def resolve_gaps(
     json: Json = False,
 ) -> None:
     """Resolve the gaps of a pod that cannot be reconciled (kind relay)."""
-    with connected(settings.load()) as api:
+    with connect_api(settings.load()) as api:
         pod = api.post(f"/v1/pods/{parse_pod(name)}/gaps/resolve", {"why": why})
     print_json(pod) if json else typer.echo(f"Pod {name} has no open gap.")
 
@@ -497,8 +507,8 @@ def vanished(
     json: Json = False,
 ) -> None:
     """List a pod's links that are gone without a delete event. They block garbage collection."""
-    with connected(settings.load()) as api:
-        page = api.pages(f"/v1/pods/{parse_pod(name)}/vanished", limit, cursor, repository=repository)
+    with connect_api(settings.load()) as api:
+        page = api.get_pages(f"/v1/pods/{parse_pod(name)}/vanished", limit, cursor, repository=repository)
     print_page(page, ("repository", "digest", "kind", "noticed_at", "added_at"), json=json)
 
 
@@ -517,7 +527,7 @@ def accept_vanished(
     """
     values: dict[str, Any] = {"why": why, "by": by or getpass.getuser(), "repository": repository}
     accepted = 0
-    with connected(settings.load()) as api:
+    with connect_api(settings.load()) as api:
         while True:
             answer = api.post(f"/v1/pods/{parse_pod(name)}/vanished/accept", values)
             accepted += answer["accepted"]
@@ -527,13 +537,13 @@ def accept_vanished(
     if json:
         print_json({"pod": name, "accepted": accepted})
     else:
-        typer.echo(f"{counted(accepted, 'link')} of pod {name} accepted as gone.")
+        typer.echo(f"{format_count(accepted, 'link')} of pod {name} accepted as gone.")
 
 
 @app.command()
 def remove(name: Name, *, json: Json = False) -> None:
     """Remove a pod that holds nothing and has nothing open."""
-    with connected(settings.load()) as api:
+    with connect_api(settings.load()) as api:
         api.delete(f"/v1/pods/{parse_pod(name)}")
     print_json({"pod": name, "removed": True}) if json else typer.echo(f"Pod {name} is removed.")
 
@@ -541,12 +551,12 @@ def remove(name: Name, *, json: Json = False) -> None:
 @app.command(name="rotate-token")
 def rotate_token(name: Name, *, json: Json = False) -> None:
     """Replace a pod's event token; the old one is refused within seconds."""
-    with connected(settings.load()) as api:
+    with connect_api(settings.load()) as api:
         answer = api.post(f"/v1/pods/{parse_pod(name)}/token")
     _print_token(answer, json=json)
 
 
-def _cell(value: Any) -> Any:
+def _shorten_times(value: Any) -> Any:
     """Shorten times by partition to the time of day, and to one time if all are the same."""
     if isinstance(value, dict):
         times = {number: time[11:19] for number, time in value.items()}
@@ -573,10 +583,10 @@ def check_registries(loaded: Settings, api: Api, pod: str, urls: list[str]) -> N
             except RegistryError as error:
                 if not error.challenged and error.registry_status == FORBIDDEN:
                     line = f"{url} answers 403, but not as a registry does: check the address."
-                    raise BaleenError(f"{line} {ALL_THE_SAME}") from error
+                    raise BaleenError(f"{line} {SKIP_CHECK}") from error
                 if credentials is not None or not error.challenged:
-                    raise BaleenError(f"{error} {ALL_THE_SAME}") from error
-                notes().print(
+                    raise BaleenError(f"{error} {SKIP_CHECK}") from error
+                stderr_console().print(
                     f"The registry {url} requires a login: set BALEEN_REGISTRY_USERNAME and BALEEN_REGISTRY_PASSWORD "
                     "for `baleen scheduler`.",
                     soft_wrap=True,
@@ -588,18 +598,18 @@ def _refuse_shared(api: Api, pod: str, urls: list[str]) -> None:
 
     Two names with one address may be two registries behind one proxy: a note says so.
     """
-    from coordinator.pods.addresses import places  # noqa: PLC0415
+    from coordinator.pods.addresses import look_up_all  # noqa: PLC0415
 
     ours = [parse_registry(url) for url in urls]
     ports = {registry.port for registry in ours}
     others = {
         registry: other["name"]
-        for other in api.pages("/v1/pods", ALL_PODS)["items"]
+        for other in api.get_pages("/v1/pods", ALL_PODS)["items"]
         if other["name"] != pod
-        for registry in _parsed(other["registries"])
+        for registry in _parse_urls(other["registries"])
         if registry.port in ports and registry not in ours
     }
-    known = places([*ours, *others], within=CHECK_TIMEOUT_S) if others else {}
+    known = look_up_all([*ours, *others], within=CHECK_TIMEOUT_S) if others else {}
     for one in ours:
         for other, owner in others.items():
             shared = known.get(one, frozenset()) & known.get(other, frozenset())
@@ -609,11 +619,13 @@ def _refuse_shared(api: Api, pod: str, urls: list[str]) -> None:
             problem = f"The registry {one} is at {at} with port {one.port}, as {other} of pod {owner} is"
             if is_address(one.host) or is_address(other.host) or is_loopback(at):
                 remedy = f"pass a registry of this pod, or remove it from pod {owner}"
-                raise BaleenError(f"{problem}: {remedy}. {ALL_THE_SAME}")
-            notes().print(f"{problem}: they must be two registries that a proxy tells apart by name.", soft_wrap=True)
+                raise BaleenError(f"{problem}: {remedy}. {SKIP_CHECK}")
+            stderr_console().print(
+                f"{problem}: they must be two registries that a proxy tells apart by name.", soft_wrap=True
+            )
 
 
-def _parsed(urls: list[str]) -> Iterator[RegistryUrl]:
+def _parse_urls(urls: list[str]) -> Iterator[RegistryUrl]:
     """Parse URLs. Leave out those that an earlier release accepted and this one does not."""
     for url in urls:
         with suppress(UsageError):

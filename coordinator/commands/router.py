@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from coordinator import settings
-from coordinator.client import connected
-from coordinator.commands.output import Json, notes, print_json
+from coordinator.client import connect_api
+from coordinator.commands.output import Json, print_json, stderr_console
 from coordinator.domain.pods import PodKind, RegistryUrl, parse_registry
 from coordinator.errors import BaleenError, UnconfiguredError, UsageError
 from coordinator.router import envoy as router_envoy
@@ -23,7 +23,7 @@ from coordinator.router import nginx as router
 from coordinator.settings import Settings
 
 #: More than there are; a list needs a limit.
-PODS = 100_000
+PODS_LIMIT = 100_000
 
 Program = Literal["nginx", "envoy"]
 
@@ -96,13 +96,13 @@ def router_config(
     """
     loaded = settings.load()
     options = router.Options(
-        coordinator=_coordinator(loaded, baleen),
+        coordinator=_parse_coordinator(loaded, baleen),
         request_bound_s=math.ceil(loaded.safety_request_bound),
         listen=router.parse_listen(listen),
-        tls=_certificate(tls_cert, tls_key),
+        tls=_parse_certificate(tls_cert, tls_key),
         public_scheme=public_scheme,
-        issuer="baleen" if issuer == "baleen" else _issuer(issuer, "--issuer"),
-        fallback_issuer=_issuer(fallback_issuer, "--fallback-issuer"),
+        issuer="baleen" if issuer == "baleen" else _parse_issuer(issuer, "--issuer"),
+        fallback_issuer=_parse_issuer(fallback_issuer, "--fallback-issuer"),
         ca_file=router.parse_file(ca_file, "--ca-file"),
         whole=whole,
         state_dir=router.parse_file(state_dir, "--state-dir"),
@@ -110,16 +110,16 @@ def router_config(
     )
     if options.fallback_issuer is not None and options.issuer != "baleen":
         raise UsageError("--fallback-issuer is for where Baleen issues tokens: give --issuer baleen, or leave it out.")
-    with connected(loaded) as api:
-        found = api.pages("/v1/pods", PODS)["items"]
-    options = replace(options, coordinator_timeout_s=baleen_timeout or _patience(loaded, found))
+    with connect_api(loaded) as api:
+        found = api.get_pages("/v1/pods", PODS_LIMIT)["items"]
+    options = replace(options, coordinator_timeout_s=baleen_timeout or _mount_wait_s(loaded, found))
     pods = [
         router.RoutedPod(pod["name"], pod["prefixes"], [parse_registry(each) for each in pod["registries"]])
         for pod in found
     ]
     text = _CONFIGURATIONS[program](pods, options)
     left = sorted(pod.name for pod in pods if not pod.registries)
-    changed = out is not None and _replace(out, text)
+    changed = out is not None and _replace_file(out, text)
     if json:
         print_json(
             {
@@ -133,14 +133,14 @@ def router_config(
     elif out is None:
         sys.stdout.write(text)
     for name in left:
-        _note(f"Pod {name} has no registry and is not routed: add one with `baleen pods set-registries {name}`.")
+        _print_note(f"Pod {name} has no registry and is not routed: add one with `baleen pods set-registries {name}`.")
     if out is not None:
-        _note(
+        _print_note(
             f"{out} is unchanged: no reload is needed." if not changed else _describe_change(program, out, whole=whole)
         )
 
 
-_CONFIGURATIONS = {"nginx": router.configuration, "envoy": router_envoy.configuration}
+_CONFIGURATIONS = {"nginx": router.make_configuration, "envoy": router_envoy.make_configuration}
 _LOG_FILES = {"nginx": router.LOG_FILE, "envoy": router.LOG_FILE.replace("nginx", "envoy")}
 
 
@@ -156,11 +156,11 @@ def _describe_change(program: Program, out: Path, *, whole: bool) -> str:
     return f"{out} is written: check it with `nginx -t{file}`, then {start}`nginx -s reload{file}`."
 
 
-def _note(text: str) -> None:
-    notes().print(text, soft_wrap=True)
+def _print_note(text: str) -> None:
+    stderr_console().print(text, soft_wrap=True)
 
 
-def _coordinator(loaded: Settings, given: list[str] | None) -> list[RegistryUrl]:
+def _parse_coordinator(loaded: Settings, given: list[str] | None) -> list[RegistryUrl]:
     urls = given or ([] if loaded.url is None else [loaded.url])
     if not urls:
         raise UnconfiguredError("No API is known: start `baleen up` in this directory, or set BALEEN_URL.")
@@ -175,13 +175,13 @@ def _coordinator(loaded: Settings, given: list[str] | None) -> list[RegistryUrl]
     return servers
 
 
-def _patience(loaded: Settings, pods: list[dict[str, Any]]) -> int:
+def _mount_wait_s(loaded: Settings, pods: list[dict[str, Any]]) -> int:
     """Seconds to wait for a mount: a link is written at once, but a relay copies bytes."""
     relayed = any(PodKind(pod["kind"]).is_uploaded_to for pod in pods)
     return router.COORDINATOR_TIMEOUT_S + (math.ceil(loaded.mount_timeout) if relayed else 0)
 
 
-def _certificate(chain: str | None, key: str | None) -> router.Certificate | None:
+def _parse_certificate(chain: str | None, key: str | None) -> router.Certificate | None:
     if chain is None and key is None:
         return None
     if chain is None or key is None:
@@ -189,11 +189,11 @@ def _certificate(chain: str | None, key: str | None) -> router.Certificate | Non
     return router.Certificate(router.parse_file(chain, "--tls-cert"), router.parse_file(key, "--tls-key"))
 
 
-def _issuer(text: str | None, option: str) -> router.Issuer | None:
+def _parse_issuer(text: str | None, option: str) -> router.Issuer | None:
     return None if text is None else router.parse_issuer(text, option)
 
 
-def _replace(file: Path, text: str) -> bool:
+def _replace_file(file: Path, text: str) -> bool:
     """Replace a file atomically, so that a reload never reads half of it; return whether it changed."""
     try:
         # Follow a symbolic link, as those of nginx's enabled sites.

@@ -42,20 +42,25 @@ def up(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation of the claim.")] = False,
 ) -> None:
     """Run everything on this machine until Ctrl-C. Services that settings name are not started."""
-    from coordinator.commands.gc import demand_terminal  # noqa: PLC0415
+    from coordinator.commands.gc import require_terminal  # noqa: PLC0415
     from coordinator.commands.up import run  # noqa: PLC0415 - the embedded stack is optional
 
     if claim is not None:
-        demand_terminal(yes=yes)
-    run(data_dir, host=host, port=port, claim=None if claim is None else lambda merged: _claim(merged, claim, yes=yes))
+        require_terminal(yes=yes)
+    run(
+        data_dir,
+        host=host,
+        port=port,
+        claim=None if claim is None else lambda merged: _claim_bucket(merged, claim, yes=yes),
+    )
 
 
-def _claim(merged: settings.Settings, why: str, *, yes: bool) -> None:
-    from coordinator.commands.gc import claim_bucket, claim_ends  # noqa: PLC0415
-    from coordinator.commands.output import notes  # noqa: PLC0415
+def _claim_bucket(merged: settings.Settings, why: str, *, yes: bool) -> None:
+    from coordinator.commands.gc import claim_bucket, describe_claim  # noqa: PLC0415
+    from coordinator.commands.output import stderr_console  # noqa: PLC0415
 
     claimed = claim_bucket(merged, why, yes=yes)
-    notes().print(claim_ends(claimed), soft_wrap=True, markup=False, highlight=False)
+    stderr_console().print(describe_claim(claimed), soft_wrap=True, markup=False, highlight=False)
 
 
 def api(*, host: Host = LOOPBACK, port: Port = PORT) -> None:
@@ -64,13 +69,13 @@ def api(*, host: Host = LOOPBACK, port: Port = PORT) -> None:
     from coordinator import telemetry  # noqa: PLC0415
     from coordinator.api.server import serve  # noqa: PLC0415
     from coordinator.compose import api as compose_api  # noqa: PLC0415
-    from coordinator.stack.ports import obstacle  # noqa: PLC0415
+    from coordinator.stack.ports import describe_obstacle  # noqa: PLC0415
 
     loaded = settings.load()
-    if (why := obstacle(host, port)) is not None:
+    if (why := describe_obstacle(host, port)) is not None:
         raise BaleenError(why)
-    telemetry.configure(loaded)
-    serve(compose_api.api(loaded), host=host, port=port, log_level=loaded.log_level)
+    telemetry.configure_logging(loaded)
+    serve(compose_api.make_api(loaded), host=host, port=port, log_level=loaded.log_level)
 
 
 def worker() -> None:
@@ -89,6 +94,6 @@ def demo(
     *, keep: Annotated[bool, typer.Option("--keep", help="Leave everything running until Ctrl-C.")] = False
 ) -> None:
     """Run two registries on one bucket, and check every step; exit 0 only if all checks pass."""
-    from coordinator.demo.run import run  # noqa: PLC0415 - the embedded stack is optional
+    from coordinator.demo.run import run_demo  # noqa: PLC0415 - the embedded stack is optional
 
-    run(keep=keep)
+    run_demo(keep=keep)

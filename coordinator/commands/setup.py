@@ -10,7 +10,7 @@ import typer
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from coordinator import settings
-from coordinator.commands.output import Json, counted, notes, print_json, print_table, progress_bar
+from coordinator.commands.output import Json, format_count, make_progress_bar, print_json, print_table, stderr_console
 
 if TYPE_CHECKING:
     from coordinator.audit.check import CheckReport
@@ -36,7 +36,7 @@ def migrate_database(*, json: Json = False) -> None:
 
     with translate_errors():
         migrate.upgrade(compose_database.database_url(settings.load()))
-    revision = migrate.wanted()
+    revision = migrate.wanted_revision()
     print_json({"revision": revision}) if json else typer.echo(f"The database has schema {revision}.")
 
 
@@ -63,7 +63,7 @@ def create_topics(*, json: Json = False) -> None:
             ],
         )
     if any(report.replication == 1 for report in reports):
-        notes().print(
+        stderr_console().print(
             "Each event has one copy, on one broker: use this for evaluation only, since events are lost with the "
             "broker's disk.",
             soft_wrap=True,
@@ -75,7 +75,7 @@ def create_topics(*, json: Json = False) -> None:
 @config.command(name="show")
 def show_config(*, json: Json = False) -> None:
     """Show the settings in force; of secrets only whether they are set."""
-    shown = settings.shown(settings.load())
+    shown = settings.describe_settings(settings.load())
     print_json(shown) if json else print_table(
         ("setting", "value"), [(f"BALEEN_{name.upper()}", shown[name]) for name in shown]
     )
@@ -83,28 +83,28 @@ def show_config(*, json: Json = False) -> None:
 
 def check(*, json: Json = False) -> None:
     """Recompute every count from the facts, and compare; exit 1 on a difference."""
-    from coordinator.audit.check import check as run_check  # noqa: PLC0415
+    from coordinator.audit.check import check_counts  # noqa: PLC0415
     from coordinator.compose import database as compose_database  # noqa: PLC0415
     from coordinator.db.session import translate_errors  # noqa: PLC0415
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with (
-        compose_database.database(settings.load(), name="baleen-check", timeout_ms=0) as database,
+        compose_database.open_database(settings.load(), name="baleen-check", timeout_ms=0) as database,
         translate_errors(),
-        progress_bar(*columns) as progress,
+        make_progress_bar(*columns) as progress,
     ):
         task = progress.add_task("connecting")
-        report = run_check(
+        report = check_counts(
             database, lambda what, number, total: progress.update(task, description=f"{number}/{total} {what}")
         )
-    print_json(_report(report)) if json else _print_report(report)
-    if not report.agrees:
+    print_json(_as_json(report)) if json else _print_report(report)
+    if not report.is_healthy:
         raise typer.Exit(1)
 
 
-def _report(report: "CheckReport") -> dict[str, object]:
+def _as_json(report: "CheckReport") -> dict[str, object]:
     return {
-        "agrees": report.agrees,
+        "agrees": report.is_healthy,
         "blobs": report.blobs,
         "references": report.references,
         "differences_count": report.differences_count,
@@ -113,9 +113,9 @@ def _report(report: "CheckReport") -> dict[str, object]:
 
 
 def _print_report(report: "CheckReport") -> None:
-    if report.agrees:
-        totals = f"{counted(report.blobs, 'blob')}, {counted(report.references, 'reference')}"
+    if report.is_healthy:
+        totals = f"{format_count(report.blobs, 'blob')}, {format_count(report.references, 'reference')}"
         typer.echo(f"All counts agree with the facts: {totals}.")
         return
     print_table(("what", "subject", "stored", "recomputed"), report.differences)
-    notes().print(f"{counted(report.differences_count, 'difference')} between the counts and the facts.")
+    stderr_console().print(f"{format_count(report.differences_count, 'difference')} between the counts and the facts.")

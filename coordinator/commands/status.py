@@ -6,7 +6,7 @@ from typing import Any
 import typer
 
 from coordinator import settings
-from coordinator.client import connected
+from coordinator.client import connect_api
 from coordinator.commands.output import Json, print_fields, print_json
 
 
@@ -16,12 +16,12 @@ def register(app: typer.Typer) -> None:
 
 def status(*, json: Json = False) -> None:
     """Show how far events are applied, what is unresolved, and what blocks garbage collection."""
-    with connected(settings.load()) as api:
+    with connect_api(settings.load()) as api:
         answer = api.get("/v1/status")
-    print_json(answer) if json else _print(answer)
+    print_json(answer) if json else _print_status(answer)
 
 
-def _print(answer: dict[str, Any]) -> None:
+def _print_status(answer: dict[str, Any]) -> None:
     collection = answer["gc"]
     lag = [count for count in answer["lag"].values() if count is not None]
     known = bool(lag) and len(lag) == len(answer["lag"])
@@ -30,7 +30,7 @@ def _print(answer: dict[str, Any]) -> None:
         | {
             "lag": sum(lag) if known else "not known",
             "gc": "on" if collection["enabled"] else "off",
-            "unowned_repositories": _unowned(answer["unowned_repositories"]),
+            "unowned_repositories": _describe_unowned(answer["unowned_repositories"]),
         },
     )
     sys.stdout.write("\nblocked by\n" if collection["blocked_by"] else "\nNothing blocks GC.\n")
@@ -40,7 +40,7 @@ def _print(answer: dict[str, Any]) -> None:
         sys.stdout.write("\nNeeded blobs have no bytes: see `baleen blob list --state missing`.\n")
 
 
-def _unowned(answer: dict[str, Any]) -> str:
+def _describe_unowned(answer: dict[str, Any]) -> str:
     if answer["listed_at"] is None:
         return "not known"
     return ", ".join([*answer["names"], *([] if answer["complete"] else ["and more"])]) or "none"

@@ -8,8 +8,8 @@ from typing import Any
 import typer
 
 from coordinator import settings
-from coordinator.client import connected
-from coordinator.commands.output import Json, counted, print_json, print_table
+from coordinator.client import connect_api
+from coordinator.commands.output import Json, format_count, print_json, print_table
 from coordinator.domain.names import parse_repository
 from coordinator.domain.perimeter import NAMES_LIMIT
 from coordinator.errors import BaleenError
@@ -29,16 +29,16 @@ def suggest_prefixes(*, json: Json = False) -> None:
     command several `--prefix`.
     """
     from coordinator.compose import store as compose_store  # noqa: PLC0415
-    from coordinator.gc.root_listing import count_repositories, unowned  # noqa: PLC0415
+    from coordinator.gc.root_listing import count_repositories, find_unowned  # noqa: PLC0415
 
     loaded = settings.load()
-    with connected(loaded) as api:
-        pods = api.pages("/v1/pods", ALL_PODS)["items"]
+    with connect_api(loaded) as api:
+        pods = api.get_pages("/v1/pods", ALL_PODS)["items"]
     prefixes = [prefix for pod in pods for prefix in pod["prefixes"]]
-    store = compose_store.object_store(loaded)
-    found = list(islice(unowned(store, prefixes), NAMES_LIMIT + 1))
+    store = compose_store.make_object_store(loaded)
+    found = list(islice(find_unowned(store, prefixes), NAMES_LIMIT + 1))
     items = [
-        suggestion(name, prefixes, {pod["name"] for pod in pods}, *count_repositories(store, name, COUNT_LIMIT))
+        suggest_prefix(name, prefixes, {pod["name"] for pod in pods}, *count_repositories(store, name, COUNT_LIMIT))
         for name in found[:NAMES_LIMIT]
     ]
     complete = len(found) <= NAMES_LIMIT
@@ -56,10 +56,10 @@ def suggest_prefixes(*, json: Json = False) -> None:
     for each in items:
         typer.echo(each["command"] or f"{each['prefix']}: {each['problem']}")
     if not complete:
-        typer.echo(f"\nThere are more than {counted(NAMES_LIMIT, 'folder')}: register these, and run this again.")
+        typer.echo(f"\nThere are more than {format_count(NAMES_LIMIT, 'folder')}: register these, and run this again.")
 
 
-def suggestion(
+def suggest_prefix(
     prefix: str, prefixes: Sequence[str], pods: set[str], repositories: int, counted_all: bool
 ) -> dict[str, Any]:
     """Return the command that registers a prefix, or why there is none."""

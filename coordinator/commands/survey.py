@@ -15,16 +15,15 @@ from coordinator import settings
 from coordinator.commands import plot as drawing
 from coordinator.commands.output import (
     Json,
-    as_bytes,
-    counted,
-    notes,
+    format_bytes,
+    format_count,
+    make_progress_bar,
     print_fields,
     print_json,
     print_table,
-    progress_bar,
+    stderr_console,
 )
-from coordinator.survey.survey import DISK_BYTES_PER_KEY, TOP, Root, RootFigures, Survey
-from coordinator.survey.survey import survey as count
+from coordinator.survey.survey import DISK_BYTES_PER_KEY, TOP, Root, RootFigures, Survey, survey_roots
 
 Urls = Annotated[
     list[str], typer.Argument(metavar="URL…", help="s3://bucket/root or file:///dir, which holds docker/registry/v2.")
@@ -59,7 +58,7 @@ def survey(
     from coordinator.compose import store as compose_store  # noqa: PLC0415 - its drivers take a second
     from coordinator.storage.locations import parse_location  # noqa: PLC0415
 
-    draw = None if plot is None else drawing.renderer(plot)
+    draw = None if plot is None else drawing.make_renderer(plot)
     loaded = settings.load()
     locations = [parse_location(url) for url in urls]
     roots = [
@@ -67,7 +66,7 @@ def survey(
         for location in locations
     ]
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with progress_bar(*columns) as progress:
+    with make_progress_bar(*columns) as progress:
         task = progress.add_task("0 keys")
         lock = threading.Lock()
 
@@ -77,11 +76,11 @@ def survey(
                 rate = f", {keys / elapsed:,.0f}/s" if elapsed >= 1 else ""
                 progress.update(task, description=f"{keys:,} keys listed{rate}")
 
-        found = count(roots, top=top, directory=tmp_dir, progress=listed)
+        found = survey_roots(roots, top=top, directory=tmp_dir, progress=listed)
     if draw is not None:
         draw(found)
-    print_json(as_json(found)) if json else _print(found)
-    _remark(found)
+    print_json(as_json(found)) if json else _print_survey(found)
+    _print_remarks(found)
 
 
 def as_json(found: Survey) -> dict[str, Any]:
@@ -95,32 +94,35 @@ def as_json(found: Survey) -> dict[str, Any]:
     }
 
 
-def _print(found: Survey) -> None:
+def _print_survey(found: Survey) -> None:
     print_table(
         ("root", "repositories", "blobs", "logical", "stored", "unique", "shared", "in other roots too", "not linked"),
-        map(_row, found.roots),
+        map(_make_row, found.roots),
     )
-    across = counted(found.cross_root_blobs, "blob")
+    across = format_count(found.cross_root_blobs, "blob")
     typer.echo()
     print_fields(
         {
-            "logical": as_bytes(found.logical_bytes),
-            "stored": as_bytes(found.stored_bytes),
-            "one shared layer": as_bytes(found.shared_layer_bytes),
-            "which saves": f"{as_bytes(found.saving_bytes)} ({_share(found.saving_bytes, found.stored_bytes)})",
-            "stored by several roots": f"{as_bytes(found.cross_root_bytes)} in {across}",
-            "of one repository only": as_bytes(found.unique_bytes),
+            "logical": format_bytes(found.logical_bytes),
+            "stored": format_bytes(found.stored_bytes),
+            "one shared layer": format_bytes(found.shared_layer_bytes),
+            "which saves": f"{format_bytes(found.saving_bytes)} ({_percent(found.saving_bytes, found.stored_bytes)})",
+            "stored by several roots": f"{format_bytes(found.cross_root_bytes)} in {across}",
+            "of one repository only": format_bytes(found.unique_bytes),
         }
     )
     if found.largest_shared:
         typer.echo()
         print_table(
             ("largest shared blobs", "size", "repositories", "roots"),
-            [(blob.digest, as_bytes(blob.size), f"{blob.repositories:,}", blob.roots) for blob in found.largest_shared],
+            [
+                (blob.digest, format_bytes(blob.size), f"{blob.repositories:,}", blob.roots)
+                for blob in found.largest_shared
+            ],
         )
 
 
-def _row(root: RootFigures) -> tuple[str, ...]:
+def _make_row(root: RootFigures) -> tuple[str, ...]:
     figures = (
         root.logical_bytes,
         root.stored_bytes,
@@ -129,22 +131,22 @@ def _row(root: RootFigures) -> tuple[str, ...]:
         root.cross_root_bytes,
         root.unlinked_bytes,
     )
-    return (root.url, f"{root.repositories:,}", f"{root.blobs:,}", *map(as_bytes, figures))
+    return (root.url, f"{root.repositories:,}", f"{root.blobs:,}", *map(format_bytes, figures))
 
 
-def _remark(found: Survey) -> None:
+def _print_remarks(found: Survey) -> None:
     """Print on stderr what a registry would not have written; it is no error of the survey."""
-    console = notes()
+    console = stderr_console()
     for root in found.roots:
         if root.missing_blobs:
             console.print(
-                f"{root.url}: {counted(root.missing_blobs, 'blob is', 'blobs are')} linked "
-                f"({counted(root.missing_links, 'link')}) but not stored: not counted.",
+                f"{root.url}: {format_count(root.missing_blobs, 'blob is', 'blobs are')} linked "
+                f"({format_count(root.missing_links, 'link')}) but not stored: not counted.",
                 soft_wrap=True,
             )
         if root.odd_keys:
             console.print(
-                f"{root.url}: {counted(root.odd_keys, 'key is', 'keys are')} not a registry's: not counted.",
+                f"{root.url}: {format_count(root.odd_keys, 'key is', 'keys are')} not a registry's: not counted.",
                 soft_wrap=True,
             )
     for url, digest in found.missing_examples:
@@ -153,11 +155,11 @@ def _remark(found: Survey) -> None:
         console.print(f"  not a registry's key: {key!r} in {url}", soft_wrap=True)
     if found.conflicting_blobs:
         console.print(
-            f"{counted(found.conflicting_blobs, 'blob is', 'blobs are')} stored with different sizes by several "
+            f"{format_count(found.conflicting_blobs, 'blob is', 'blobs are')} stored with different sizes by several "
             "roots: some copies are damaged, and the largest is counted.",
             soft_wrap=True,
         )
 
 
-def _share(part: int, whole: int) -> str:
+def _percent(part: int, whole: int) -> str:
     return f"{part / whole:.0%}" if whole else "0%"

@@ -36,8 +36,8 @@ def create(
     from coordinator.compose import database as compose_database  # noqa: PLC0415
     from coordinator.tokens import table as tokens  # noqa: PLC0415
 
-    with compose_database.database(settings.load(), name="baleen-command") as database:
-        token = tokens.create(database, name, role.value)
+    with compose_database.open_database(settings.load(), name="baleen-command") as database:
+        token = tokens.create_token(database, name, role.value)
     print_json({"name": name, "role": role, "token": token.reveal()}) if json else typer.echo(token.reveal())
 
 
@@ -47,8 +47,8 @@ def list_tokens(*, json: Json = False) -> None:
     from coordinator.compose import database as compose_database  # noqa: PLC0415
     from coordinator.tokens import table as tokens  # noqa: PLC0415
 
-    with compose_database.database(settings.load(), name="baleen-command") as database:
-        items = tokens.tokens(database)
+    with compose_database.open_database(settings.load(), name="baleen-command") as database:
+        items = tokens.read_tokens(database)
     if json:
         print_json({"items": items, "next": None})
     else:
@@ -62,6 +62,6 @@ def revoke(name: Name, *, json: Json = False) -> None:
     from coordinator.compose import database as compose_database  # noqa: PLC0415
     from coordinator.tokens import table as tokens  # noqa: PLC0415
 
-    with compose_database.database(settings.load(), name="baleen-command") as database:
-        tokens.revoke(database, name)
+    with compose_database.open_database(settings.load(), name="baleen-command") as database:
+        tokens.revoke_token(database, name)
     print_json({"name": name, "revoked": True}) if json else typer.echo(f"Token {name} is revoked.")

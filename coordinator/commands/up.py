@@ -24,12 +24,12 @@ from types import FrameType
 from msgspec.structs import replace
 
 from coordinator import settings
-from coordinator.commands.output import notes
+from coordinator.commands.output import stderr_console
 from coordinator.errors import SettingsError, StackError
 from coordinator.settings import Secret, Settings
 from coordinator.stack import application
 from coordinator.stack.files import write_secret
-from coordinator.stack.ports import obstacle
+from coordinator.stack.ports import describe_obstacle
 from coordinator.stack.process import ManagedProcess
 from coordinator.stack.supervisor import Service, Stack, StackEndpoints
 
@@ -37,7 +37,7 @@ OPERATOR = "operator"
 #: Settings that other commands need to find the same services.
 ADDRESSES = ("database_", "kafka_", "s3_", "url")
 #: After this time a child counts as healthy, and its failures are counted from zero.
-WELL_SECONDS = 60.0
+STABLE_SECONDS = 60.0
 RESTARTS = 5
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
 
@@ -52,23 +52,23 @@ def run(data_dir: Path | None, *, host: str, port: int, claim: Callable[[Setting
     `claim` is called once the services run, before any process of Baleen; an error that it raises ends everything.
     """
     directory = (data_dir or Path(settings.load().data_dir)).absolute()
-    own = application.configured(directory)
+    own = application.load_own_settings(directory)
     # A shell's background job may have inherited that signals are ignored.
-    previous = {number: signal.signal(number, _end) for number in (signal.SIGINT, signal.SIGTERM)}
-    console = notes()
+    previous = {number: signal.signal(number, _raise_ended) for number in (signal.SIGINT, signal.SIGTERM)}
+    console = stderr_console()
     began = time.monotonic()
     try:
-        stack = Stack(directory, services=_wanted(own))
-        with _claimed(stack):
+        stack = Stack(directory, services=_find_unset_services(own))
+        with _claim_directory(stack):
             # After the claim of the directory: a second `baleen up` reports that, and not the taken port.
-            if (why := obstacle(host, port)) is not None:
+            if (why := describe_obstacle(host, port)) is not None:
                 raise StackError(why)
             console.print(f"Starting Baleen in {directory} …", soft_wrap=True)
-            threading.Thread(target=_load, daemon=True).start()
+            threading.Thread(target=_import_drivers, daemon=True).start()
             stack.start()
-            up = _Up(stack, directory, _merged(own, stack.endpoints, host, port, directory), host, port)
+            up = _Processes(stack, directory, _merge_settings(own, stack.endpoints, host, port, directory), host, port)
             up.start(claim)
-            console.print(up.message(time.monotonic() - began), soft_wrap=True)
+            console.print(up.describe_addresses(time.monotonic() - began), soft_wrap=True)
             up.watch()
     except _Ended:
         console.print("Stopped.")
@@ -78,7 +78,7 @@ def run(data_dir: Path | None, *, host: str, port: int, claim: Callable[[Setting
 
 
 @contextmanager
-def _claimed(stack: Stack) -> Iterator[None]:
+def _claim_directory(stack: Stack) -> Iterator[None]:
     stack.claim()
     try:
         yield
@@ -86,13 +86,13 @@ def _claimed(stack: Stack) -> Iterator[None]:
         stack.stop()
 
 
-def _load() -> None:
+def _import_drivers() -> None:
     """Import the drivers while the services start: it takes longer than they do."""
     for module in ("compose.database", "db.migrate", "tokens.table", "kafka.topics", "storage.s3"):
         importlib.import_module(f"coordinator.{module}")
 
 
-def _end(_: int, __: FrameType | None) -> None:
+def _raise_ended(_: int, __: FrameType | None) -> None:
     # A second Ctrl-C must not interrupt the shutdown: only the children's guard would end them.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -101,7 +101,7 @@ def _end(_: int, __: FrameType | None) -> None:
     raise _Ended
 
 
-def _wanted(own: Settings) -> list[Service]:
+def _find_unset_services(own: Settings) -> list[Service]:
     """Return the services that no setting names."""
     if own.s3_endpoint_url is not None and own.s3_bucket is None:
         raise SettingsError("BALEEN_S3_BUCKET is not set, but BALEEN_S3_ENDPOINT_URL is: name the bucket there.")
@@ -113,9 +113,9 @@ def _wanted(own: Settings) -> list[Service]:
     return [service for service, is_named in named.items() if not is_named]
 
 
-def _merged(own: Settings, found: StackEndpoints, host: str, port: int, directory: Path) -> Settings:
+def _merge_settings(own: Settings, found: StackEndpoints, host: str, port: int, directory: Path) -> Settings:
     """Return the settings for all processes of this run."""
-    merged = replace(own, data_dir=str(directory), url=own.url or application.reached_at(host, port), token=None)
+    merged = replace(own, data_dir=str(directory), url=own.url or application.local_url(host, port), token=None)
     if found.database_url is not None:
         merged = replace(merged, database_url=Secret(found.database_url))
     if found.kafka_bootstrap is not None:
@@ -132,7 +132,7 @@ def _merged(own: Settings, found: StackEndpoints, host: str, port: int, director
     return merged
 
 
-class _Up:
+class _Processes:
     """Runs Baleen's own processes on top of the services."""
 
     def __init__(self, stack: Stack, directory: Path, merged: Settings, host: str, port: int) -> None:
@@ -144,9 +144,9 @@ class _Up:
         self._started: dict[str, float] = {}
         self._failures: dict[str, int] = {}
         self._makers: dict[str, Callable[[], ManagedProcess]] = {
-            application.WORKER: self._worker,
-            application.SCHEDULER: self._scheduler,
-            application.API: self._api,
+            application.WORKER: self._make_worker,
+            application.SCHEDULER: self._make_scheduler,
+            application.API: self._make_api,
         }
 
     def start(self, claim: Callable[[Settings], None] | None = None) -> None:
@@ -158,7 +158,7 @@ class _Up:
         from coordinator.kafka.topics import EVENTS, ensure_topics  # noqa: PLC0415
         from coordinator.table import progress  # noqa: PLC0415
 
-        store = compose_store.object_store(self._settings)
+        store = compose_store.make_object_store(self._settings)
         url = compose_database.database_url(self._settings)
         with translate_errors(), ThreadPoolExecutor(3) as pool:
             steps: list[Future[object]] = [
@@ -171,9 +171,9 @@ class _Up:
         if self._stack.endpoints.kafka_log_cut:
             # The embedded broker was killed: events that it had acknowledged may be lost.
             with connect(url, name="baleen-up") as connection:
-                pods = progress.record_cut(connection, EVENTS)
+                pods = progress.record_log_cut(connection, EVENTS)
             if pods:
-                notes().print(
+                stderr_console().print(
                     "The embedded broker was killed in the last run, and events that it had acknowledged may be lost: "
                     "every pod is reconciled automatically, and GC is blocked until then.",
                     soft_wrap=True,
@@ -181,19 +181,19 @@ class _Up:
         if claim is not None:
             claim(self._settings)
         self._make_token()
-        self._publish()
+        self._write_addresses()
         for name in self._makers:
-            self._start(name)
+            self._start_process(name)
         # Worker and scheduler may have died while the API started.
         while (dead := self._stack.wait(0)) is not None:
-            self._go_on_after(dead)
+            self._restart(dead)
 
     def watch(self) -> None:
         """Wait, and restart processes that may be restarted, until one dies for good."""
         while (dead := self._stack.wait()) is not None:
-            self._go_on_after(dead)
+            self._restart(dead)
 
-    def message(self, seconds: float) -> str:
+    def describe_addresses(self, seconds: float) -> str:
         keys = "" if self._settings.s3_secret_key is None else f"   (its keys are in {self._directory / 'stack.json'})"
         return (
             f"Baleen is ready after {seconds:.1f} s.\n"
@@ -208,41 +208,41 @@ class _Up:
             "Press Ctrl-C to stop. The next `baleen up` continues with the same state."
         )
 
-    def _start(self, name: str) -> None:
+    def _start_process(self, name: str) -> None:
         self._started[name] = time.monotonic()
         self._stack.add(self._makers[name]())
 
-    def _go_on_after(self, dead: ManagedProcess) -> None:
+    def _restart(self, dead: ManagedProcess) -> None:
         """Restart a process, or raise StackError if it may not be restarted again."""
         name = dead.name
         died = f"{name} died (status {dead.exit_status})"
         tail = f"its log {dead.log_file} ends with:\n{dead.log_tail()}"
         if name not in self._makers:
             raise StackError(f"{died}; {tail}")
-        well = time.monotonic() - self._started[name] > WELL_SECONDS
+        well = time.monotonic() - self._started[name] > STABLE_SECONDS
         self._failures[name] = 1 if well else self._failures.get(name, 0) + 1
         self._stack.remove(dead)
         if self._failures[name] > RESTARTS:
             raise StackError(f"{died} again after {RESTARTS} restarts; {tail}")
         pause = min(FIRST_PAUSE * 2 ** (self._failures[name] - 1), LONGEST_PAUSE)
         again = f"It is restarted in {pause:.1f} s."
-        message = f"{died}; {tail}\n{again}" if self._failures[name] == 1 else f"{died} again. {again}"
-        notes().print(message, soft_wrap=True)
+        describe_addresses = f"{died}; {tail}\n{again}" if self._failures[name] == 1 else f"{died} again. {again}"
+        stderr_console().print(describe_addresses, soft_wrap=True)
         time.sleep(pause)
-        self._start(name)
+        self._start_process(name)
 
-    def _api(self) -> ManagedProcess:
-        return application.api(self._settings, self._directory, host=self._host, port=self._port)
+    def _make_api(self) -> ManagedProcess:
+        return application.make_api(self._settings, self._directory, host=self._host, port=self._port)
 
-    def _worker(self) -> ManagedProcess:
+    def _make_worker(self) -> ManagedProcess:
         group = self._settings.worker_group
         if self._stack.endpoints.kafka_bootstrap is not None:
             # The embedded broker never forgets a member that was killed.
             group = f"{group}-{uuid.uuid4().hex}"
-        return application.worker(replace(self._settings, worker_group=group), self._directory)
+        return application.make_worker(replace(self._settings, worker_group=group), self._directory)
 
-    def _scheduler(self) -> ManagedProcess:
-        return application.scheduler(self._settings, self._directory)
+    def _make_scheduler(self) -> ManagedProcess:
+        return application.make_scheduler(self._settings, self._directory)
 
     def _make_token(self) -> None:
         """Keep the operator's token if it is valid, else create another."""
@@ -250,18 +250,18 @@ class _Up:
         from coordinator.tokens import table as tokens  # noqa: PLC0415
 
         file = self._directory / "token"
-        with compose_database.database(self._settings, name="baleen-up") as database:
-            known = tokens.known(database).get(tokens.hash_of(_kept(file)))
+        with compose_database.open_database(self._settings, name="baleen-up") as database:
+            known = tokens.read_known_tokens(database).get(tokens.hash_token(_read_token(file)))
             if known is None or known.role != "operate":
-                token = tokens.replace(database, OPERATOR, "operate")
+                token = tokens.replace_token(database, OPERATOR, "operate")
                 write_secret(file, token.reveal() + "\n")
 
-    def _publish(self) -> None:
+    def _write_addresses(self) -> None:
         """Write where everything is, for other commands; Stack removes the file when it ends."""
         values = application.plain_values(self._settings, ADDRESSES)
         write_secret(self._directory / "stack.json", json.dumps(values, indent=1))
 
 
-def _kept(file: Path) -> str:
+def _read_token(file: Path) -> str:
     """Return the token of an earlier run; a damaged file gives an invalid one."""
     return file.read_bytes().decode(errors="replace").strip() if file.exists() else ""

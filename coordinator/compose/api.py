@@ -14,13 +14,13 @@ from coordinator.api.deps import Deps
 from coordinator.api.lag import LagReader
 from coordinator.api.marking import MarkRecorder
 from coordinator.api.mounts import Mounts
-from coordinator.api.shared_calls import Shared
-from coordinator.compose.database import connections, engine
-from coordinator.compose.store import object_store
-from coordinator.compose.values import facts_reader, registry_credentials, safety_times, unsafe_findings
-from coordinator.db.session import reading
+from coordinator.api.shared_calls import SharedCall
+from coordinator.compose.database import make_connections, make_engine
+from coordinator.compose.store import make_object_store
+from coordinator.compose.values import make_facts_reader, parse_unsafe_findings, registry_credentials, safety_times
+from coordinator.db.session import read_connection
 from coordinator.db.threads import in_thread
-from coordinator.dead_letters.resolve import Stored
+from coordinator.dead_letters.resolve import FindStored
 from coordinator.domain.access import Access
 from coordinator.domain.mounts import NotMountedError, Reason
 from coordinator.domain.names import RepositoryName
@@ -39,51 +39,51 @@ from coordinator.lookup.sizes import PRODUCTION, Sizes
 from coordinator.mounts import table
 from coordinator.mounts.directory import MountPod, MountPods
 from coordinator.mounts.forward import Forwarder
-from coordinator.mounts.linker import LinkObjects
-from coordinator.mounts.mounter import Mounter, Rights
+from coordinator.mounts.linker import LinkWriter
+from coordinator.mounts.mounter import Mounter, ReadRights
 from coordinator.mounts.relay import Relay
-from coordinator.mounts.sources import Shown, Sources, token_of
+from coordinator.mounts.sources import NarrowToken, Sources, bearer_token_of
 from coordinator.pods import refusals
 from coordinator.pods import table as pods
-from coordinator.pods.prober import known_digests
-from coordinator.pods.probes import pods_of
-from coordinator.reconcile.stored_content import holds_anything, is_stored
+from coordinator.pods.prober import probe_image_digests
+from coordinator.pods.probes import read_pods_of
+from coordinator.reconcile.stored_content import has_any_link, is_stored
 from coordinator.settings import Settings
-from coordinator.table.progress_view import schema_problem
+from coordinator.table.progress_view import describe_schema_problem
 from coordinator.tokens import table as tokens
 from coordinator.tokens.issuers import Issuers
-from coordinator.tokens.keys import KeyFile, parse_trusted
-from coordinator.tokens.narrow import pull_only
+from coordinator.tokens.keys import KeyFile, parse_trusted_keys
+from coordinator.tokens.narrow import narrow_to_pull
 from coordinator.tokens.service import ReadPods, TokenService
-from coordinator.tokens.sign import Signer, SigningKeys, parse_signing
+from coordinator.tokens.sign import Signer, SigningKeys, parse_signing_keys
 from coordinator.tokens.verify import TokenRefusedError, TokenVerifier
 
 #: Timeout for a broker that does not answer: less than clients of the API wait.
 KAFKA_SECONDS = 2.5
 
 
-def mark_recorder(settings: Settings) -> MarkRecorder:
+def make_mark_recorder(settings: Settings) -> MarkRecorder:
     """Writes the API's changes to the mark in the bucket."""
-    connected = connections(settings, name="baleen-api-mark")
-    store = object_store(settings, connect_timeout=1, read_timeout=3, attempts=1)
-    return MarkRecorder(lambda: mark.record(connected, store), connected.close)
+    connected = make_connections(settings, name="baleen-api-mark")
+    store = make_object_store(settings, connect_timeout=1, read_timeout=3, attempts=1)
+    return MarkRecorder(lambda: mark.record_epoch(connected, store), connected.close)
 
 
-def stored_in(settings: Settings) -> Stored:
+def make_stored_lister(settings: Settings) -> FindStored:
     """Says which repositories have anything in storage; waits for storage a few seconds."""
 
-    def stored(repositories: Sequence[RepositoryName]) -> list[RepositoryName]:
-        store = object_store(settings, connect_timeout=2, read_timeout=5, attempts=2)
+    def list_stored(repositories: Sequence[RepositoryName]) -> list[RepositoryName]:
+        store = make_object_store(settings, connect_timeout=2, read_timeout=5, attempts=2)
         return [each for each in repositories if is_stored(store, each)]
 
-    return stored
+    return list_stored
 
 
-def mounts(settings: Settings, verifier: TokenVerifier | None, signing: KeyFile[SigningKeys] | None) -> Mounts:
+def make_mounts(settings: Settings, verifier: TokenVerifier | None, signing: KeyFile[SigningKeys] | None) -> Mounts:
     """Serves mounts to clients whose tokens the verifier accepts."""
-    connected = connections(settings, name="baleen-mounts", prepare=table.prepare)
-    store = object_store(settings, connect_timeout=2, read_timeout=5, attempts=2)
-    sources = Sources(store, ca_file=settings.registry_ca_file, shown=shown_to_sources(settings, verifier, signing))
+    connected = make_connections(settings, name="baleen-mounts", prepare=table.prepare_connection)
+    store = make_object_store(settings, connect_timeout=2, read_timeout=5, attempts=2)
+    sources = Sources(store, ca_file=settings.registry_ca_file, narrow=make_token_narrower(settings, verifier, signing))
     relay = Relay(
         connected,
         sources.read,
@@ -92,32 +92,32 @@ def mounts(settings: Settings, verifier: TokenVerifier | None, signing: KeyFile[
         patience=settings.mount_timeout,
     )
 
-    def known() -> Sequence[MountPod]:
+    def read_mount_pods() -> Sequence[MountPod]:
         with connected.use() as connection:
-            return table.pods(connection)
+            return table.read_pods(connection)
 
     mounter = Mounter(
         connected,
-        MountPods(known),
+        MountPods(read_mount_pods),
         sources,
-        {PodKind.LINK: LinkObjects(store), PodKind.RELAY: relay},
-        rights(settings, verifier),
+        {PodKind.LINK: LinkWriter(store), PodKind.RELAY: relay},
+        make_rights_reader(settings, verifier),
         margin=timedelta(seconds=settings.safety_clock_skew),
         relay_limit=settings.mount_relay_limit,
     )
     return Mounts(mounter, Forwarder(ca_file=settings.registry_ca_file), patience=settings.mount_timeout)
 
 
-def rights(settings: Settings, verifier: TokenVerifier | None) -> Rights:
+def make_rights_reader(settings: Settings, verifier: TokenVerifier | None) -> ReadRights:
     """The function that returns what a client's token permits."""
 
-    def everything(_: str | None) -> None:
+    def permit_everything(_: str | None) -> None:
         return None
 
-    def proved(authorization: str | None) -> Access:
+    def verify_rights(authorization: str | None) -> Access:
         if verifier is None:
             raise NotMountedError(Reason.NO_RIGHT, "no keys verify tokens: set BALEEN_JWT_KEYS")
-        token = token_of(authorization)
+        token = bearer_token_of(authorization)
         if token is None:
             raise NotMountedError(Reason.NO_RIGHT, "there is no bearer token")
         try:
@@ -125,57 +125,57 @@ def rights(settings: Settings, verifier: TokenVerifier | None) -> Rights:
         except TokenRefusedError as error:
             raise NotMountedError(Reason.NO_RIGHT, str(error)) from error
 
-    return everything if settings.mounts == "open" else proved
+    return permit_everything if settings.mounts == "open" else verify_rights
 
 
-def shown_to_sources(
+def make_token_narrower(
     settings: Settings, verifier: TokenVerifier | None, signing: KeyFile[SigningKeys] | None
-) -> Shown | None:
+) -> NarrowToken | None:
     """The function that narrows a client's token for the registry of a mount's source; None to show it unchanged."""
     if settings.mounts == "open" or verifier is None or signing is None:
         return None
-    issuer, audience = _names(settings)
+    issuer, audience = _require_names(settings)
     signer = Signer(signing.current, issuer=issuer, audience=audience, lifetime=settings.jwt_lifetime)
 
-    def shown(authorization: str | None, repository: RepositoryName) -> str | None:
-        token = token_of(authorization)
+    def narrow_token(authorization: str | None, repository: RepositoryName) -> str | None:
+        token = bearer_token_of(authorization)
         try:
-            return None if token is None else pull_only(token, repository, verifier, signer)
+            return None if token is None else narrow_to_pull(token, repository, verifier, signer)
         except TokenRefusedError as error:
             raise NotMountedError(Reason.NO_RIGHT, str(error)) from error
 
-    return shown
+    return narrow_token
 
 
-def signing_keys(settings: Settings) -> KeyFile[SigningKeys] | None:
+def open_signing_keys(settings: Settings) -> KeyFile[SigningKeys] | None:
     """The keys that Baleen signs tokens with; None if none are set."""
     if settings.jwt_signing_keys is None:
         return None
-    return KeyFile("BALEEN_JWT_SIGNING_KEYS", settings.jwt_signing_keys, parse_signing, private=True)
+    return KeyFile("BALEEN_JWT_SIGNING_KEYS", settings.jwt_signing_keys, parse_signing_keys, private=True)
 
 
-def token_verifier(settings: Settings, signing: KeyFile[SigningKeys] | None) -> TokenVerifier | None:
+def make_token_verifier(settings: Settings, signing: KeyFile[SigningKeys] | None) -> TokenVerifier | None:
     """The verifier of clients' tokens, with the keys of BALEEN_JWT_KEYS, else Baleen's own; None without either."""
     if settings.jwt_keys is not None:
-        keys = KeyFile("BALEEN_JWT_KEYS", settings.jwt_keys, parse_trusted).current
+        keys = KeyFile("BALEEN_JWT_KEYS", settings.jwt_keys, parse_trusted_keys).current
     elif signing is not None:
         keys = lambda: signing.current().public  # noqa: E731 - one of two
     else:
         return None
-    issuer, audience = _names(settings)
+    issuer, audience = _require_names(settings)
     return TokenVerifier(keys, issuer=issuer, audience=audience)
 
 
-def token_service(settings: Settings, signing: KeyFile[SigningKeys] | None, pods: ReadPods) -> TokenService | None:
+def make_token_service(settings: Settings, signing: KeyFile[SigningKeys] | None, pods: ReadPods) -> TokenService | None:
     """The service that issues tokens for several pods; None without a key to sign with."""
     if signing is None:
         return None
-    issuer, audience = _names(settings)
+    issuer, audience = _require_names(settings)
     signer = Signer(signing.current, issuer=issuer, audience=audience, lifetime=settings.jwt_lifetime)
     return TokenService(pods, Issuers(ca_file=settings.registry_ca_file), signer)
 
 
-def _names(settings: Settings) -> tuple[str, str]:
+def _require_names(settings: Settings) -> tuple[str, str]:
     if settings.jwt_issuer is None or settings.jwt_audience is None:
         raise SettingsError(
             "Keys for tokens also need BALEEN_JWT_ISSUER and BALEEN_JWT_AUDIENCE: set them to `auth.token.issuer` and "
@@ -184,39 +184,44 @@ def _names(settings: Settings) -> tuple[str, str]:
     return settings.jwt_issuer, settings.jwt_audience
 
 
-def api(settings: Settings) -> Application:
+def make_api(settings: Settings) -> Application:
     """The whole API. Raises SettingsError; does not wait for any service."""
     return create_app(deps(settings))
 
 
 def deps(settings: Settings, sizes: Sizes = PRODUCTION) -> Deps:
     """What the API is made of."""
-    pool = engine(settings, name="baleen-api", pool_size=8)
+    pool = make_engine(settings, name="baleen-api", pool_size=8)
     # For health checks only. Short timeouts, so that a store that hangs does not occupy all threads.
-    store, recorder = object_store(settings, connect_timeout=1, read_timeout=2, attempts=1), mark_recorder(settings)
+    store, recorder = (
+        make_object_store(settings, connect_timeout=1, read_timeout=2, attempts=1),
+        make_mark_recorder(settings),
+    )
     producer, inspector = EventProducer(settings), LogInspector(settings, timeout=KAFKA_SECONDS)
     lag = LagReader(inspector, (EVENTS, DEAD_LETTERS))
-    directory = CachedPodDirectory(lambda: in_thread(pods.known_pods, pool), sizes.pods_s)
-    signing = signing_keys(settings)
-    service = token_service(settings, signing, directory.all)
+    directory = CachedPodDirectory(lambda: in_thread(pods.read_known_pods, pool), sizes.pods_s)
+    signing = open_signing_keys(settings)
+    service = make_token_service(settings, signing, directory.all)
     times, silence = safety_times(settings), timedelta(seconds=settings.probe_silence)
 
     loops: list[asyncio.AbstractEventLoop] = []
 
-    mounting = None if settings.mounts == "off" else mounts(settings, token_verifier(settings, signing), signing)
+    mounting = (
+        None if settings.mounts == "off" else make_mounts(settings, make_token_verifier(settings, signing), signing)
+    )
 
     def answers() -> None:
-        with reading(pool) as connection:
+        with read_connection(pool) as connection:
             connection.exec_driver_sql("SELECT 1")
 
     def migrated() -> None:
-        with reading(pool) as connection:
-            if (problem := schema_problem(connection)) is not None:
+        with read_connection(pool) as connection:
+            if (problem := describe_schema_problem(connection)) is not None:
                 raise UnavailableError(problem)
 
     def still_holds(prefixes: Sequence[RepositoryName], mode: PodMode) -> bool:
         # A rare call, with longer timeouts than `store`.
-        return holds_anything(object_store(settings), prefixes, mode, image=known_digests())
+        return has_any_link(make_object_store(settings), prefixes, mode, image=probe_image_digests())
 
     def publish(outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
         return asyncio.run_coroutine_threadsafe(producer.publish(outcomes), loops[0]).result()
@@ -240,34 +245,34 @@ def deps(settings: Settings, sizes: Sizes = PRODUCTION) -> Deps:
     return Deps(
         engine=pool,
         sizes=sizes,
-        tokens=TokenDirectory(lambda: in_thread(tokens.known, pool)),
+        tokens=TokenDirectory(lambda: in_thread(tokens.read_known_tokens, pool)),
         blobs=BlobQueries(pool, sizes),
         lag=lag,
         publish=publish,
         still_holds=still_holds,
-        stored=stored_in(settings),
-        probe_image=known_digests(),
+        list_stored=make_stored_lister(settings),
+        probe_image=probe_image_digests(),
         ingest=Ingest(
             settings,
             directory,
             producer,
-            lambda pods: in_thread(refusals.note, pool, pods),
-            find_probes=lambda nonces: in_thread(pods_of, pool, nonces),
+            lambda pods: in_thread(refusals.record_refusals, pool, pods),
+            find_probes=lambda nonces: in_thread(read_pods_of, pool, nonces),
         ),
         token_service=service,
-        known=facts_reader(settings),
+        read_known=make_facts_reader(settings),
         figures=FiguresReader(pool, sizes.figures_s, sizes.cost_factor),
         checks={
-            "database": Shared(answers),
-            "migrations": Shared(migrated),
+            "database": SharedCall(answers),
+            "migrations": SharedCall(migrated),
             "kafka": lag.check,
-            "store": Shared(store.check),
+            "store": SharedCall(store.check),
         },
         silence=silence,
         request_bound=times.request_bound,
         link_grace=timedelta(seconds=settings.safety_link_grace),
         gc_every=timedelta(seconds=settings.gc_every),
-        in_spite_of=unsafe_findings(settings),
+        unsafe_findings=parse_unsafe_findings(settings),
         url=settings.url,
         mounts=mounting,
         record_mark=recorder,

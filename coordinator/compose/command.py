@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from coordinator.compose.database import connections
-from coordinator.compose.store import trial_store
+from coordinator.compose.database import make_connections
+from coordinator.compose.store import make_trial_store
 from coordinator.compose.values import registry_credentials
 from coordinator.doctor.visit import PATIENCE_S, Instruments
 from coordinator.domain.names import PodName
@@ -16,19 +16,19 @@ from coordinator.table import statements
 
 
 @contextmanager
-def doctor(settings: Settings, pod: PodName, *, patience: float | None = None) -> Iterator[Instruments]:
+def open_instruments(settings: Settings, pod: PodName, *, patience: float | None = None) -> Iterator[Instruments]:
     """The instruments of a doctor for one visit."""
     secret = settings.pod_secret_key
     if (settings.pod_access_key is None) != (secret is None):
         raise SettingsError("BALEEN_POD_ACCESS_KEY and BALEEN_POD_SECRET_KEY belong together: set both or neither.")
-    connected = connections(settings, name="baleen-doctor", prepare=statements.prepare)
+    connected = make_connections(settings, name="baleen-doctor", prepare=statements.prepare_connection)
     try:
         with LogInspector(settings) as inspector, EventTail(settings, inspector, pod) as tail:
             yield Instruments(
                 settings,
                 connected,
-                trial_store(settings),
-                None if secret is None else trial_store(settings, settings.pod_access_key, secret),
+                make_trial_store(settings),
+                None if secret is None else make_trial_store(settings, settings.pod_access_key, secret),
                 registry_credentials(settings),
                 inspector,
                 tail,

@@ -3,7 +3,7 @@
 from contextlib import AbstractContextManager
 
 from coordinator.db import engine as database_engine
-from coordinator.db.arrays import register
+from coordinator.db.arrays import register_dumper
 from coordinator.db.connection import Connections, Prepare
 from coordinator.db.session import Database
 from coordinator.errors import UnconfiguredError
@@ -18,16 +18,16 @@ def database_url(settings: Settings) -> str:
     return settings.database_url.reveal()
 
 
-def engine(settings: Settings, *, name: str, **limits: int) -> Database:
+def make_engine(settings: Settings, *, name: str, **limits: int) -> Database:
     """A pool of connections; `limits` are arguments of db.engine.engine."""
-    return database_engine.engine(database_url(settings), name=name, **limits)
+    return database_engine.open_engine(database_url(settings), name=name, **limits)
 
 
-def database(settings: Settings, *, name: str, **limits: int) -> AbstractContextManager[Database]:
-    """As `engine`, for one piece of work in one thread: its connection is closed at the end."""
+def open_database(settings: Settings, *, name: str, **limits: int) -> AbstractContextManager[Database]:
+    """As `make_engine`, for one piece of work in one thread: its connection is closed at the end."""
     return database_engine.temporary_engine(database_url(settings), name=name, **limits)
 
 
-def connections(settings: Settings, *, name: str, prepare: Prepare = register) -> Connections:
+def make_connections(settings: Settings, *, name: str, prepare: Prepare = register_dumper) -> Connections:
     """Connections for threads that each keep one. As `prepare` sets them up, they can send arrays of digests."""
     return Connections(database_url(settings), name=name, prepare=prepare)

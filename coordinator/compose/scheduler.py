@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import NamedTuple
 
-from coordinator.compose.database import connections, database_url, engine
-from coordinator.compose.store import object_store
-from coordinator.compose.values import collection_limits, dead_letter_limits, facts_reader, leftover_ages
+from coordinator.compose.database import database_url, make_connections, make_engine
+from coordinator.compose.store import make_object_store
+from coordinator.compose.values import collection_limits, dead_letter_limits, leftover_ages, make_facts_reader
 from coordinator.db.connection import Connections
-from coordinator.db.session import reading
+from coordinator.db.session import read_connection
 from coordinator.domain.gc import Facts
 from coordinator.domain.names import parse_digest
 from coordinator.gc import collect
@@ -19,9 +19,9 @@ from coordinator.jobs.leases import Leases
 from coordinator.jobs.work import Runner
 from coordinator.kafka.lifecycle import TIMEOUT_S, LifecycleProducer
 from coordinator.kafka.log import LogInspector
-from coordinator.leftovers.links import give_back
-from coordinator.leftovers.run import DeleteLeftovers
-from coordinator.pods.prober import known_image
+from coordinator.leftovers.links import write_needed_links_back
+from coordinator.leftovers.run import LeftoversDeleter
+from coordinator.pods.prober import make_probe_image
 from coordinator.reconcile import reconcile
 from coordinator.reconcile.presence import Presence
 from coordinator.reconcile.resolve import Resolver
@@ -30,17 +30,17 @@ from coordinator.storage.port import ObjectStore
 from coordinator.table import statements
 
 
-def leases(settings: Settings) -> Leases:
+def make_leases(settings: Settings) -> Leases:
     return Leases(database_url(settings))
 
 
 @contextmanager
-def job_runners(settings: Settings) -> Iterator[Mapping[str, Runner]]:
+def open_job_runners(settings: Settings) -> Iterator[Mapping[str, Runner]]:
     """The runner of each kind of job, for coordinator/jobs/work.py. To add a kind, add it here."""
-    store = object_store(settings)
-    connected = connections(settings, name="baleen-reconcile", prepare=statements.prepare)
+    store = make_object_store(settings)
+    connected = make_connections(settings, name="baleen-reconcile", prepare=statements.prepare_connection)
     resolver = Resolver(connected, store)
-    reconciler = reconcile.Reconcile(
+    reconciler = reconcile.Reconciler(
         connected,
         store,
         resolver,
@@ -49,27 +49,27 @@ def job_runners(settings: Settings) -> Iterator[Mapping[str, Runner]]:
         request_bound=timedelta(seconds=settings.safety_request_bound),
         limits=dead_letter_limits(settings),
     )
-    leftovers = DeleteLeftovers(
+    leftovers = LeftoversDeleter(
         connected,
         store,
         leftover_ages(settings),
         every=timedelta(seconds=settings.leftovers_every),
-        probed=parse_digest(known_image().digest),
+        probed=parse_digest(make_probe_image().digest),
         rate=settings.gc_rate,
     )
     try:
-        with restorer(settings, name="baleen-gc") as restoring:
-            collector = collect.Collect(
+        with open_restorer(settings, name="baleen-gc") as restoring:
+            collector = collect.Collector(
                 connected,
                 store,
-                collection_facts(settings),
+                make_collection_facts_reader(settings),
                 restoring,
                 limits=collection_limits(settings),
                 rate=settings.gc_rate,
                 leftovers=leftovers,
             )
             try:
-                yield {reconcile.KIND: reconciler, collect.KIND: collector}
+                yield {reconcile.JOB_KIND: reconciler, collect.JOB_KIND: collector}
             finally:
                 collector.close()
     finally:
@@ -79,30 +79,30 @@ def job_runners(settings: Settings) -> Iterator[Mapping[str, Runner]]:
         connected.close()
 
 
-def collection_facts(settings: Settings) -> FactsReader:
+def make_collection_facts_reader(settings: Settings) -> FactsReader:
     """The reader of all facts that a collection needs besides single blobs, each time on a new connection."""
-    pool, read_known = engine(settings, name="baleen-gc", pool_size=1), facts_reader(settings)
+    pool, read_known = make_engine(settings, name="baleen-gc", pool_size=1), make_facts_reader(settings)
 
-    def read() -> Facts:
+    def read_collection_facts() -> Facts:
         try:
-            with reading(pool) as connection:
+            with read_connection(pool) as connection:
                 return read_known(connection).facts
         finally:
             pool.dispose()
 
-    return read
+    return read_collection_facts
 
 
 @contextmanager
-def restorer(settings: Settings, *, name: str) -> Iterator[Restorer]:
+def open_restorer(settings: Settings, *, name: str) -> Iterator[Restorer]:
     """Restores hidden blobs; for one thread."""
-    with audit(settings, name=name) as parts:
+    with open_audit(settings, name=name) as parts:
         restoring = Restorer(
             parts.connections,
             parts.store,
             parts.presence,
             delete_bound=timedelta(seconds=settings.safety_delete_bound),
-            give_links_back=give_back,
+            give_links_back=write_needed_links_back,
         )
         try:
             yield restoring
@@ -119,9 +119,9 @@ class AuditParts(NamedTuple):
 
 
 @contextmanager
-def audit(settings: Settings, *, name: str = "baleen-audit") -> Iterator[AuditParts]:
+def open_audit(settings: Settings, *, name: str = "baleen-audit") -> Iterator[AuditParts]:
     """Checks whether blobs have bytes; for one thread."""
-    store, connected = object_store(settings), connections(settings, name=name)
+    store, connected = make_object_store(settings), make_connections(settings, name=name)
     presence = Presence(connected, store)
     try:
         yield AuditParts(connected, store, presence)
@@ -130,5 +130,5 @@ def audit(settings: Settings, *, name: str = "baleen-audit") -> Iterator[AuditPa
         connected.close()
 
 
-def lifecycle_producer(settings: Settings) -> LifecycleProducer:
+def make_lifecycle_producer(settings: Settings) -> LifecycleProducer:
     return LifecycleProducer(settings, LogInspector(settings, TIMEOUT_S))

@@ -14,7 +14,7 @@ from coordinator.storage.trial import TrialStore
 DEFAULT_REGION = Settings().s3_region
 
 
-def _bucket(settings: Settings) -> str:
+def _require_bucket(settings: Settings) -> str:
     if settings.s3_bucket is None:
         raise UnconfiguredError(
             "No bucket is configured: start `baleen up` in this directory, or set BALEEN_S3_BUCKET."
@@ -22,10 +22,10 @@ def _bucket(settings: Settings) -> str:
     return settings.s3_bucket
 
 
-def object_store(settings: Settings, **timeouts: Any) -> S3ObjectStore:
+def make_object_store(settings: Settings, **timeouts: Any) -> S3ObjectStore:
     """The shared store; `timeouts` are arguments of S3ObjectStore."""
     return S3ObjectStore(
-        _bucket(settings),
+        _require_bucket(settings),
         settings.s3_root,
         endpoint_url=settings.s3_endpoint_url,
         region=settings.s3_region,
@@ -35,12 +35,12 @@ def object_store(settings: Settings, **timeouts: Any) -> S3ObjectStore:
     )
 
 
-def trial_store(settings: Settings, access_key: str | None = None, secret_key: Secret | None = None) -> TrialStore:
+def make_trial_store(settings: Settings, access_key: str | None = None, secret_key: Secret | None = None) -> TrialStore:
     """The shared store for a doctor's trials, with Baleen's own key or another."""
     if access_key is None:
         access_key, secret_key = settings.s3_access_key, settings.s3_secret_key
     return TrialStore(
-        _bucket(settings),
+        _require_bucket(settings),
         settings.s3_root,
         endpoint_url=settings.s3_endpoint_url,
         region=settings.s3_region,
@@ -75,7 +75,7 @@ def open_location(location: Location, settings: Settings, *, endpoint_url: str |
     )
 
 
-def same_place(one: ObjectReader, other: ObjectReader) -> bool:
+def is_same_place(one: ObjectReader, other: ObjectReader) -> bool:
     """Whether both are the same root of the same bucket, judged by their addresses."""
     return (
         isinstance(one, S3ObjectStore)

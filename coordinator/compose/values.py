@@ -2,17 +2,17 @@
 
 from datetime import timedelta
 
-from coordinator.domain.findings import implied
+from coordinator.domain.findings import implied_checks
 from coordinator.domain.gc import Amount, Limits, Times
 from coordinator.errors import SettingsError
-from coordinator.gc.conditions import ReadKnown, read_facts
+from coordinator.gc.conditions import ReadFactsWithRows, read_facts
 from coordinator.leftovers.sweep import Ages
 from coordinator.registry.auth import Credentials
 from coordinator.settings import Settings
 from coordinator.table.batch import DeadLetterLimits
 
 #: Blobs and bytes that a collection may always hide: below this a percentage means nothing.
-SMALL_RUN = (1000, 10 << 30)
+SMALL_RUN_AMOUNT = (1000, 10 << 30)
 
 
 def safety_times(settings: Settings) -> Times:
@@ -24,7 +24,7 @@ def safety_times(settings: Settings) -> Times:
 
 
 def collection_limits(settings: Settings) -> Limits:
-    return Limits(settings.gc_limit_percent, settings.gc_limit_history, Amount(*SMALL_RUN))
+    return Limits(settings.gc_limit_percent, settings.gc_limit_history, Amount(*SMALL_RUN_AMOUNT))
 
 
 def leftover_ages(settings: Settings) -> Ages:
@@ -42,16 +42,16 @@ def dead_letter_limits(settings: Settings) -> DeadLetterLimits:
     return DeadLetterLimits(settings.dead_letters_limit, settings.dead_letters_bytes)
 
 
-def unsafe_findings(settings: Settings) -> frozenset[str]:
+def parse_unsafe_findings(settings: Settings) -> frozenset[str]:
     """Checks of the doctor whose findings do not block GC."""
-    return implied(frozenset(settings.unsafe_findings.split(",")) - {""})
+    return implied_checks(frozenset(settings.unsafe_findings.split(",")) - {""})
 
 
-def facts_reader(settings: Settings) -> ReadKnown:
+def make_facts_reader(settings: Settings) -> ReadFactsWithRows:
     """The reader of all facts that garbage collection needs besides single blobs."""
     times, silence = safety_times(settings), timedelta(seconds=settings.probe_silence)
-    in_spite_of = unsafe_findings(settings)
-    return lambda connection: read_facts(connection, times, silence, in_spite_of)
+    unsafe_findings = parse_unsafe_findings(settings)
+    return lambda connection: read_facts(connection, times, silence, unsafe_findings)
 
 
 def registry_credentials(settings: Settings) -> Credentials | None:

@@ -36,11 +36,11 @@ class _DigestArrayDumper(Dumper):
         return bytes(obj)
 
 
-def register(connection: Connection[Any]) -> None:
+def register_dumper(connection: Connection[Any]) -> None:
     connection.adapters.register_dumper(DigestArray, _DigestArrayDumper)
 
 
-def digests(values: Iterable[Digest]) -> DigestArray:
+def digest_array(values: Iterable[Digest]) -> DigestArray:
     """Encode digests as bytea[]."""
     values = list(values)
     if not values:
@@ -49,17 +49,17 @@ def digests(values: Iterable[Digest]) -> DigestArray:
     return DigestArray(head + _LENGTH + _LENGTH.join(values))
 
 
-def integers(values: Iterable[int]) -> str:
+def integer_array(values: Iterable[int]) -> str:
     """Format a literal for smallint[], int[] or bigint[]."""
     return f"{{{','.join(map(str, values))}}}"
 
 
-def times(values: Iterable[datetime]) -> str:
+def time_array(values: Iterable[datetime]) -> str:
     """Format a literal for timestamptz[]."""
     return f"{{{','.join([value.isoformat() for value in values])}}}"
 
 
-def within(value: datetime) -> datetime:
+def clamp_time(value: datetime) -> datetime:
     """Clamp a registry's time to what can be stored and read back, in UTC.
 
     PostgreSQL refuses zones more than 16 hours from UTC, and has years that Python does not.

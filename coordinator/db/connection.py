@@ -32,16 +32,16 @@ class Connections:
     def use(self) -> Iterator[psycopg.Connection[Any]]:
         """Yield this thread's connection; raises UnavailableError, and drops the connection, if it breaks in use."""
         try:
-            yield self._connected()
+            yield self._connect()
         except psycopg.Error as error:
             if (away := unavailable(error)) is None:
                 raise
-            self._drop()
+            self._drop_connection()
             raise away from error
 
     def release(self) -> None:
         """Close this thread's connection, before the thread ends."""
-        self._drop()
+        self._drop_connection()
 
     def close(self) -> None:
         with self._lock:
@@ -49,7 +49,7 @@ class Connections:
                 connection.close()
             self._open.clear()
 
-    def _connected(self) -> psycopg.Connection[Any]:
+    def _connect(self) -> psycopg.Connection[Any]:
         connection: psycopg.Connection[Any] | None = getattr(self._local, "connection", None)
         if connection is None or connection.closed:
             connection = connect(self._url, name=self._name)
@@ -60,7 +60,7 @@ class Connections:
             self._local.connection = connection
         return connection
 
-    def _drop(self) -> None:
+    def _drop_connection(self) -> None:
         connection: psycopg.Connection[Any] | None = getattr(self._local, "connection", None)
         self._local.connection = None
         if connection is not None:

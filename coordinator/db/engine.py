@@ -21,9 +21,9 @@ QUERY_TIMEOUT_MS = 30_000
 BATCH_TIMEOUT_MS = 60_000
 
 
-def engine(url: str, *, name: str, pool_size: int = 2, timeout_ms: int = QUERY_TIMEOUT_MS) -> Engine:
+def open_engine(url: str, *, name: str, pool_size: int = 2, timeout_ms: int = QUERY_TIMEOUT_MS) -> Engine:
     """Return a pool of connections for queries and small changes; any thread may use it."""
-    _parsed(url)
+    _parse_url(url)
     return create_engine(
         "postgresql+psycopg://",
         creator=lambda: connect(url, name=name, timeout_ms=timeout_ms, autocommit=False),
@@ -37,7 +37,7 @@ def engine(url: str, *, name: str, pool_size: int = 2, timeout_ms: int = QUERY_T
 @contextmanager
 def temporary_engine(url: str, *, name: str, timeout_ms: int = QUERY_TIMEOUT_MS) -> Iterator[Engine]:
     """Yield a pool of one connection, for one piece of work, and close it at the end."""
-    made = engine(url, name=name, pool_size=1, timeout_ms=timeout_ms)
+    made = open_engine(url, name=name, pool_size=1, timeout_ms=timeout_ms)
     try:
         yield made
     finally:
@@ -49,7 +49,7 @@ def connect(
 ) -> psycopg.Connection[tuple[Any, ...]]:
     """Open a connection. With `autocommit`, each `with connection.transaction()` is one transaction."""
     return psycopg.connect(
-        _parsed(url).set(drivername="postgresql").render_as_string(hide_password=False),
+        _parse_url(url).set(drivername="postgresql").render_as_string(hide_password=False),
         autocommit=autocommit,
         connect_timeout=CONNECT_TIMEOUT_S,
         application_name=name,
@@ -65,7 +65,7 @@ def connect(
     )
 
 
-def _parsed(url: str) -> Any:
+def _parse_url(url: str) -> Any:
     try:
         parsed = make_url(url)
     except Exception as error:

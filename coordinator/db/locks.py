@@ -21,7 +21,7 @@ MARK_LOCK = 0x62616C6D
 END_LOCK = 0x62616C72
 
 
-def enter(connection: Connection[Any], *, alone: bool = False) -> None:
+def lock_facts(connection: Connection[Any], *, alone: bool = False) -> None:
     """Join the writers of facts for this transaction, or exclude all others."""
     function = "pg_advisory_xact_lock" if alone else "pg_advisory_xact_lock_shared"
     connection.execute(f"SELECT {function}(%s)", (FACTS_LOCK,))

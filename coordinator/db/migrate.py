@@ -14,7 +14,7 @@ from psycopg.errors import LockNotAvailable
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
-from coordinator.db.engine import engine as make_engine
+from coordinator.db.engine import open_engine
 from coordinator.errors import UnavailableError
 
 LOCK_TIMEOUT = "5s"
@@ -23,7 +23,7 @@ STATEMENT_TIMEOUT = "10min"
 MIGRATION_LOCK = 0x62616C65
 
 
-def _config() -> Config:
+def _alembic_config() -> Config:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     return config
@@ -34,8 +34,8 @@ def upgrade(url: str, lock_timeout: str = LOCK_TIMEOUT) -> None:
 
     Raises UnavailableError, with nothing changed, if other connections lock a table for too long.
     """
-    engine = make_engine(url, timeout_ms=0, name="baleen-migrate")
-    config = _config()
+    engine = open_engine(url, timeout_ms=0, name="baleen-migrate")
+    config = _alembic_config()
     try:
         with engine.begin() as connection:
             # Waiting for another migrator is not waiting for a lock of the tables, so this comes before the timeout.
@@ -54,11 +54,11 @@ def upgrade(url: str, lock_timeout: str = LOCK_TIMEOUT) -> None:
         engine.dispose()
 
 
-def wanted() -> str | None:
+def wanted_revision() -> str | None:
     """Return the revision that this release needs."""
-    return ScriptDirectory.from_config(_config()).get_current_head()
+    return ScriptDirectory.from_config(_alembic_config()).get_current_head()
 
 
-def current(connection: Connection) -> str | None:
+def read_revision(connection: Connection) -> str | None:
     """Return the revision that the database has."""
     return MigrationContext.configure(connection).get_current_revision()

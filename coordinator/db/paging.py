@@ -21,12 +21,12 @@ ID_LIMIT = 2**63 - 1
 Key = TypeVar("Key")
 
 
-def encode(name: str, key: Any) -> str:
+def encode_cursor(name: str, key: Any) -> str:
     """Make a cursor for the list `name` that continues after `key`."""
     return base64.urlsafe_b64encode(msgspec.msgpack.encode((name, key))).decode().rstrip("=")
 
 
-def decode(name: str, cursor: str | None, kind: type[Key]) -> Key | None:
+def decode_cursor(name: str, cursor: str | None, kind: type[Key]) -> Key | None:
     """Return the key in a cursor of the list `name`, None without one; raises UsageError for anything else."""
     if cursor is None:
         return None

@@ -34,20 +34,20 @@ def translate_errors() -> Iterator[None]:
 
 
 @contextmanager
-def reading(engine: Engine) -> Iterator[Connection]:
+def read_connection(engine: Engine) -> Iterator[Connection]:
     """Yield a connection for single statements, each its own transaction: no BEGIN and ROLLBACK to wait for."""
     with translate_errors(), engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
         yield connection
 
 
 @contextmanager
-def writing(engine: Engine) -> Iterator[Connection]:
+def write_transaction(engine: Engine) -> Iterator[Connection]:
     """Yield a connection in one transaction that commits at the end."""
     with translate_errors(), engine.begin() as connection:
         yield connection
 
 
-def driver(connection: Connection) -> psycopg.Connection[Any]:
+def driver_connection(connection: Connection) -> psycopg.Connection[Any]:
     """Return the driver's connection beneath, in the same transaction, for the statements of batches."""
     beneath: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
     return beneath

@@ -22,7 +22,7 @@ from coordinator.storage.port import ObjectNotFoundError, ObjectStore
 _REVISIONS = "/_manifests/revisions/sha256/"
 
 
-class Expected(NamedTuple):
+class ExpectedCounts(NamedTuple):
     """The counts that follow from the links in the bucket. Digests are in wire form."""
 
     #: (repository, manifest) pairs that have a revision link, or that an index of the repository lists.
@@ -33,7 +33,7 @@ class Expected(NamedTuple):
     sizes: dict[str, int]
 
 
-def expected(store: ObjectStore) -> Expected:
+def read_expected_counts(store: ObjectStore) -> ExpectedCounts:
     """Read all links and manifests of the bucket. Only for small buckets: it keeps everything in memory."""
     holdings: set[tuple[str, str]] = set()
     counts: Counter[str] = Counter()
@@ -49,7 +49,7 @@ def expected(store: ObjectStore) -> Expected:
             if holding in holdings:
                 continue
             holdings.add(holding)
-            content = _content(store, digest)
+            content = _read_content(store, digest)
             counts.update({format_digest(digest), *(format_digest(each.digest) for each in content.references)})
             if content.kind is ManifestKind.INDEX:
                 waiting += [each.digest for each in content.references if _is_manifest(store, each.digest)]
@@ -58,17 +58,17 @@ def expected(store: ObjectStore) -> Expected:
         for blob in store.walk(f"{BASE}/blobs/sha256/")
         if blob.key.endswith("/data")
     }
-    return Expected(holdings, dict(counts), sizes)
+    return ExpectedCounts(holdings, dict(counts), sizes)
 
 
-def _content(store: ObjectStore, manifest: Digest) -> ManifestContent:
+def _read_content(store: ObjectStore, manifest: Digest) -> ManifestContent:
     return parse_manifest(store.get(blob_key(manifest), limit=MANIFEST_BYTES_LIMIT))
 
 
 def _is_manifest(store: ObjectStore, child: Digest) -> bool:
     """Is this child a manifest? Indexes of build caches also list layers."""
     try:
-        _content(store, child)
+        _read_content(store, child)
     except (MalformedManifestError, ObjectNotFoundError, UsageError):
         return False
     return True

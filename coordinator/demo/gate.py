@@ -43,7 +43,7 @@ class Gate:
             self._closed = True
             passing, self._passing = self._passing, set()
         for each in passing:
-            _end(each)
+            _end_connection(each)
 
     def _serve(self) -> None:
         while True:
@@ -62,23 +62,23 @@ class Gate:
                 if not shut:
                     self._passing |= {near, far}
             if shut:
-                _end(near)
-                _end(far)
+                _end_connection(near)
+                _end_connection(far)
                 continue
             for source, target in ((near, far), (far, near)):
-                threading.Thread(target=self._pass, args=(source, target), daemon=True).start()
+                threading.Thread(target=self._copy_bytes, args=(source, target), daemon=True).start()
 
-    def _pass(self, source: socket.socket, target: socket.socket) -> None:
+    def _copy_bytes(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while piece := source.recv(PIECE):
                 target.sendall(piece)
         with self._lock:
             self._passing -= {source, target}
-        _end(source)
-        _end(target)
+        _end_connection(source)
+        _end_connection(target)
 
 
-def _end(connection: socket.socket) -> None:
+def _end_connection(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
     connection.close()

@@ -1,7 +1,7 @@
 """The demo's mount: push an image to pod-b, through the router, whose base layer only pod-a has.
 
-Route: `start` runs nginx with the configuration of `baleen router-config` -> `mount`. If nginx is not installed, the
-demo sends the mount to Baleen directly, as the router would.
+Route: `start_router` runs nginx with the configuration of `baleen router-config` -> `mount_layer`. If nginx is not
+installed, the demo sends the mount to Baleen directly, as the router would.
 Not here: what a mount is (coordinator/mounts), the configuration (router/nginx.py).
 """
 
@@ -20,9 +20,9 @@ BASE_BYTES = 3_000_000
 REQUEST_BOUND_S = 60
 
 
-def start(demo: Demo, directory: Path, port: int, api: str) -> str | None:
+def start_router(demo: Demo, directory: Path, port: int, api: str) -> str | None:
     """Start the router, and return where clients reach it; None where there is no nginx."""
-    if nginx.available() is None:
+    if nginx.find_program() is None:
         demo.console.print("  nginx is not installed here: mounts are sent to Baleen directly")
         return None
     state = directory / "router"
@@ -38,15 +38,15 @@ def start(demo: Demo, directory: Path, port: int, api: str) -> str | None:
     )
     pods = [router.RoutedPod(name, [name], [parse_registry(pod.registry.url)]) for name, pod in demo.pods.items()]
     file = state / "nginx.conf"
-    file.write_text(router.configuration(pods, options))
-    demo.children.start(nginx.nginx(state, file, address))
+    file.write_text(router.make_configuration(pods, options))
+    demo.children.start(nginx.make_nginx(state, file, address))
     demo.console.print("  the router is nginx, with the configuration of `baleen router-config`")
     return f"http://{address}"
 
 
-def mount(demo: Demo, through: str | None, api: str) -> Layer:
+def mount_layer(demo: Demo, through: str | None, api: str) -> Layer:
     """Push an image to pod-b through the router; return the layer that was mounted."""
-    demo.step(f"push app5 to pod-b{' through the router' if through else ''}: only pod-a has its base layer")
+    demo.show_step(f"push app5 to pod-b{' through the router' if through else ''}: only pod-a has its base layer")
     base = make_layer("demo/elsewhere", BASE_BYTES)
     demo.pods["pod-a"].client.push_image("pod-a/base", make_image("demo/base", [base]), "v1")
     image = make_image("demo/app5", [base, make_layer("demo/app5", 50_000)])
@@ -61,5 +61,7 @@ def mount(demo: Demo, through: str | None, api: str) -> Layer:
     mounts = demo.api.get(f"/v1/blobs/{base.digest}/explain")["mounts"]
     if [(each["repository"], each["source"]) for each in mounts] != [("pod-b/app5", "pod-a/base")]:
         raise DemoFailedError(f"`explain` shows the mounts {mounts}.")
-    demo.held(f"{len(base.content):,} bytes were mounted, {sent:,} were uploaded; the image can be pulled from pod-b")
+    demo.show_ok(
+        f"{len(base.content):,} bytes were mounted, {sent:,} were uploaded; the image can be pulled from pod-b"
+    )
     return base

@@ -53,16 +53,16 @@ class Demo(NamedTuple):
     pods: dict[str, DemoPod]
     children: Children
 
-    def step(self, what: str) -> None:
+    def show_step(self, what: str) -> None:
         self.console.print(f"[bold]•[/] {what}")
 
-    def held(self, what: str) -> None:
+    def show_ok(self, what: str) -> None:
         self.console.print(f"  [green]ok[/]: {what}")
 
-    def waits(self, what: str) -> None:
+    def show_wait(self, what: str) -> None:
         self.console.print(f"  [dim]waiting: {what}[/]", highlight=False)
 
-    def until(
+    def wait_until(
         self, read: Callable[[], T], there: Callable[[T], bool], why: Callable[[T], str], seconds: float = FOLLOW_S
     ) -> T:
         """Read again and again until it is there; return it. Raises DemoFailedError, which says `why`."""

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from coordinator.doctor.registry import failed
-from coordinator.doctor.results import AGAIN, Part, finding, follows, proved, refuted, unproved
+from coordinator.doctor.registry import failed_push_parts
+from coordinator.doctor.results import RUN_AGAIN, Part, make_finding, not_tried, proved, refuted, unproved
 from coordinator.doctor.visit import Place, Visit
 from coordinator.domain.findings import Check, Finding
 from coordinator.registry.client import RegistryError, RegistryUnreachableError
@@ -13,48 +13,48 @@ from coordinator.registry.images import Image, Layer
 HEADS = 2
 
 
-def no_descriptor_cache(visit: Visit) -> Finding:
+def check_no_descriptor_cache(visit: Visit) -> Finding:
     """Fill the caches at every place, delete the blob and ask again; then restore it and ask again."""
     places = visit.places
     if not places:
-        return finding(Check.NO_DESCRIPTOR_CACHE, [], visit.patient)
-    blob = visit.scratch.layer()
-    image = visit.scratch.image([blob])
+        return make_finding(Check.NO_DESCRIPTOR_CACHE, [], visit.pod_facts)
+    blob = visit.scratch.make_layer()
+    image = visit.scratch.make_image([blob])
     try:
         for each in image.blobs:
             visit.scratch.push_blob(places[0].client, each)
-        warm = [place for place in places if all(_has(visit, place, blob) for _ in range(HEADS))]
+        warm = [place for place in places if all(_has_blob(visit, place, blob) for _ in range(HEADS))]
     except RegistryError as error:
-        stuck = failed(visit) or [unproved(str(places[0]), str(error), AGAIN)]
-        return finding(Check.NO_DESCRIPTOR_CACHE, stuck, visit.patient)
+        stuck = failed_push_parts(visit) or [unproved(str(places[0]), str(error), RUN_AGAIN)]
+        return make_finding(Check.NO_DESCRIPTOR_CACHE, stuck, visit.pod_facts)
     cold = [
-        unproved(str(place), "it answers that it does not have a blob that was pushed", AGAIN)
+        unproved(str(place), "it answers that it does not have a blob that was pushed", RUN_AGAIN)
         for place in places
         if place not in warm
     ]
     if not visit.scratch.is_stored(blob):
         sentence = "a pushed blob is not in the shared bucket, so the doctor cannot delete it"
-        parts = [follows(str(place), sentence, Check.SAME_ROOT) for place in places]
-        return finding(Check.NO_DESCRIPTOR_CACHE, parts, visit.patient)
-    with visit.scratch.vanished(blob):
-        gone = [_vanished(visit, place, blob, image) for place in warm]
-    back = [_back(visit, place, blob, part) for place, part in zip(warm, gone, strict=True)]
-    return finding(Check.NO_DESCRIPTOR_CACHE, [*cold, *back], visit.patient)
+        parts = [not_tried(str(place), sentence, Check.SAME_ROOT) for place in places]
+        return make_finding(Check.NO_DESCRIPTOR_CACHE, parts, visit.pod_facts)
+    with visit.scratch.remove_for_block(blob):
+        gone = [_try_without_blob(visit, place, blob, image) for place in warm]
+    back = [_try_restored_blob(visit, place, blob, part) for place, part in zip(warm, gone, strict=True)]
+    return make_finding(Check.NO_DESCRIPTOR_CACHE, [*cold, *back], visit.pod_facts)
 
 
-def _vanished(visit: Visit, place: Place, blob: Layer, image: Image) -> Part:
+def _try_without_blob(visit: Visit, place: Place, blob: Layer, image: Image) -> Part:
     """Try HEAD, a mount, and a push of a manifest, while the blob's bytes are gone."""
     where = str(place)
     try:
         wrong = []
-        if _has(visit, place, blob):
+        if _has_blob(visit, place, blob):
             wrong.append("HEAD answers 200")
-        if _accepts(lambda: visit.scratch.mount(place.client, blob)):
+        if _is_accepted(lambda: visit.scratch.mount(place.client, blob)):
             wrong.append("a mount answers 201")
-        if _accepts(lambda: visit.scratch.put_manifest(place.client, image)):
+        if _is_accepted(lambda: visit.scratch.put_manifest(place.client, image)):
             wrong.append("a manifest that lists it answers 201")
     except RegistryError as error:
-        return unproved(where, str(error), AGAIN)
+        return unproved(where, str(error), RUN_AGAIN)
     if wrong:
         return refuted(where, f"for a blob whose bytes are gone, {', '.join(wrong)}")
     return proved(
@@ -64,21 +64,21 @@ def _vanished(visit: Visit, place: Place, blob: Layer, image: Image) -> Part:
     )
 
 
-def _back(visit: Visit, place: Place, blob: Layer, part: Part) -> Part:
+def _try_restored_blob(visit: Visit, place: Place, blob: Layer, part: Part) -> Part:
     """Return the part if the place serves the restored blob; that belongs to the proof."""
     try:
-        if _has(visit, place, blob):
+        if _has_blob(visit, place, blob):
             return part
     except RegistryError as error:
-        return unproved(str(place), str(error), AGAIN)
+        return unproved(str(place), str(error), RUN_AGAIN)
     return refuted(str(place), "HEAD still answers 404 for a blob whose bytes are back")
 
 
-def _has(visit: Visit, place: Place, blob: Layer) -> bool:
+def _has_blob(visit: Visit, place: Place, blob: Layer) -> bool:
     return place.client.has_blob(visit.scratch.repository, blob.digest)
 
 
-def _accepts(request: Callable[[], bool | None]) -> bool:
+def _is_accepted(request: Callable[[], bool | None]) -> bool:
     """Whether the registry answers 201 to a request; False from the request says that it did not."""
     try:
         return request() is not False

@@ -3,52 +3,52 @@
 import math
 from datetime import datetime, timedelta
 
-from coordinator.doctor.registry import failed, no_event
-from coordinator.doctor.results import AGAIN, Part, finding, follows, proved, refuted, unproved
-from coordinator.doctor.visit import Report, Visit
+from coordinator.doctor.registry import failed_push_parts, no_event_part
+from coordinator.doctor.results import RUN_AGAIN, Part, make_finding, not_tried, proved, refuted, unproved
+from coordinator.doctor.visit import PushReport, Visit
 from coordinator.domain.findings import Check, Finding
 from schemas.records import RegistryEvent
 
 #: Object stores give times in whole seconds.
 STORE_STEP = timedelta(seconds=1)
-NONE = timedelta()
+NO_TIME = timedelta()
 
 
-def clocks(visit: Visit) -> Finding:
+def check_clocks(visit: Visit) -> Finding:
     """Compare the times of a push and of a stored object with those around them."""
     bound = timedelta(seconds=visit.instruments.settings.safety_clock_skew) / 2
-    parts = failed(visit)
-    parts += [_registry(report, bound) for report in visit.reports]
+    parts = failed_push_parts(visit)
+    parts += [_registry_part(report, bound) for report in visit.reports]
     if not parts:
-        parts = [follows("the registry", "no process of it answers", Check.REGISTRY_ANSWERS)]
-    return finding(Check.CLOCKS, [*parts, _store(visit, bound)], visit.patient)
+        parts = [not_tried("the registry", "no process of it answers", Check.REGISTRY_ANSWERS)]
+    return make_finding(Check.CLOCKS, [*parts, _store_part(visit, bound)], visit.pod_facts)
 
 
-def _registry(report: Report, bound: timedelta) -> Part:
+def _registry_part(report: PushReport, bound: timedelta) -> Part:
     where, push = str(report.push.place), report.push
     if report.manifest is None or push.asked_at is None or push.answered_at is None:
-        return no_event(where)
+        return no_event_part(where)
     assert isinstance(report.manifest.record, RegistryEvent)
-    return clock_part(where, off(report.manifest.record.timestamp, push.asked_at, push.answered_at), bound)
+    return clock_part(where, clock_error(report.manifest.record.timestamp, push.asked_at, push.answered_at), bound)
 
 
-def _store(visit: Visit, bound: timedelta) -> Part:
-    blob = visit.scratch.layer()
-    before = visit.now()
-    key = visit.scratch.put(blob)
-    after = visit.now()
+def _store_part(visit: Visit, bound: timedelta) -> Part:
+    blob = visit.scratch.make_layer()
+    before = visit.read_clock()
+    key = visit.scratch.store_blob(blob)
+    after = visit.read_clock()
     stored = visit.instruments.store.head(key)
     where = "the object store"
     if stored is None:
-        return unproved(where, "it does not have an object that was stored", AGAIN)
-    return clock_part(where, off(stored.modified_at, before, after, STORE_STEP), bound)
+        return unproved(where, "it does not have an object that was stored", RUN_AGAIN)
+    return clock_part(where, clock_error(stored.modified_at, before, after, STORE_STEP), bound)
 
 
-def off(time: datetime, before: datetime, after: datetime, step: timedelta = NONE) -> timedelta:
+def clock_error(time: datetime, before: datetime, after: datetime, step: timedelta = NO_TIME) -> timedelta:
     """Return the least error of a clock that gave `time`, rounded down to its step, between `before` and `after`."""
     if time > after:
         return time - after
-    return min(time + step - before, NONE)
+    return min(time + step - before, NO_TIME)
 
 
 def clock_part(where: str, found: timedelta, bound: timedelta) -> Part:

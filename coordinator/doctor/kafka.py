@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from coordinator.doctor.results import Part, finding, proved, refuted, unproved
+from coordinator.doctor.results import Part, make_finding, proved, refuted, unproved
 from coordinator.doctor.visit import Visit
 from coordinator.domain.findings import Check, Finding
 from coordinator.kafka.topics import EVENTS, TopicReport, verify_topics
@@ -16,18 +16,20 @@ APACHE = (
 )
 
 
-def kafka_durable(visit: Visit) -> Finding:
+def check_kafka_durable(visit: Visit) -> Finding:
     """Check the topics' configuration, and that the broker would show a replaced log."""
-    if visit.instruments.inspector.state(EVENTS).topic_id is None:
+    if visit.instruments.inspector.read_state(EVENTS).topic_id is None:
         part = refuted(
             "", "the broker gives topics no ids: it is Baleen's embedded broker, or an Apache Kafka before 2.8"
         )
-        return finding(Check.KAFKA_DURABLE, [part], visit.patient, meaning=EMBEDDED, fix=APACHE)
+        return make_finding(Check.KAFKA_DURABLE, [part], visit.pod_facts, meaning=EMBEDDED, fix=APACHE)
     reports = verify_topics(visit.instruments.settings)
-    return finding(Check.KAFKA_DURABLE, [kept(report) for report in reports], visit.patient, fix=fix(reports))
+    return make_finding(
+        Check.KAFKA_DURABLE, [topic_part(report) for report in reports], visit.pod_facts, fix=join_fixes(reports)
+    )
 
 
-def kept(report: TopicReport) -> Part:
+def topic_part(report: TopicReport) -> Part:
     if report.findings:
         return refuted("", " ".join(found.problem for found in report.findings))
     if report.unverified:
@@ -37,5 +39,5 @@ def kept(report: TopicReport) -> Part:
     return proved(report.name, f"{report.replication} replicas, and the configuration that `baleen topics create` sets")
 
 
-def fix(reports: Sequence[TopicReport]) -> str | None:
+def join_fixes(reports: Sequence[TopicReport]) -> str | None:
     return "\n".join(found.fix for report in reports for found in report.findings) or None

@@ -3,7 +3,8 @@
 A registry can be configured to ignore events by action and by media type: the event of one kind says nothing of
 another kind.
 
-Route: `push` (at one place: all kinds; then a last blob into each repository) -> `report` (their events).
+Route: `push_kinds` (at one place: all kinds; then a last blob into each repository) -> `make_kinds_report` (their
+events).
 Not here: what it proves (events.py), the push of a whole image (visit.py).
 """
 
@@ -26,7 +27,7 @@ MOUNT: Final = "mount"
 OCTETS: Final = "application/octet-stream"
 
 
-class Kinds(NamedTuple):
+class PushedKinds(NamedTuple):
     """What was done at one place. A process sends its events in order, so those of `lasts` prove the others."""
 
     place: "Place"
@@ -42,7 +43,7 @@ class Kinds(NamedTuple):
 class KindsReport(NamedTuple):
     """The events of all that: the first record of each."""
 
-    kinds: Kinds
+    kinds: PushedKinds
     entries: Mapping[str, TailedRecord]
     lasts: Mapping[RepositoryName, TailedRecord]
 
@@ -64,23 +65,23 @@ class KindsReport(NamedTuple):
         return self.missing == self.overdue and self.lasts.keys() == self.kinds.lasts.keys()
 
 
-def push(scratch: Scratch, place: "Place") -> Kinds:
+def push_kinds(scratch: Scratch, place: "Place") -> PushedKinds:
     """Push and mount one of each kind; an error is in the result."""
-    client, layer = place.client, scratch.layer()
-    kinds = Kinds(place, {}, {}, {})
+    client, layer = place.client, scratch.make_layer()
+    kinds = PushedKinds(place, {}, {}, {})
     try:
         scratch.push_blob(client, layer)
         for family, names in FAMILIES.items():
-            image = scratch.image([layer], family)
+            image = scratch.make_image([layer], family)
             scratch.push_blob(client, image.config)
-            kinds.manifests.update(zip(names, (image, scratch.index([image], family)), strict=True))
+            kinds.manifests.update(zip(names, (image, scratch.make_index([image], family)), strict=True))
         for kind, manifest in kinds.manifests.items():
             scratch.put_manifest(client, manifest)
             kinds.done[kind] = Announcement("push", scratch.repository, manifest.digest)
         if scratch.mount(client, layer):
             kinds.done[MOUNT] = Announcement("mount", scratch.other, layer.digest)
         for repository in dict.fromkeys(each.repository for each in kinds.done.values()):
-            last = scratch.layer()
+            last = scratch.make_layer()
             scratch.push_blob(client, last, repository)
             kinds.lasts[repository] = Announcement("push", repository, last.digest)
     except RegistryError as error:
@@ -88,12 +89,12 @@ def push(scratch: Scratch, place: "Place") -> Kinds:
     return kinds
 
 
-def report(kinds: Kinds, announced: Callable[[Announcement], TailedRecord | None]) -> KindsReport:
-    entries = {kind: found for kind, each in kinds.done.items() if (found := announced(each)) is not None}
-    lasts = {name: found for name, each in kinds.lasts.items() if (found := announced(each)) is not None}
+def make_kinds_report(kinds: PushedKinds, find_event: Callable[[Announcement], TailedRecord | None]) -> KindsReport:
+    entries = {kind: found for kind, each in kinds.done.items() if (found := find_event(each)) is not None}
+    lasts = {name: found for name, each in kinds.lasts.items() if (found := find_event(each)) is not None}
     return KindsReport(kinds, entries, lasts)
 
 
-def listed(manifest: Image | Index) -> set[str]:
+def listed_digests(manifest: Image | Index) -> set[str]:
     """The digests that a manifest or an index lists."""
     return {each.digest for each in (manifest.manifests if isinstance(manifest, Index) else manifest.blobs)}

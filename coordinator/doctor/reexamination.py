@@ -22,7 +22,7 @@ import structlog
 
 from coordinator.db.connection import Connections
 from coordinator.doctor import table as findings
-from coordinator.doctor.examine import TAKING_AWAY, examine_again
+from coordinator.doctor.examine import REMOVING, examine_again
 from coordinator.doctor.visit import Instruments
 from coordinator.domain.names import PodName
 from coordinator.errors import BaleenError, ConflictError
@@ -38,14 +38,14 @@ LONGEST_PAUSE_S: Final = 900.0
 ERROR_LENGTH: Final = 300
 
 #: Opens the services that a visit to a pod uses.
-Open = Callable[[PodName], AbstractContextManager[Instruments]]
+OpenInstruments = Callable[[PodName], AbstractContextManager[Instruments]]
 
 
 class _EndingError(BaleenError):
     """The scheduler ends, so the visit ends too, and removes what it made."""
 
 
-class Visited(NamedTuple):
+class LastVisit(NamedTuple):
     """The last visit to a pod."""
 
     #: Ids and lives of the processes that were not yet examined.
@@ -55,14 +55,14 @@ class Visited(NamedTuple):
     pause: float
 
 
-def after(last: Visited | None, processes: frozenset[tuple[int, int]], ended: float) -> Visited:
+def make_last_visit(last: LastVisit | None, processes: frozenset[tuple[int, int]], ended: float) -> LastVisit:
     """Return a visit to these processes that ended now. The pause doubles if the last visit was of the same ones."""
     if last is None or last.processes != processes:
-        return Visited(processes, ended, FIRST_PAUSE_S)
-    return Visited(processes, ended, min(2 * last.pause, LONGEST_PAUSE_S))
+        return LastVisit(processes, ended, FIRST_PAUSE_S)
+    return LastVisit(processes, ended, min(2 * last.pause, LONGEST_PAUSE_S))
 
 
-def is_due(last: Visited | None, processes: frozenset[tuple[int, int]], now: float) -> bool:
+def is_due(last: LastVisit | None, processes: frozenset[tuple[int, int]], now: float) -> bool:
     """Whether these processes may be visited now. Other processes than the last time do not wait the longer pause."""
     if last is None:
         return True
@@ -73,18 +73,22 @@ class Reexamination:
     """The scheduler's visits, one at a time. Used by one thread. It remembers only when to visit next."""
 
     def __init__(
-        self, connections: Connections, opened: Open, in_spite_of: Collection[str], stop: threading.Event
+        self,
+        connections: Connections,
+        open_instruments: OpenInstruments,
+        unsafe_findings: Collection[str],
+        stop: threading.Event,
     ) -> None:
         self._connections = connections
-        self._open = opened
-        self._in_spite_of = in_spite_of
+        self._open = open_instruments
+        self._in_spite_of = unsafe_findings
         self._stop = stop
-        self._visited: dict[PodName, Visited] = {}
+        self._visited: dict[PodName, LastVisit] = {}
 
     def round(self) -> None:
         """Visit the pod that has waited longest, if any may be visited now."""
         with self._connections.use() as connection:
-            waiting = findings.unexamined(connection)
+            waiting = findings.read_unexamined(connection)
         now = time.monotonic()
         due = [pod for pod, processes in waiting.items() if is_due(self._visited.get(pod), processes, now)]
         if due:
@@ -95,7 +99,7 @@ class Reexamination:
         log.info("examining new registry processes", pod=pod, processes=len(processes))
         try:
             with self._open(pod) as instruments:
-                failed = examine_again(instruments, pod, self._in_spite_of, self._go_on)
+                failed = examine_again(instruments, pod, self._in_spite_of, self._check_stop)
         except _EndingError:
             return
         except ConflictError as error:
@@ -103,15 +107,15 @@ class Reexamination:
         except BaleenError as error:
             log.warning("pod could not be examined", pod=pod, reason=str(error))
             with self._connections.use() as connection:
-                findings.write_failed(connection, pod, [str(error).rstrip(".")[:ERROR_LENGTH]])
+                findings.write_failed_visit(connection, pod, [str(error).rstrip(".")[:ERROR_LENGTH]])
         else:
             if failed:
                 log.warning("registry processes are not proved safe for GC", pod=pod, why=failed)
             else:
                 log.info("registry processes were examined", pod=pod)
         finally:
-            self._visited[pod] = after(self._visited.get(pod), processes, time.monotonic())
+            self._visited[pod] = make_last_visit(self._visited.get(pod), processes, time.monotonic())
 
-    def _go_on(self, what: str) -> None:
-        if self._stop.is_set() and what != TAKING_AWAY:
+    def _check_stop(self, what: str) -> None:
+        if self._stop.is_set() and what != REMOVING:
             raise _EndingError("The scheduler ends.")

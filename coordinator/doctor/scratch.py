@@ -20,7 +20,7 @@ from coordinator.doctor.table import ExaminedPod
 from coordinator.domain.names import Digest, RepositoryName, parse_digest, parse_repository
 from coordinator.errors import BaleenError, ConflictError
 from coordinator.registry.client import RegistryClient, RegistryError, RegistryNotFoundError
-from coordinator.registry.images import OCI, Format, Image, Index, Layer, make_image, make_index, make_layer
+from coordinator.registry.images import OCI, Image, ImageFormat, Index, Layer, make_image, make_index, make_layer
 from coordinator.storage.layout import MARK, QUARANTINE, REPOSITORIES, blob_key, repository_prefix
 from coordinator.storage.trial import TrialStore
 
@@ -77,16 +77,16 @@ class Scratch:
 
     # Making
 
-    def layer(self) -> Layer:
-        return self._noted(make_layer(secrets.token_hex(32), LAYER_BYTES))
+    def make_layer(self) -> Layer:
+        return self._remember(make_layer(secrets.token_hex(32), LAYER_BYTES))
 
-    def image(self, layers: Sequence[Layer], family: Format = OCI) -> Image:
+    def make_image(self, layers: Sequence[Layer], family: ImageFormat = OCI) -> Image:
         image = make_image(secrets.token_hex(32), layers, kind=family)
-        self._noted(image.config)
+        self._remember(image.config)
         self._contents[parse_digest(image.digest)] = image.content
         return image
 
-    def index(self, children: Sequence[Image], family: Format = OCI) -> Index:
+    def make_index(self, children: Sequence[Image], family: ImageFormat = OCI) -> Index:
         index = make_index(children, family)
         self._contents[parse_digest(index.digest)] = index.content
         return index
@@ -121,25 +121,25 @@ class Scratch:
         client.delete_manifest(self.repository, digest)
         self.done.add(Announcement("delete", self.repository, digest))
 
-    def _noted(self, layer: Layer) -> Layer:
+    def _remember(self, layer: Layer) -> Layer:
         self._contents[parse_digest(layer.digest)] = layer.content
         return layer
 
     # In storage, with Baleen's own key
 
-    def put(self, blob: Layer) -> str:
+    def store_blob(self, blob: Layer) -> str:
         """Store a blob that no repository links, and return its key."""
         key = self._own_key(blob.digest)
         self._store.put(key, blob.content)
         return key
 
-    def put_object(self, key: str) -> str:
+    def store_object(self, key: str) -> str:
         """Store `CONTENT` under a key of `quarantined`, `beside_mark` or `outside`."""
         self._objects[key] = None
         self._store.put(key, CONTENT)
         return key
 
-    def absent(self, prefix: RepositoryName) -> str:
+    def absent_key(self, prefix: RepositoryName) -> str:
         """Return a key below a prefix at which nothing is ever stored.
 
         An object there would pass for the pod's own: with any object below its prefixes, a reconcile takes it that the
@@ -153,17 +153,17 @@ class Scratch:
         return self._store.head(blob_key(parse_digest(blob.digest))) is not None
 
     @contextmanager
-    def vanished(self, blob: Layer) -> Iterator[None]:
+    def remove_for_block(self, blob: Layer) -> Iterator[None]:
         """Delete a blob, and restore it at the end of the block; raises ConflictError if anything else needs it."""
         key = self._own_key(blob.digest)
         self._store.delete(key)
         try:
             yield
         finally:
-            self._bring_back(key, blob.content)
+            self._restore_blob(key, blob.content)
 
-    def _bring_back(self, key: str, content: bytes) -> None:
-        for version in self._store.versions(key):
+    def _restore_blob(self, key: str, content: bytes) -> None:
+        for version in self._store.list_versions(key):
             if version.latest and version.is_marker:
                 self._store.remove_marker(key, version.version)
         if self._store.head(key) is None:
@@ -175,7 +175,7 @@ class Scratch:
         if ours not in self._contents:
             raise ConflictError(f"This visit did not make {digest}: the doctor does not touch it.")
         with self._connections.use() as connection:
-            if scratch.needed_elsewhere(connection, [ours], self.repositories):
+            if scratch.find_needed_elsewhere(connection, [ours], self.repositories):
                 raise ConflictError(f"Other repositories need {digest} too: the doctor does not touch it.")
         return blob_key(ours)
 
@@ -188,7 +188,7 @@ class Scratch:
         """
         problems: list[str] = []
 
-        def attempt(step: Callable[[], None]) -> bool:
+        def try_step(step: Callable[[], None]) -> bool:
             try:
                 step()
             except BaleenError as error:
@@ -202,11 +202,11 @@ class Scratch:
                     "Not all events of the visit came and were applied: a reconcile removes what comes later."
                 )
 
-        attempt(lambda: self._delete_by_registry(clients))
-        quiet = attempt(await_quiet)
-        erased = attempt(self._erase)
-        attempt(lambda: self._forget(entirely=quiet and erased))
-        attempt(self._demand_nothing)
+        try_step(lambda: self._delete_by_registry(clients))
+        quiet = try_step(await_quiet)
+        erased = try_step(self._erase_objects)
+        try_step(lambda: self._delete_rows(entirely=quiet and erased))
+        try_step(self._check_nothing_left)
         return problems
 
     def _delete_by_registry(self, clients: Sequence[RegistryClient]) -> None:
@@ -215,14 +215,14 @@ class Scratch:
             try:
                 # An index before what it lists.
                 for repository, digest in reversed(self._manifests):
-                    self._delete(client.delete_manifest, repository, digest)
+                    self._delete_if_permitted(client.delete_manifest, repository, digest)
                 for repository, digest in self._layers:
-                    self._delete(client.delete_blob, repository, digest)
+                    self._delete_if_permitted(client.delete_blob, repository, digest)
             except RegistryError:
                 continue
             return
 
-    def _delete(self, call: Callable[[str, str], None], repository: RepositoryName, digest: str) -> None:
+    def _delete_if_permitted(self, call: Callable[[str, str], None], repository: RepositoryName, digest: str) -> None:
         """Delete something, if it exists and the registry permits deletes."""
         try:
             call(repository, digest)
@@ -234,32 +234,32 @@ class Scratch:
         else:
             self.done.add(Announcement("delete", repository, digest))
 
-    def _erase(self) -> None:
+    def _erase_objects(self) -> None:
         for repository in self.repositories:
             self._store.erase_below(repository_prefix(repository))
         self._store.erase(self._objects)
         with self._connections.use() as connection:
-            needed = self._needed = scratch.needed_elsewhere(connection, self._contents, self.repositories)
+            needed = self._needed = scratch.find_needed_elsewhere(connection, self._contents, self.repositories)
         self._store.erase(blob_key(digest) for digest in self._contents if digest not in needed)
         if needed:
             raise ConflictError(
                 f"Other repositories need {len(needed)} blobs of the visit by now: they were not deleted."
             )
 
-    def _forget(self, *, entirely: bool) -> None:
+    def _delete_rows(self, *, entirely: bool) -> None:
         with self._connections.use() as connection:
             if entirely:
-                scratch.forget(connection, self.repositories, self._contents)
+                scratch.delete_repositories(connection, self.repositories, self._contents)
             else:
-                scratch.empty(connection, self.repositories)
+                scratch.empty_repositories(connection, self.repositories)
 
-    def _demand_nothing(self) -> None:
+    def _check_nothing_left(self) -> None:
         """Check that nothing is left: a registry that was asked to delete may still be writing."""
         keys = [key.key for name in self.repositories for key in self._store.list(repository_prefix(name), limit=1)]
         blobs = [blob_key(digest) for digest in self._contents if digest not in self._needed]
         keys += [key for key in (*blobs, *self._objects) if self._store.head(key) is not None]
         with self._connections.use() as connection:
-            rows = scratch.left(connection, self.repositories)
+            rows = scratch.count_rows(connection, self.repositories)
         if keys or rows:
             raise BaleenError(f"The visit left {len(keys)} objects, such as {keys[:1]}, and {rows} rows of the table.")
 
@@ -268,8 +268,8 @@ def clean_up_after(pod: ExaminedPod, store: TrialStore, connections: Connections
     """Remove what killed visits left; return the number of repositories. Only call this while no other visit runs."""
     beginning = f"{pod.prefix}/{NAME}"
     with connections.use() as connection:
-        names = set(scratch.repositories_like(connection, pod.id, beginning))
-    folders = store.folders(f"{REPOSITORIES}{beginning}")
+        names = set(scratch.find_repositories(connection, pod.id, beginning))
+    folders = store.list_folders(f"{REPOSITORIES}{beginning}")
     names |= {RepositoryName(f"{pod.prefix}/{folder.rstrip('/').rpartition('/')[2]}") for folder in folders}
     # No listing shows a repository that has only deleted versions: take both names of a pair.
     ours = {
@@ -281,16 +281,16 @@ def clean_up_after(pod: ExaminedPod, store: TrialStore, connections: Connections
     cleaned = 0
     for name in sorted(ours):
         with connections.use() as connection:
-            rows = scratch.left(connection, [name])
-            scratch.empty(connection, [name])
+            rows = scratch.count_rows(connection, [name])
+            scratch.empty_repositories(connection, [name])
         cleaned += bool(rows + store.erase_below(repository_prefix(name)))
     store.abort_uploads(MARK)
-    for beginning in _objects_like(pod):
-        store.erase(store.left_by(beginning, re.compile(rf"{NAME}{_MARK}{BY}{re.escape(pod.name)}$")))
+    for beginning in _object_prefixes(pod):
+        store.erase(store.list_matching(beginning, re.compile(rf"{NAME}{_MARK}{BY}{re.escape(pod.name)}$")))
     return cleaned
 
 
-def _objects_like(pod: ExaminedPod) -> list[str]:
+def _object_prefixes(pod: ExaminedPod) -> list[str]:
     """Return the beginnings of the keys of objects on which a visit may have tried the pod's key."""
     own = [f"{REPOSITORIES}{prefix}/{NAME}" for prefix in pod.prefixes[:PREFIXES_TRIED]]
     return [f"{QUARANTINE}{NAME}", f"{MARK}.{NAME}", f"{REPOSITORIES}{NAME}", *own]

@@ -16,7 +16,7 @@ from coordinator.domain.names import Digest, RepositoryName
 from coordinator.table import statements
 
 
-class KnownScratch(NamedTuple):
+class ScratchManifest(NamedTuple):
     """A scratch manifest as the table has it."""
 
     held: bool
@@ -24,7 +24,7 @@ class KnownScratch(NamedTuple):
     references: frozenset[Digest] | None
 
 
-def known(connection: Connection[Any], repository: RepositoryName, manifest: Digest) -> KnownScratch:
+def read_manifest(connection: Connection[Any], repository: RepositoryName, manifest: Digest) -> ScratchManifest:
     row = connection.execute(
         """
         SELECT EXISTS (SELECT FROM repository_manifests h JOIN repositories r ON r.id = h.repository_id
@@ -36,11 +36,11 @@ def known(connection: Connection[Any], repository: RepositoryName, manifest: Dig
         (repository, manifest),
     ).fetchone()
     if row is None:
-        return KnownScratch(held=False, references=None)
-    return KnownScratch(row[0], frozenset(Digest(each) for each in row[2]) if row[1] else None)
+        return ScratchManifest(held=False, references=None)
+    return ScratchManifest(row[0], frozenset(Digest(each) for each in row[2]) if row[1] else None)
 
 
-def needed_elsewhere(
+def find_needed_elsewhere(
     connection: Connection[Any], digests: Collection[Digest], repositories: Sequence[RepositoryName]
 ) -> set[Digest]:
     """Of these digests, those that anything but these repositories holds, lists or links."""
@@ -60,7 +60,7 @@ def needed_elsewhere(
     return {Digest(row[0]) for row in found}
 
 
-def left(connection: Connection[Any], repositories: Sequence[RepositoryName]) -> int:
+def count_rows(connection: Connection[Any], repositories: Sequence[RepositoryName]) -> int:
     """Count what these repositories still hold or link, and their doubtful removals."""
     row = connection.execute(
         """
@@ -74,7 +74,7 @@ def left(connection: Connection[Any], repositories: Sequence[RepositoryName]) ->
     return 0 if row is None else int(row[0])
 
 
-def repositories_like(connection: Connection[Any], pod_id: int, beginning: str) -> list[RepositoryName]:
+def find_repositories(connection: Connection[Any], pod_id: int, beginning: str) -> list[RepositoryName]:
     """Return the pod's repositories whose names start with `beginning`."""
     found = connection.execute(
         "SELECT name FROM repositories WHERE pod_id = %s AND name LIKE %s ORDER BY name",
@@ -83,22 +83,24 @@ def repositories_like(connection: Connection[Any], pod_id: int, beginning: str) 
     return [RepositoryName(row[0]) for row in found]
 
 
-def empty(connection: Connection[Any], repositories: Sequence[RepositoryName]) -> None:
+def empty_repositories(connection: Connection[Any], repositories: Sequence[RepositoryName]) -> None:
     """Delete all that these repositories hold and link. A late event about it becomes a doubtful removal."""
     with connection.transaction():
-        locks.enter(connection, alone=True)
-        _empty(connection, _ids(connection, repositories))
+        locks.lock_facts(connection, alone=True)
+        _delete_holdings_and_links(connection, _read_ids(connection, repositories))
 
 
-def forget(connection: Connection[Any], repositories: Sequence[RepositoryName], digests: Collection[Digest]) -> None:
+def delete_repositories(
+    connection: Connection[Any], repositories: Sequence[RepositoryName], digests: Collection[Digest]
+) -> None:
     """Delete the repositories from the table, and the rows of these digests that nothing else needs.
 
     Only call this when no event of them can come any more, and their bytes are gone.
     """
     with connection.transaction():
-        locks.enter(connection, alone=True)
-        ids = _ids(connection, repositories)
-        _empty(connection, ids)
+        locks.lock_facts(connection, alone=True)
+        ids = _read_ids(connection, repositories)
+        _delete_holdings_and_links(connection, ids)
         connection.execute("DELETE FROM removals WHERE repository_id = ANY (%s)", (ids,))
         blobs = [
             row[0]
@@ -125,12 +127,12 @@ def forget(connection: Connection[Any], repositories: Sequence[RepositoryName], 
         connection.execute("DELETE FROM repositories WHERE id = ANY (%s)", (ids,))
 
 
-def _ids(connection: Connection[Any], repositories: Sequence[RepositoryName]) -> list[int]:
+def _read_ids(connection: Connection[Any], repositories: Sequence[RepositoryName]) -> list[int]:
     found = connection.execute("SELECT id FROM repositories WHERE name = ANY (%s) ORDER BY id", (list(repositories),))
     return [row[0] for row in found]
 
 
-def _empty(connection: Connection[Any], ids: list[int]) -> None:
+def _delete_holdings_and_links(connection: Connection[Any], ids: list[int]) -> None:
     """Delete the holdings and links. The caller holds the lock that excludes all other writers."""
     connection.execute(
         """
@@ -150,4 +152,4 @@ def _empty(connection: Connection[Any], ids: list[int]) -> None:
     linked = connection.execute(
         "DELETE FROM repository_blobs WHERE repository_id = ANY (%s) RETURNING blob_id", (ids,)
     ).fetchall()
-    statements.recount(connection, [row[0] for row in held], [row[0] for row in linked], by=-1)
+    statements.count_rows(connection, [row[0] for row in held], [row[0] for row in linked], by=-1)

@@ -1,8 +1,9 @@
 """Rows of findings, and a visit's queries of the table.
 
-Route: `examined` -> the visit (coordinator/doctor) -> `concluding` and `write`; pods/view.py shows the findings. For
-the scheduler's own visits: `unexamined` -> the visit -> `write` if all is proved, else `write_failed`.
-Invariant: a process that counts and was not in the set of `concluding`, or came back since the visit began, is
+Route: `read_pod` -> the visit (coordinator/doctor) -> `lock_processes` and `write_findings`; pods/view.py shows the
+findings. For the scheduler's own visits: `read_unexamined` -> the visit -> `write_findings` if all is proved, else
+`write_failed_visit`.
+Invariant: a process that counts and was not in the set of `lock_processes`, or came back since the visit began, is
 reported as newer: the visit was of another life of it, or of none. That does not depend on a clock, which may be set
 back.
 Not here: the experiments, and what blocks GC (domain/findings.py).
@@ -23,10 +24,10 @@ from coordinator.domain.pods import PodKind, PodMode, ProbeMethod
 from coordinator.errors import ConflictError, NotFoundError, UsageError
 
 #: A constant of ours in the space of advisory locks of two numbers; the other is the pod's id.
-VISITS = 0x62616C69
+VISIT_LOCK = 0x62616C69
 
 #: Processes that may be running, as far as Baleen knows.
-_COUNTING: Final[LiteralString] = "pod_id = %s AND dead_since IS NULL AND retired_at IS NULL"
+_COUNTED_PROCESSES: Final[LiteralString] = "pod_id = %s AND dead_since IS NULL AND retired_at IS NULL"
 
 #: Prefixes of other pods on which one visit tries the pod's key.
 FOREIGN_LIMIT = 100
@@ -56,7 +57,7 @@ class ExaminedPod(NamedTuple):
     managed: bool = True
 
 
-def examined(connection: Connection[Any], name: PodName) -> ExaminedPod:
+def read_pod(connection: Connection[Any], name: PodName) -> ExaminedPod:
     """Return the pod; raises NotFoundError."""
     row = connection.execute(
         """
@@ -75,7 +76,7 @@ def examined(connection: Connection[Any], name: PodName) -> ExaminedPod:
     answered = connection.execute(
         "SELECT url, address FROM endpoints WHERE pod_id = %s AND answered_at IS NOT NULL", (row[0],)
     )
-    lives = connection.execute(f"SELECT instance_id, life FROM processes WHERE {_COUNTING}", (row[0],))
+    lives = connection.execute(f"SELECT instance_id, life FROM processes WHERE {_COUNTED_PROCESSES}", (row[0],))
     return ExaminedPod(
         row[0],
         name,
@@ -92,7 +93,7 @@ def examined(connection: Connection[Any], name: PodName) -> ExaminedPod:
     )
 
 
-def token_sha256(connection: Connection[Any], pod: ExaminedPod) -> bytes:
+def read_token_sha256(connection: Connection[Any], pod: ExaminedPod) -> bytes:
     """Return the hash by which ingest accepts the pod's events; only Baleen has it."""
     row = connection.execute("SELECT event_token_sha256 FROM pods WHERE id = %s", (pod.id,)).fetchone()
     if row is None:
@@ -101,19 +102,19 @@ def token_sha256(connection: Connection[Any], pod: ExaminedPod) -> bytes:
 
 
 @contextmanager
-def visiting(connection: Connection[Any], pod: ExaminedPod) -> Iterator[None]:
+def lock_visits(connection: Connection[Any], pod: ExaminedPod) -> Iterator[None]:
     """Lock the pod against other visits during the block; raises ConflictError. The lock ends with the connection."""
-    row = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (VISITS, pod.id)).fetchone()
+    row = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (VISIT_LOCK, pod.id)).fetchone()
     if row is None or not row[0]:
         raise ConflictError(f"Another doctor examines pod {pod.name}: wait until it has ended.")
     try:
         yield
     finally:
-        connection.execute("SELECT pg_advisory_unlock(%s, %s)", (VISITS, pod.id))
+        connection.execute("SELECT pg_advisory_unlock(%s, %s)", (VISIT_LOCK, pod.id))
 
 
 @contextmanager
-def concluding(connection: Connection[Any], pod: ExaminedPod) -> Iterator[set[str]]:
+def lock_processes(connection: Connection[Any], pod: ExaminedPod) -> Iterator[set[str]]:
     """Give the instance ids of the processes that may be running; none can be added in the block, one transaction.
 
     Raises ConflictError if the pod's registries, or how they are probed, are not those of the visit.
@@ -121,18 +122,18 @@ def concluding(connection: Connection[Any], pod: ExaminedPod) -> Iterator[set[st
     with connection.transaction():
         # Writers that change pods or add processes wait until the findings are written.
         connection.execute("SELECT pg_advisory_xact_lock_shared(%s)", (PODS_LOCK,))
-        locks.enter(connection, alone=True)
+        locks.lock_facts(connection, alone=True)
         row = connection.execute("SELECT registries, probe, managed FROM pods WHERE id = %s", (pod.id,)).fetchone()
         if row is None or set(row[0]) != set(pod.registries) or row[1] != pod.probe or row[2] != pod.managed:
             raise ConflictError(
                 f"The registries of pod {pod.name}, how they are probed, or whether it is managed, were changed during "
                 "the visit, so no finding was written. Run the doctor again."
             )
-        found = connection.execute(f"SELECT instance_id FROM processes WHERE {_COUNTING}", (pod.id,))
+        found = connection.execute(f"SELECT instance_id FROM processes WHERE {_COUNTED_PROCESSES}", (pod.id,))
         yield {row[0] for row in found}
 
 
-def unexamined(connection: Connection[Any]) -> dict[PodName, frozenset[tuple[int, int]]]:
+def read_unexamined(connection: Connection[Any]) -> dict[PodName, frozenset[tuple[int, int]]]:
     """Return examined pods that have unexamined processes, with the ids and lives of these.
 
     Leaves out a pod until a probe has come back from each such process: then the processes that they replaced are
@@ -153,7 +154,7 @@ def unexamined(connection: Connection[Any]) -> dict[PodName, frozenset[tuple[int
     return {name: frozenset(processes) for name, processes in found.items() if name not in unechoed}
 
 
-def write_failed(connection: Connection[Any], pod: PodName, why: Sequence[str]) -> None:
+def write_failed_visit(connection: Connection[Any], pod: PodName, why: Sequence[str]) -> None:
     """Write what the scheduler's own visit did not prove; findings of an earlier visit stay."""
     connection.execute(
         """
@@ -165,10 +166,10 @@ def write_failed(connection: Connection[Any], pod: PodName, why: Sequence[str]) 
     )
 
 
-def write(
+def write_findings(
     connection: Connection[Any], pod: ExaminedPod, findings: Sequence[Finding], kept: Collection[str] = ()
 ) -> None:
-    """Replace the pod's findings by these, in the block of `concluding`.
+    """Replace the pod's findings by these, in the block of `lock_processes`.
 
     `kept`: checks that were not made, whose findings stay.
     """
@@ -186,7 +187,7 @@ def write(
     connection.execute(
         f"""
         WITH counting AS MATERIALIZED (
-            SELECT id, instance_id FROM processes WHERE {_COUNTING} ORDER BY id FOR NO KEY UPDATE
+            SELECT id, instance_id FROM processes WHERE {_COUNTED_PROCESSES} ORDER BY id FOR NO KEY UPDATE
         )
         UPDATE processes s SET examined_life = coalesce(b.life, 1)
         FROM counting c LEFT JOIN unnest(%s::text[], %s::int[]) b (instance_id, life) USING (instance_id)
@@ -196,7 +197,7 @@ def write(
     )
 
 
-def now(connection: Connection[Any]) -> datetime:
+def read_clock(connection: Connection[Any]) -> datetime:
     """Return the time of the database's clock, by which everything is measured."""
     row = connection.execute("SELECT clock_timestamp()").fetchone()
     assert row is not None
@@ -204,7 +205,7 @@ def now(connection: Connection[Any]) -> datetime:
     return found
 
 
-def applied_up_to(connection: Connection[Any], topic: str, ends: Mapping[int, int]) -> bool:
+def is_applied_up_to(connection: Connection[Any], topic: str, ends: Mapping[int, int]) -> bool:
     """Whether every record before these offsets, by partition, is applied."""
     stands = {
         row[0]: row[1]

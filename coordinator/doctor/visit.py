@@ -1,8 +1,8 @@
 """The experiments of one visit of the doctor to a pod, each made once and shared by the checks.
 
-Route: `Visit.answers` (which addresses answer) -> `Visit.pushes` (at each of them: an image, a probe, a last blob) ->
-`Visit.reports` (the events of these pushes, and the processes that sent them) -> `Visit.kinds` (one push of each kind,
-and its events: kinds.py) -> the checks.
+Route: `Visit.ping_results` (which addresses answer) -> `Visit.pushes` (at each of them: an image, a probe, a last blob)
+-> `Visit.reports` (the events of these pushes, and the processes that sent them) -> `Visit.kinds` (one push of each
+kind, and its events: kinds.py) -> the checks.
 An experiment runs when a check first asks for it; its result is kept.
 Not here: what it proves (the checks), removing it (scratch.py).
 """
@@ -19,7 +19,7 @@ from coordinator.doctor import table as findings
 from coordinator.doctor.kinds import KindsReport
 from coordinator.doctor.scratch import Announcement, Scratch
 from coordinator.doctor.table import ExaminedPod
-from coordinator.doctor.texts import Patient
+from coordinator.doctor.texts import PodFacts
 from coordinator.domain.hosts import is_address
 from coordinator.domain.names import parse_digest
 from coordinator.domain.pods import ProbeMethod, parse_registry
@@ -107,7 +107,7 @@ class Push(NamedTuple):
     error: str | None = None
 
 
-class Report(NamedTuple):
+class PushReport(NamedTuple):
     """The events of a push: the first record of each."""
 
     push: Push
@@ -172,9 +172,9 @@ class Visit:
         self._began = time.monotonic()
 
     @property
-    def patient(self) -> Patient:
+    def pod_facts(self) -> PodFacts:
         settings, store = self.instruments.settings, self.instruments.store
-        return Patient(
+        return PodFacts(
             self.pod.name,
             self.pod.prefix,
             self.pod.registries,
@@ -202,24 +202,24 @@ class Visit:
     @cached_property
     def unresolved(self) -> dict[str, str]:
         """URLs that do not resolve, and why."""
-        return {url: found for url in self.pod.registries if isinstance(found := self._addresses(url), str)}
+        return {url: found for url in self.pod.registries if isinstance(found := self._look_up(url), str)}
 
     @cached_property
-    def answers(self) -> list[PingResult]:
+    def ping_results(self) -> list[PingResult]:
         """What each address of each URL answers. One that requires login has not answered."""
         found: list[PingResult] = []
         for url in self.pod.registries:
-            addresses = self._addresses(url)
+            addresses = self._look_up(url)
             if not isinstance(addresses, str):
-                found += self._ask([Place(url, address, self._client(url, address)) for address in addresses])
+                found += self._ping([Place(url, address, self._make_client(url, address)) for address in addresses])
         return found
 
     @cached_property
     def places(self) -> list[Place]:
         """The addresses at which the registry answers."""
-        return [answer.place for answer in self.answers if answer.error is None]
+        return [answer.place for answer in self.ping_results if answer.error is None]
 
-    def _addresses(self, url: str) -> list[str] | str:
+    def _look_up(self, url: str) -> list[str] | str:
         registry = parse_registry(url)
         if is_address(registry.host):
             return [registry.host]
@@ -228,7 +228,7 @@ class Visit:
         except UnavailableError as error:
             return str(error)
 
-    def _ask(self, places: list[Place]) -> list[PingResult]:
+    def _ping(self, places: list[Place]) -> list[PingResult]:
         errors: dict[str, RegistryError] = {}
         for place in places:
             try:
@@ -247,7 +247,7 @@ class Visit:
             for place in places
         ]
 
-    def _client(self, url: str, address: str) -> RegistryClient:
+    def _make_client(self, url: str, address: str) -> RegistryClient:
         settings = self.instruments.settings
         client = RegistryClient(
             url,
@@ -264,41 +264,41 @@ class Visit:
     @cached_property
     def pushes(self) -> list[Push]:
         """One push for each place."""
-        return [self._push(place) for place in self.places]
+        return [self._make_push(place) for place in self.places]
 
-    def _push(self, place: Place) -> Push:
+    def _make_push(self, place: Place) -> Push:
         scratch, client = self.scratch, place.client
-        image = scratch.image([scratch.layer(), scratch.layer()])
-        push = Push(place, image, self.nonce(place), scratch.layer())
+        image = scratch.make_image([scratch.make_layer(), scratch.make_layer()])
+        push = Push(place, image, self.make_nonce(place), scratch.make_layer())
         try:
             for blob in image.blobs:
                 scratch.push_blob(client, blob)
-            asked_at = self.now()
+            asked_at = self.read_clock()
             scratch.put_manifest(client, image)
-            push = push._replace(asked_at=asked_at, answered_at=self.now())
-            pull = self.probe(place, image, push.nonce)
+            push = push._replace(asked_at=asked_at, answered_at=self.read_clock())
+            pull = self.send_probe(place, image, push.nonce)
             push = push._replace(pull=pull or self.pull(place, image))
             scratch.push_blob(client, push.last)
         except RegistryError as error:
             return push._replace(error=str(error))
         return push
 
-    def probe(self, place: Place, image: Image, nonce: str) -> str | None:
+    def send_probe(self, place: Place, image: Image, nonce: str) -> str | None:
         """Send a probe for an image of the visit as the prober does for the pod; return the nonce if it is a pull."""
         if self.pod.probe is ProbeMethod.PULL:
             return self.pull(place, image, nonce)
         self.scratch.put_manifest(place.client, image, f"{AGENT}{nonce}")
         return None
 
-    def nonce(self, place: Place) -> str:
+    def make_nonce(self, place: Place) -> str:
         """Return a new nonce that ingest knows, and whose echo moves no watermark."""
-        return self.ask(
+        return self.query(
             lambda connection: processes.insert_trial_probe(connection, self.pod.id, place.url, place.address)
         )
 
     def pull(self, place: Place, image: Image, nonce: str | None = None) -> str:
         """Pull an image of the visit, and return the nonce in the User-Agent."""
-        nonce = nonce or self.nonce(place)
+        nonce = nonce or self.make_nonce(place)
         found = place.client.has_manifest(
             self.scratch.repository, image.digest, user_agent=f"{AGENT}{nonce}", follow=False
         )
@@ -307,18 +307,18 @@ class Visit:
         return nonce
 
     @cached_property
-    def reports(self) -> list[Report]:
+    def reports(self) -> list[PushReport]:
         """The events of each push that succeeded, once no more are to come or patience has ended."""
         pushes = [push for push in self.pushes if push.error is None]
-        self.wait(lambda: all(self._report(push).is_over for push in pushes))
-        reports = [self._report(push) for push in pushes]
+        self.read_until(lambda: all(self._make_report(push).is_over for push in pushes))
+        reports = [self._make_report(push) for push in pushes]
         self.reached.update(*(report.processes for report in reports))
         return reports
 
-    def _report(self, push: Push) -> Report:
+    def _make_report(self, push: Push) -> PushReport:
         wanted = {blob.digest for blob in push.image.blobs}
         pulls: list[TailedRecord] = []
-        report = Report(push, {}, None, [], None, pulls)
+        report = PushReport(push, {}, None, [], None, pulls)
         for entry in self.entries:
             record = entry.record
             if isinstance(record, RegistryWatermark):
@@ -339,10 +339,10 @@ class Visit:
     @cached_property
     def kinds(self) -> list[KindsReport]:
         """The events within patience of one push of each kind, at each place that reported the first push."""
-        pushed = [kinds.push(self.scratch, report.push.place) for report in self.reports if report.processes]
+        pushed = [kinds.push_kinds(self.scratch, report.push.place) for report in self.reports if report.processes]
         done = [each for each in pushed if each.error is None]
-        self.wait(lambda: all(kinds.report(each, self.announced).is_over for each in done))
-        return [kinds.report(each, self.announced) for each in pushed]
+        self.read_until(lambda: all(kinds.make_kinds_report(each, self.find_event).is_over for each in done))
+        return [kinds.make_kinds_report(each, self.find_event) for each in pushed]
 
     @cached_property
     def are_applied(self) -> bool:
@@ -350,7 +350,7 @@ class Visit:
         self.reports, self.kinds  # noqa: B018 - they read events
         return self.await_applied()
 
-    def announced(self, wanted: Announcement) -> TailedRecord | None:
+    def find_event(self, wanted: Announcement) -> TailedRecord | None:
         """Return the first event of something that was done; None if none came."""
         for entry in self.entries:
             record = entry.record
@@ -358,14 +358,14 @@ class Visit:
                 return entry
         return None
 
-    def refused(self) -> Refusals | None:
+    def read_refusals(self) -> Refusals | None:
         """Return recent refusals of events in the pod's name for their token, as ingest noted them."""
         recent = time.monotonic() - self._began + RECENT_S
-        return self.ask(lambda connection: refusals.recent(connection, self.pod.id, recent))
+        return self.query(lambda connection: refusals.read_recent(connection, self.pod.id, recent))
 
     # Storage
 
-    def stored(self, push: Push) -> tuple[list[str], list[str]]:
+    def find_keys(self, push: Push) -> tuple[list[str], list[str]]:
         """Return the keys that a push stores in the shared bucket and root: those that exist, those that do not."""
         image, repository = push.image, self.scratch.repository
         digests = [*(parse_digest(blob.digest) for blob in image.blobs), parse_digest(image.digest)]
@@ -378,10 +378,10 @@ class Visit:
 
     # Waiting
 
-    def wait(self, over: Callable[[], bool], more: float = 0.0) -> bool:
+    def read_until(self, is_over: Callable[[], bool], more: float = 0.0) -> bool:
         """Read events until `over()` is true, or patience and `more` seconds have ended; return whether it is true."""
         deadline = time.monotonic() + self.instruments.patience + more
-        while not over():
+        while not is_over():
             if time.monotonic() > deadline:
                 return False
             self.entries += [entry for entry in self.instruments.tail.poll(POLL_S) if self._is_ours(entry)]
@@ -392,7 +392,9 @@ class Visit:
         ends: dict[int, int] = {}
         for entry in self.entries:
             ends[entry.partition] = max(ends.get(entry.partition, 0), entry.offset + 1)
-        return self.wait(lambda: self.ask(lambda connection: findings.applied_up_to(connection, EVENTS, ends)))
+        return self.read_until(
+            lambda: self.query(lambda connection: findings.is_applied_up_to(connection, EVENTS, ends))
+        )
 
     def _is_quiet(self) -> bool:
         """Wait until all that was done is reported and applied; return whether it is.
@@ -404,13 +406,13 @@ class Visit:
             return True
         if done and not self.entries:
             return False
-        all_announced = self.wait(lambda: all(self.announced(each) is not None for each in done))
+        all_announced = self.read_until(lambda: all(self.find_event(each) is not None for each in done))
         return self.await_applied() and all_announced
 
-    def now(self) -> datetime:
-        return self.ask(findings.now)
+    def read_clock(self) -> datetime:
+        return self.query(findings.read_clock)
 
-    def ask(self, question: Callable[[Any], T]) -> T:
+    def query(self, question: Callable[[Any], T]) -> T:
         with self.instruments.connections.use() as connection:
             return question(connection)
 

@@ -1,7 +1,7 @@
 """Rights on repositories: what a client asks for (scopes), what an issuer grants, and what follows from both.
 
-Route: `parse_scopes` reads the client's request -> an issuer's `Access` is `limited_to` it -> `|` joins those of
-several issuers -> `may` answers for one repository and one action.
+Route: `parse_scopes` reads the client's request -> an issuer's `Access` is `limit_to` it -> `|` joins those of
+several issuers -> `permits` answers for one repository and one action.
 Invariant: no function here adds a right that its input does not have. A grant names one repository exactly; the action
 `*` stands for all. Other fields of a grant may restrict it (GitLab's protected tags do), so they stay with the grant.
 Not here: verifying grants (coordinator/tokens); which pod owns a repository (pods.py).
@@ -54,23 +54,23 @@ def parse_scopes(parameters: Iterable[str]) -> list[Scope]:
     asked: dict[tuple[str, str, str], frozenset[str]] = {}
     number = 0
     for parameter in parameters:
-        for text in _split(parameter):
+        for text in _split_scopes(parameter):
             number += 1
             if number > SCOPES_LIMIT:
                 raise UsageError(f"There are more than {SCOPES_LIMIT} scopes: ask for them in several requests.")
-            scope = _parse(text)
+            scope = _parse_scope(text)
             key = (scope.type, scope.resource_class, scope.name)
             asked[key] = asked.get(key, frozenset()) | scope.actions
     return [Scope(kind, name, actions, more) for (kind, more, name), actions in asked.items() if actions]
 
 
-def _split(parameter: str) -> Iterator[str]:
+def _split_scopes(parameter: str) -> Iterator[str]:
     if len(parameter) > SCOPES_LIMIT * (SCOPE_LENGTH_LIMIT + 1):
         raise UsageError(f"A scope parameter is too long: ask for up to {SCOPES_LIMIT} scopes.")
     return (part for part in parameter.split(" ") if part)
 
 
-def _parse(text: str) -> Scope:
+def _parse_scope(text: str) -> Scope:
     kind, first, rest = text.partition(":")
     name, last, actions = rest.rpartition(":")
     typed = _TYPE.fullmatch(kind)
@@ -121,16 +121,16 @@ class Access:
             actions[grant.name] = actions.get(grant.name, frozenset()) | grant.actions
         object.__setattr__(self, "_actions", actions)
 
-    def may(self, repository: str, action: str) -> bool:
+    def permits(self, repository: str, action: str) -> bool:
         """Whether this action is granted on the repository of exactly this name."""
         granted = self._actions.get(repository, frozenset())
         return action in granted or ANY in granted
 
-    def pullable(self) -> list[str]:
+    def pullable_repositories(self) -> list[str]:
         """Return the repositories that may be pulled from, in the order of the grants."""
-        return [name for name in self._actions if self.may(name, PULL)]
+        return [name for name in self._actions if self.permits(name, PULL)]
 
-    def limited_to(self, asked: Iterable[Scope]) -> Self:
+    def limit_to(self, asked: Iterable[Scope]) -> Self:
         """Return the part of these rights that was requested; `*` matches every action, on either side."""
         wanted: dict[str, frozenset[str]] = {}
         for scope in asked:
@@ -140,7 +140,7 @@ class Access:
             tuple(
                 Grant(grant.name, both, grant.more)
                 for grant in self.grants
-                if (both := _in_both(grant.actions, wanted.get(grant.name, frozenset())))
+                if (both := _common_actions(grant.actions, wanted.get(grant.name, frozenset())))
             )
         )
 
@@ -148,7 +148,7 @@ class Access:
         return Access(self.grants + other.grants)
 
 
-def _in_both(one: frozenset[str], other: frozenset[str]) -> frozenset[str]:
+def _common_actions(one: frozenset[str], other: frozenset[str]) -> frozenset[str]:
     if ANY in one:
         return other
     return one if ANY in other else one & other

@@ -39,7 +39,7 @@ class Concern(NamedTuple):
     unlisted: Sequence[RepositoryName]
 
 
-def concern(
+def find_concern(
     repositories: Sequence[RepositoryName] | None,
     sender: str,
     pods: Collection[DeadLetterPod],

@@ -45,23 +45,23 @@ class Check(StrEnum):
 
 
 #: Checks made with the key of the pod's registry. Each tests lines of that key's policy (pods/policy.py).
-OF_THE_KEY = frozenset({Check.CANNOT_DELETE, Check.OTHERS_CLOSED, Check.QUARANTINE_CLOSED, Check.BUCKET_CLOSED})
+KEY_CHECKS = frozenset({Check.CANNOT_DELETE, Check.OTHERS_CLOSED, Check.QUARANTINE_CLOSED, Check.BUCKET_CLOSED})
 
 
 #: Checks whose findings block nothing: each run checks again, and is blocked by what it finds (domain/perimeter.py).
-SEEN_BY_RUNS: Final = frozenset({Check.REPOSITORIES_OWNED})
+CHECKS_OF_RUNS: Final = frozenset({Check.REPOSITORIES_OWNED})
 
 
-def implied(named: Collection[str]) -> frozenset[str]:
+def implied_checks(named: Collection[str]) -> frozenset[str]:
     """Return the checks that `settings.unsafe_findings` names: `cannot-delete` implies all that use the registry's key.
 
     A registry whose key may delete blobs has Baleen's key, or one as powerful: then none of the others can be proved.
     """
-    return frozenset(named) | (OF_THE_KEY if Check.CANNOT_DELETE in named else frozenset())
+    return frozenset(named) | (KEY_CHECKS if Check.CANNOT_DELETE in named else frozenset())
 
 
 #: The checks of a pod whose registry sends no events.
-OF_UNMANAGED: Final = frozenset(
+UNMANAGED_CHECKS: Final = frozenset(
     {
         Check.REGISTRY_ANSWERS,
         Check.VERSIONED,
@@ -70,13 +70,13 @@ OF_UNMANAGED: Final = frozenset(
         Check.UPLOAD_SECRET,
         Check.NO_DESCRIPTOR_CACHE,
     }
-    | OF_THE_KEY
+    | KEY_CHECKS
 )
 
 
-def checks(*, managed: bool) -> list[Check]:
+def checks_of_pod(*, managed: bool) -> list[Check]:
     """Return the checks of a managed or unmanaged pod, in the order of a visit."""
-    return [check for check in Check if managed or check in OF_UNMANAGED]
+    return [check for check in Check if managed or check in UNMANAGED_CHECKS]
 
 
 class Finding(NamedTuple):
@@ -94,13 +94,13 @@ class Finding(NamedTuple):
     found_at: datetime | None = None
 
 
-def in_order(found: Iterable[Finding]) -> list[Finding]:
+def sort_findings(found: Iterable[Finding]) -> list[Finding]:
     """Put findings into the order of the checks; those of checks that this release does not know come last."""
     places = {str(check): place for place, check in enumerate(Check)}
     return sorted(found, key=lambda each: (places.get(each.check, len(places)), each.check))
 
 
-class Failed(NamedTuple):
+class FailedVisit(NamedTuple):
     """The scheduler's own visit to unexamined processes, which did not prove every check it makes."""
 
     at: datetime
@@ -108,58 +108,62 @@ class Failed(NamedTuple):
     why: Sequence[str]
 
 
-def repeated(*, managed: bool) -> list[Check]:
+def repeated_checks(*, managed: bool) -> list[Check]:
     """Return the checks that the scheduler makes of processes that began or came back: all without the pod's key.
 
     Checks with that key involve no process, and keep the result of the last visit that had the key.
     """
-    return [check for check in checks(managed=managed) if check not in OF_THE_KEY]
+    return [check for check in checks_of_pod(managed=managed) if check not in KEY_CHECKS]
 
 
-def unproved(wanted: Iterable[Check], found: Mapping[str, Result], in_spite_of: Collection[str] = ()) -> list[str]:
+def describe_unproved(
+    wanted: Iterable[Check], found: Mapping[str, Result], unsafe_findings: Collection[str] = ()
+) -> list[str]:
     """Return a phrase for each of these checks that is not proved and so blocks garbage collection."""
     return [
         f"{check} is {result or 'not examined'}"
         for check in wanted
-        if check not in SEEN_BY_RUNS
+        if check not in CHECKS_OF_RUNS
         and (result := found.get(check)) is not Result.PROVED
-        and not (result and check in in_spite_of)
+        and not (result and check in unsafe_findings)
     ]
 
 
-def hold(
+def describe_block(
     found: Mapping[str, Result],
     pod: str,
     newer: int = 0,
-    in_spite_of: Collection[str] = (),
+    unsafe_findings: Collection[str] = (),
     *,
     managed: bool = True,
-    failed: Failed | None = None,
+    failed: FailedVisit | None = None,
 ) -> str | None:
     """Return why the doctor's findings block GC for the pod; None if every check that counts is proved.
 
     `newer`: processes of its registry that sent their first event after the visit, or were recorded as gone and came
     back: they may be configured differently.
-    `in_spite_of`: checks that block nothing, whatever a visit found (settings.unsafe_findings); there must have been a
-    visit all the same.
+    `unsafe_findings`: checks that block nothing, whatever a visit found (settings.unsafe_findings); there must have
+    been a visit all the same.
     `managed`: its registry sends events. If it does not, checks about events are not required.
     `failed`: the scheduler's own visit to the newer processes, if it did not prove every check it made.
     """
     if not found:
         return f"never examined: it is not proved that GC is safe for its registry, run `baleen pods doctor {pod}`"
-    reasons = unproved(checks(managed=managed), found, in_spite_of)
+    reasons = describe_unproved(checks_of_pod(managed=managed), found, unsafe_findings)
     if newer:
-        reasons.append(f"{_processes(newer)} of its registry began or came back after the visit, and {_again(failed)}")
+        reasons.append(
+            f"{_format_count(newer)} of its registry began or came back after the visit, and {_describe_visit(failed)}"
+        )
     if not reasons:
         return None
     return f"doctor: {', '.join(reasons)}: run `baleen pods doctor {pod}`, which says what to repair"
 
 
-def _processes(count: int) -> str:
+def _format_count(count: int) -> str:
     return f"{count} process{'es' if count > 1 else ''}"
 
 
-def _again(failed: Failed | None) -> str:
+def _describe_visit(failed: FailedVisit | None) -> str:
     if failed is None:
         return "the scheduler has not examined this yet"
     return f"the scheduler's own visit at {failed.at:%Y-%m-%d %H:%M:%S} UTC found: {', '.join(failed.why)}"

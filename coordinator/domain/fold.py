@@ -48,7 +48,7 @@ class RemovalDecision(Enum):
     OVERTAKEN = "overtaken"
 
 
-def effect_of(added_at: datetime, removed_at: datetime, margin: timedelta) -> RemovalDecision:
+def decide_removal(added_at: datetime, removed_at: datetime, margin: timedelta) -> RemovalDecision:
     """Decide whether a removal applies to this addition. Both times are by registries' clocks."""
     if removed_at - added_at > margin:
         return RemovalDecision.APPLY
@@ -97,14 +97,14 @@ class Fold:
         #: How many removals were older than what they would remove, for the metrics.
         self.overtaken = 0
 
-    def take(self, facts: Iterable[ManifestPushed | BlobLinked | Removed]) -> None:
+    def apply(self, facts: Iterable[ManifestPushed | BlobLinked | Removed]) -> None:
         for fact in facts:
             if isinstance(fact, ManifestPushed):
-                self._add(self.holdings, self.links, (fact.repository, fact.digest), fact.at)
+                self._add_key(self.holdings, self.links, (fact.repository, fact.digest), fact.at)
             elif isinstance(fact, BlobLinked):
-                self._add(self.links, self.holdings, (fact.repository, fact.digest), fact.at)
+                self._add_key(self.links, self.holdings, (fact.repository, fact.digest), fact.at)
             else:
-                self._remove((fact.repository, fact.digest), fact.at, entirely=fact.entirely)
+                self._remove_key((fact.repository, fact.digest), fact.at, entirely=fact.entirely)
 
     def changes(self) -> Changes:
         return Changes(
@@ -113,7 +113,7 @@ class Fold:
             _difference(self._before.removals, self.removals),
         )
 
-    def _add(self, present: dict[Key, datetime], other: dict[Key, datetime], key: Key, at: datetime) -> None:
+    def _add_key(self, present: dict[Key, datetime], other: dict[Key, datetime], key: Key, at: datetime) -> None:
         known = present.get(key)
         if known is not None and known >= at:
             return
@@ -127,10 +127,10 @@ class Fold:
             else:
                 self.removals[key] = removal._replace(doubtful=True)
 
-    def _remove(self, key: Key, at: datetime, *, entirely: bool) -> None:
+    def _remove_key(self, key: Key, at: datetime, *, entirely: bool) -> None:
         held, linked = self.holdings.get(key), self.links.get(key)
         if held is None and linked is None:
-            self._remember(key, at, doubtful=False)
+            self._record_removal(key, at, doubtful=False)
         elif held is not None and linked is not None:
             if entirely:
                 # The later one first: if its removal is doubtful, it stays so after the other is removed.
@@ -147,7 +147,7 @@ class Fold:
             self._remove_from(self.links, key, linked, at)
 
     def _remove_from(self, present: dict[Key, datetime], key: Key, added_at: datetime, at: datetime) -> None:
-        result = effect_of(added_at, at, self._margin)
+        result = decide_removal(added_at, at, self._margin)
         if result is RemovalDecision.OVERTAKEN:
             self.overtaken += 1
             return
@@ -158,26 +158,26 @@ class Fold:
             doubtful = key in self.holdings or key in self.links
             self.removals[key] = Removal(at if known is None else max(at, known.at), doubtful)
         else:
-            self._remember(key, at, doubtful=True)
+            self._record_removal(key, at, doubtful=True)
 
     def _remove_one_of_two(self, key: Key, at: datetime, added_at: datetime) -> None:
         """Record a removal of a digest that is both a manifest and a blob: it is not known which one was deleted.
 
         `added_at` is of the older one: the removal was overtaken only if both are newer.
         """
-        if effect_of(added_at, at, self._margin) is RemovalDecision.OVERTAKEN:
+        if decide_removal(added_at, at, self._margin) is RemovalDecision.OVERTAKEN:
             self.overtaken += 1
         else:
-            self._remember(key, at, doubtful=True)
+            self._record_removal(key, at, doubtful=True)
 
-    def _remember(self, key: Key, at: datetime, *, doubtful: bool) -> None:
+    def _record_removal(self, key: Key, at: datetime, *, doubtful: bool) -> None:
         known = self.removals.get(key)
         if known is None:
             self.removals[key] = Removal(at, doubtful)
             return
         # An event of an earlier delete does not explain why a link that was made since then is gone.
         explained = (
-            known.added_at is None or effect_of(known.added_at, at, self._margin) is not RemovalDecision.OVERTAKEN
+            known.added_at is None or decide_removal(known.added_at, at, self._margin) is not RemovalDecision.OVERTAKEN
         )
         reported = known.reported or explained
         if at > known.at or reported != known.reported:

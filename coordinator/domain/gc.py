@@ -72,7 +72,7 @@ class Facts(NamedTuple):
     #: What blocks GC for all pods.
     blocked_by: Sequence[str] = ()
     #: Checks of a doctor that block nothing, whatever their result: for tests and demonstrations.
-    in_spite_of: Sequence[str] = ()
+    unsafe_findings: Sequence[str] = ()
     #: The last listing of repositories that no pod owns; None while none is known, which blocks GC.
     listing: Listing | None = None
 
@@ -125,11 +125,11 @@ class Policy(NamedTuple):
         """The reason why `until` is not later; None where holds keep everything."""
         return None if self.holds or not self.bounds else self.bounds[0].kept.detail
 
-    def kept(self, at: datetime, *, pinned: bool = False) -> Kept | None:
+    def reason_to_keep(self, at: datetime, *, pinned: bool = False) -> Kept | None:
         """Why a blob of that time is kept; None if it goes."""
-        return next(self.reasons(at, pinned=pinned), None)
+        return next(self.reasons_to_keep(at, pinned=pinned), None)
 
-    def reasons(self, at: datetime, *, pinned: bool = False) -> Iterator[Kept]:
+    def reasons_to_keep(self, at: datetime, *, pinned: bool = False) -> Iterator[Kept]:
         """Give every reason to keep a blob of that time: it is deleted once none is left."""
         for hold in self.holds:
             yield Kept(Why.HELD, hold)
@@ -156,7 +156,7 @@ class Limits(NamedTuple):
     floor: Amount
 
 
-def too_much(planned: Amount, stored: Amount, history: Sequence[Amount], limits: Limits) -> list[str]:
+def describe_excess(planned: Amount, stored: Amount, history: Sequence[Amount], limits: Limits) -> list[str]:
     """Return why a run would delete more than the limits permit, in sentences; none if it would not.
 
     `stored`: what is served before the run. `history`: what each of the last runs deleted.
@@ -180,52 +180,55 @@ def too_much(planned: Amount, stored: Amount, history: Sequence[Amount], limits:
 NO_POD: Final = "no pod is registered, so it is not known which blobs are needed: register one with `baleen pods add`"
 
 
-def switched_off(why: str) -> str:
+def describe_switched_off(why: str) -> str:
     return f"switched off: {why}"
 
 
-def holds(facts: Facts) -> list[str]:
+def block_reasons(facts: Facts) -> list[str]:
     """Return every reason why nothing may be deleted now.
 
     Pods share blobs: any pod may link any blob that it sees. So what is not known about one pod blocks GC for all.
     """
-    reasons = [] if facts.switched_off is None else [switched_off(facts.switched_off)]
+    reasons = [] if facts.switched_off is None else [describe_switched_off(facts.switched_off)]
     reasons += facts.blocked_by
     if not facts.pods:
         reasons.append(NO_POD)
-    reasons += perimeter.holds(facts.listing)
+    reasons += perimeter.block_reasons(facts.listing)
     return reasons + [f"pod {pod.name}: {reason}" for pod in facts.pods for reason in pod.blocked_by]
 
 
-def hiding(facts: Facts) -> Policy:
+def hide_policy(facts: Facts) -> Policy:
     """Return the policy for hiding, by the time since which a blob is unreferenced."""
     times = facts.times
     bounds = [
-        Bound(facts.now - times.grace, Kept(Why.GRACE, f"unreferenced for less than {_hours(times.grace)}")),
-        *(_reported(pod, timedelta(0)) for pod in reporting(facts)),
-        *(_reconciled(pod, timedelta(0)) for pod in facts.pods if pod.is_reconcilable or not pod.managed),
+        Bound(facts.now - times.grace, Kept(Why.GRACE, f"unreferenced for less than {_format_hours(times.grace)}")),
+        *(_reported_bound(pod, timedelta(0)) for pod in reporting_pods(facts)),
+        *(_reconciled_bound(pod, timedelta(0)) for pod in facts.pods if pod.is_reconcilable or not pod.managed),
     ]
-    return Policy(holds(facts), _least_first(bounds))
+    return Policy(block_reasons(facts), _sort_bounds(bounds))
 
 
-def purging(facts: Facts) -> Policy:
+def purge_policy(facts: Facts) -> Policy:
     """Return the policy for purging, by the time at which a blob was hidden."""
-    times, beyond = facts.times, until_requests_end(facts.times)
+    times, beyond = facts.times, time_until_requests_end(facts.times)
     bounds = [
-        Bound(facts.now - times.quarantine, Kept(Why.QUARANTINE, f"hidden for less than {_hours(times.quarantine)}")),
-        *(_reported(pod, beyond) for pod in reporting(facts)),
-        *(_reconciled(pod, beyond) for pod in facts.pods if pod.is_reconcilable or not pod.managed),
-        _listed(facts),
+        Bound(
+            facts.now - times.quarantine,
+            Kept(Why.QUARANTINE, f"hidden for less than {_format_hours(times.quarantine)}"),
+        ),
+        *(_reported_bound(pod, beyond) for pod in reporting_pods(facts)),
+        *(_reconciled_bound(pod, beyond) for pod in facts.pods if pod.is_reconcilable or not pod.managed),
+        _listed_bound(facts),
     ]
-    return Policy(holds(facts), _least_first(bounds))
+    return Policy(block_reasons(facts), _sort_bounds(bounds))
 
 
-def finishing(facts: Facts) -> Policy:
+def finish_policy(facts: Facts) -> Policy:
     """Return the policy for finishing a purge that an earlier job began, by the time at which a blob was hidden.
 
     That job has found all bounds met. A repository that no pod owns may have appeared since, or that job did not check.
     """
-    return Policy(holds(facts), [_listed(facts)])
+    return Policy(block_reasons(facts), [_listed_bound(facts)])
 
 
 def purge_reasons(
@@ -237,35 +240,37 @@ def purge_reasons(
             Why.NEEDED if needed else Why.DISTURBED, "it was needed or undeleted since it was hidden: it is restored"
         )
         return
-    yield from policy.reasons(hidden_at, pinned=pinned)
+    yield from policy.reasons_to_keep(hidden_at, pinned=pinned)
 
 
-def reporting(facts: Facts) -> list[PodFacts]:
+def reporting_pods(facts: Facts) -> list[PodFacts]:
     """Return the pods whose watermarks count: all that send events (rule 2)."""
     return [pod for pod in facts.pods if pod.managed]
 
 
-def until_requests_end(times: Times) -> timedelta:
+def time_until_requests_end(times: Times) -> timedelta:
     """Return how long after t_h the last request that saw the blob has ended (rule 3)."""
     return times.request_bound
 
 
 def reported_until(pod: PodFacts, beyond: timedelta) -> datetime | None:
     """Return the time up to which the pod has reported what its requests did; None if not known."""
-    return _beyond(pod, pod.watermark, beyond)
+    return _requests_ended_until(pod, pod.watermark, beyond)
 
 
 def reconciled_until(pod: PodFacts, beyond: timedelta) -> datetime | None:
     """Return the time up to which a reconcile has seen what the pod's requests did; None if not known."""
-    return _beyond(pod, pod.reconciled_at, beyond)
+    return _requests_ended_until(pod, pod.reconciled_at, beyond)
 
 
-def _reported(pod: PodFacts, beyond: timedelta) -> Bound:
+def _reported_bound(pod: PodFacts, beyond: timedelta) -> Bound:
     at = reported_until(pod, beyond)
-    more = f"{_hours(beyond)} after then" if beyond else "then"
-    known = "the watermark is not known" if pod.watermark is None else f"watermark {moment(pod.watermark)}"
+    more = f"{_format_hours(beyond)} after then" if beyond else "then"
+    known = "the watermark is not known" if pod.watermark is None else f"watermark {format_time(pod.watermark)}"
     if at is None and pod.watermark is not None and pod.paused_until is not None:
-        known += f"; a process may have been paused until {moment(pod.paused_until)}: {_hours(beyond)} from then"
+        known += (
+            f"; a process may have been paused until {format_time(pod.paused_until)}: {_format_hours(beyond)} from then"
+        )
     return Bound(
         at,
         Kept(
@@ -276,7 +281,7 @@ def _reported(pod: PodFacts, beyond: timedelta) -> Bound:
     )
 
 
-def _reconciled(pod: PodFacts, beyond: timedelta) -> Bound:
+def _reconciled_bound(pod: PodFacts, beyond: timedelta) -> Bound:
     return Bound(
         reconciled_until(pod, beyond),
         Kept(
@@ -287,35 +292,35 @@ def _reconciled(pod: PodFacts, beyond: timedelta) -> Bound:
     )
 
 
-def _listed(facts: Facts) -> Bound:
-    listing, beyond = facts.listing, until_requests_end(facts.times)
-    known = "no listing is known" if listing is None else f"the last listing began at {moment(listing.began_at)}"
+def _listed_bound(facts: Facts) -> Bound:
+    listing, beyond = facts.listing, time_until_requests_end(facts.times)
+    known = "no listing is known" if listing is None else f"the last listing began at {format_time(listing.began_at)}"
     return Bound(
         None if listing is None else listing.began_at - beyond,
         Kept(
             Why.NOT_LISTED,
             "the root has not been listed for repositories that no pod owns "
-            f"{f'{_hours(beyond)} after then' if beyond else 'since then'} ({known}): the next run lists it",
+            f"{f'{_format_hours(beyond)} after then' if beyond else 'since then'} ({known}): the next run lists it",
         ),
     )
 
 
-def _beyond(pod: PodFacts, known: datetime | None, beyond: timedelta) -> datetime | None:
+def _requests_ended_until(pod: PodFacts, known: datetime | None, beyond: timedelta) -> datetime | None:
     """Return the time up to which all requests have ended, given what is known up to `known`; None if not known."""
     if known is None or (beyond and pod.paused_until is not None and known < pod.paused_until + beyond):
         return None
     return known - beyond
 
 
-def _least_first(bounds: Sequence[Bound]) -> list[Bound]:
+def _sort_bounds(bounds: Sequence[Bound]) -> list[Bound]:
     return sorted(bounds, key=lambda bound: float("-inf") if bound.at is None else bound.at.timestamp())
 
 
-def moment(at: datetime) -> str:
+def format_time(at: datetime) -> str:
     """Format a time for a sentence."""
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _hours(time: timedelta) -> str:
+def _format_hours(time: timedelta) -> str:
     hours, seconds = divmod(time.total_seconds(), 3600)
     return f"{hours:.0f} h" if not seconds else f"{time.total_seconds():g} s"

@@ -1,6 +1,6 @@
 """Explain why a blob is kept, or how it was deleted, in sentences.
 
-Route: lookup/explain.py reads what is known of one blob -> `explanation_of` -> its outcome in a word and in a sentence,
+Route: lookup/explain.py reads what is known of one blob -> `explain_blob` -> its outcome in a word and in a sentence,
 every reason that keeps it, and its history.
 Not here: what keeps a blob (gc.py), the ledger (table/ledger.py).
 """
@@ -10,7 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
-from coordinator.domain.gc import Facts, Kept, Why, hiding, moment, purge_reasons, purging
+from coordinator.domain.gc import Facts, Kept, Why, format_time, hide_policy, purge_policy, purge_reasons
 from coordinator.domain.lifecycle import CONCEALED, BlobState
 
 
@@ -31,7 +31,7 @@ class Outlook(StrEnum):
     MISSING = "missing"
 
 
-class Hidden(NamedTuple):
+class PendingHide(NamedTuple):
     """A pending hide: not undone, and not purged."""
 
     run: int
@@ -53,7 +53,7 @@ class KnownBlob(NamedTuple):
     unreferenced_since: datetime | None
     #: Why it is pinned.
     pin: str | None
-    hide: Hidden | None
+    hide: PendingHide | None
 
     @property
     def needed(self) -> bool:
@@ -86,68 +86,72 @@ class Explanation(NamedTuple):
 Summary = tuple[Outlook, str, Sequence[Reason]]
 
 
-def explanation_of(known: KnownBlob, facts: Facts, history: Sequence[Entry], *, earlier: bool) -> Explanation:
+def explain_blob(known: KnownBlob, facts: Facts, history: Sequence[Entry], *, earlier: bool) -> Explanation:
     """Explain the blob. `earlier`: the ledger has entries before `history`."""
-    if known.state in CONCEALED and (known.needed or _asked(known)):
-        outcome, summary, reasons = _restoring(known)
+    if known.state in CONCEALED and (known.needed or _describe_undelete(known)):
+        outcome, summary, reasons = _summarise_restoring(known)
     else:
-        outcome, summary, reasons = _BY_STATE[known.state](known, facts)
+        outcome, summary, reasons = _SUMMARISE_BY_STATE[known.state](known, facts)
     dated = [(known.first_seen, "a registry reported it for the first time")]
-    dated += [(entry.at, _sentence(entry)) for entry in history]
+    dated += [(entry.at, _describe_entry(entry)) for entry in history]
     if known.state is BlobState.UNREFERENCED and known.unreferenced_since is not None:
         dated.append((known.unreferenced_since, "nothing references it since then"))
-    sentences = [f"{moment(at)}: {each}." for at, each in sorted(dated, key=lambda each: each[0])]
+    sentences = [f"{format_time(at)}: {each}." for at, each in sorted(dated, key=lambda each: each[0])]
     if earlier:
         sentences.insert(1, "Earlier entries of the ledger are left out here.")
     return Explanation(outcome, summary, reasons, [*sentences, f"Now: {summary}"])
 
 
-def _live(known: KnownBlob, _: Facts) -> Summary:
-    needs = _needs(known)
-    return Outlook.NEEDED, f"It is needed: {needs}. It stays as long as one of them does.", [_needed(needs)]
+def _summarise_live(known: KnownBlob, _: Facts) -> Summary:
+    needs = _describe_needs(known)
+    return Outlook.NEEDED, f"It is needed: {needs}. It stays as long as one of them does.", [_needed_reason(needs)]
 
 
-def _missing(known: KnownBlob, _: Facts) -> Summary:
-    needs = _needs(known)
+def _summarise_missing(known: KnownBlob, _: Facts) -> Summary:
+    needs = _describe_needs(known)
     sentence = f"It is needed and its bytes are not in storage, which is an alarm: {needs}. Push it again."
-    return Outlook.MISSING, sentence, [_needed(needs)]
+    return Outlook.MISSING, sentence, [_needed_reason(needs)]
 
 
-def _hiding(known: KnownBlob, _: Facts) -> Summary:
-    return Outlook.BEING_HIDDEN, f"Run {_run(known)} is hiding it. If the run does not finish, the hide is undone.", []
+def _summarise_hiding(known: KnownBlob, _: Facts) -> Summary:
+    return (
+        Outlook.BEING_HIDDEN,
+        f"Run {_describe_run(known)} is hiding it. If the run does not finish, the hide is undone.",
+        [],
+    )
 
 
-def _purging(known: KnownBlob, _: Facts) -> Summary:
+def _summarise_purging(known: KnownBlob, _: Facts) -> Summary:
     if known.hide is not None and known.hide.disturbed:
         sentence = "Its purge was cancelled: it is served again once no delete of it can still be under way."
         return Outlook.BEING_RESTORED, sentence, []
-    return Outlook.BEING_PURGED, f"Run {_run(known)} has begun to delete its bytes: some may be gone.", []
+    return Outlook.BEING_PURGED, f"Run {_describe_run(known)} has begun to delete its bytes: some may be gone.", []
 
 
-def _purged(_: KnownBlob, __: Facts) -> Summary:
+def _summarise_purged(_: KnownBlob, __: Facts) -> Summary:
     return Outlook.PURGED, "Its bytes are deleted, and nothing needs it. It can be pushed again.", []
 
 
-def _unreferenced(known: KnownBlob, facts: Facts) -> Summary:
+def _summarise_unreferenced(known: KnownBlob, facts: Facts) -> Summary:
     since = known.unreferenced_since
     assert since is not None
-    reasons = _pin_first(known, list(hiding(facts).reasons(since, pinned=known.pin is not None)))
+    reasons = _put_pin_first(known, list(hide_policy(facts).reasons_to_keep(since, pinned=known.pin is not None)))
     if not reasons:
-        sentence = f"Nothing references it since {moment(since)}, and nothing keeps it: the next run hides it."
+        sentence = f"Nothing references it since {format_time(since)}, and nothing keeps it: the next run hides it."
         return Outlook.TO_BE_HIDDEN, sentence, []
     grace = since + facts.times.grace
     timed = [Reason(each, grace if each.why is Why.GRACE else None) for each in reasons]
-    sentence = f"Nothing references it since {moment(since)}, and it is kept: {_first(timed)}"
+    sentence = f"Nothing references it since {format_time(since)}, and it is kept: {_describe_first_reason(timed)}"
     return Outlook.KEPT, sentence, timed
 
 
-def _hidden(known: KnownBlob, facts: Facts) -> Summary:
+def _summarise_hidden(known: KnownBlob, facts: Facts) -> Summary:
     at = None if known.hide is None else known.hide.hidden_at
     assert known.hide is not None
     assert at is not None
     pinned, disturbed = known.pin is not None, known.hide.disturbed
-    reasons = list(purge_reasons(purging(facts), at, needed=False, disturbed=disturbed, pinned=pinned))
-    sentence = f"It is hidden from registries since {moment(at)}, and its bytes are kept"
+    reasons = list(purge_reasons(purge_policy(facts), at, needed=False, disturbed=disturbed, pinned=pinned))
+    sentence = f"It is hidden from registries since {format_time(at)}, and its bytes are kept"
     if not reasons:
         return Outlook.TO_BE_PURGED, f"{sentence}; there is no reason left to keep them: the next run deletes them.", []
     if disturbed:
@@ -157,11 +161,17 @@ def _hidden(known: KnownBlob, facts: Facts) -> Summary:
             [Reason(each, None) for each in reasons],
         )
     quarantine = at + facts.times.quarantine
-    timed = [Reason(each, quarantine if each.why is Why.QUARANTINE else None) for each in _pin_first(known, reasons)]
-    return Outlook.HIDDEN, f"{sentence}: {_first(timed)} To restore it, run `baleen blob undelete`.", timed
+    timed = [
+        Reason(each, quarantine if each.why is Why.QUARANTINE else None) for each in _put_pin_first(known, reasons)
+    ]
+    return (
+        Outlook.HIDDEN,
+        f"{sentence}: {_describe_first_reason(timed)} To restore it, run `baleen blob undelete`.",
+        timed,
+    )
 
 
-def _pin_first(known: KnownBlob, reasons: Sequence[Kept]) -> list[Kept]:
+def _put_pin_first(known: KnownBlob, reasons: Sequence[Kept]) -> list[Kept]:
     """Put the reasons of this blob before those of all blobs, and name why it is pinned."""
     pinned = f"it is pinned ({known.pin}): remove the pin with `baleen unpin`"
     named = [Kept(each.why, pinned) if each.why is Why.PINNED else each for each in reasons]
@@ -169,16 +179,16 @@ def _pin_first(known: KnownBlob, reasons: Sequence[Kept]) -> list[Kept]:
     return sorted(named, key=lambda each: order.get(each.why, 2))
 
 
-def _first(reasons: Sequence[Reason]) -> str:
+def _describe_first_reason(reasons: Sequence[Reason]) -> str:
     first, *others = reasons
-    until = "" if first.until is None else f", until {moment(first.until)}"
+    until = "" if first.until is None else f", until {format_time(first.until)}"
     more = f" ({len(others)} more {'reason' if len(others) == 1 else 'reasons'} below)" if others else ""
     return f"{first.kept.detail}{until}{more}."
 
 
-def _restoring(known: KnownBlob) -> Summary:
-    reasons = [_needed(_needs(known))] if known.needed else []
-    why = f"is needed ({_needs(known)})" if known.needed else f"was undeleted ({_asked(known)})"
+def _summarise_restoring(known: KnownBlob) -> Summary:
+    reasons = [_needed_reason(_describe_needs(known))] if known.needed else []
+    why = f"is needed ({_describe_needs(known)})" if known.needed else f"was undeleted ({_describe_undelete(known)})"
     if known.state is BlobState.PURGED:
         sentence = f"Its bytes were deleted, and it {why}: workers check whether they were pushed again."
     elif known.state is BlobState.HIDDEN:
@@ -188,37 +198,39 @@ def _restoring(known: KnownBlob) -> Summary:
     return Outlook.BEING_RESTORED, sentence, reasons
 
 
-def _asked(known: KnownBlob) -> str | None:
+def _describe_undelete(known: KnownBlob) -> str | None:
     return None if known.hide is None else known.hide.asked_why
 
 
-def _run(known: KnownBlob) -> str:
+def _describe_run(known: KnownBlob) -> str:
     return "?" if known.hide is None else str(known.hide.run)
 
 
-def _needed(needs: str) -> Reason:
+def _needed_reason(needs: str) -> Reason:
     return Reason(Kept(Why.NEEDED, needs), None)
 
 
-def _needs(known: KnownBlob) -> str:
+def _describe_needs(known: KnownBlob) -> str:
     """Say what needs it: counts of holdings and links, and the pods."""
     parts = []
     if known.holdings:
-        parts.append(_counted(known.holdings, "holding needs it", "holdings need it"))
+        parts.append(_format_count(known.holdings, "holding needs it", "holdings need it"))
     if known.links:
-        parts.append(_counted(known.links, "repository links it directly", "repositories link it directly"))
-    pods = f", in {_counted(known.repositories, 'repository', 'repositories')} of pod{'s' * (len(known.pods) != 1)} "
+        parts.append(_format_count(known.links, "repository links it directly", "repositories link it directly"))
+    pods = (
+        f", in {_format_count(known.repositories, 'repository', 'repositories')} of pod{'s' * (len(known.pods) != 1)} "
+    )
     return " and ".join(parts) + (f"{pods}{', '.join(known.pods)}" if known.pods else "")
 
 
-_BY_STATE: Final[Mapping[BlobState, Callable[[KnownBlob, Facts], Summary]]] = {
-    BlobState.LIVE: _live,
-    BlobState.UNREFERENCED: _unreferenced,
-    BlobState.HIDING: _hiding,
-    BlobState.HIDDEN: _hidden,
-    BlobState.PURGING: _purging,
-    BlobState.PURGED: _purged,
-    BlobState.MISSING: _missing,
+_SUMMARISE_BY_STATE: Final[Mapping[BlobState, Callable[[KnownBlob, Facts], Summary]]] = {
+    BlobState.LIVE: _summarise_live,
+    BlobState.UNREFERENCED: _summarise_unreferenced,
+    BlobState.HIDING: _summarise_hiding,
+    BlobState.HIDDEN: _summarise_hidden,
+    BlobState.PURGING: _summarise_purging,
+    BlobState.PURGED: _summarise_purged,
+    BlobState.MISSING: _summarise_missing,
 }
 
 #: By the decisions of the ledger.
@@ -238,26 +250,26 @@ _SENTENCES: Final = {
 }
 
 
-def _sentence(entry: Entry) -> str:
+def _describe_entry(entry: Entry) -> str:
     evidence = entry.evidence
     sentence = _SENTENCES.get(entry.decision, "{decision}: {why}").format(
         decision=entry.decision,
         who="a worker" if entry.run is None else f"run {entry.run}",
         why=entry.why,
-        bytes=_bytes(evidence.get("bytes")),
-        freed=_bytes(evidence.get("freed_bytes")),
+        bytes=_format_bytes(evidence.get("bytes")),
+        freed=_format_bytes(evidence.get("freed_bytes")),
         by=evidence.get("by", "an operator"),
         repository=evidence.get("repository", "a repository"),
     )
     since = evidence.get("unreferenced_since")
     if isinstance(since, str):
-        sentence += f" (unreferenced since {moment(datetime.fromisoformat(since))})"
+        sentence += f" (unreferenced since {format_time(datetime.fromisoformat(since))})"
     return sentence
 
 
-def _bytes(count: object) -> str:
+def _format_bytes(count: object) -> str:
     return f"{count} bytes" if isinstance(count, int) else "its bytes"
 
 
-def _counted(count: int, one: str, many: str) -> str:
+def _format_count(count: int, one: str, many: str) -> str:
     return f"{count} {one if count == 1 else many}"

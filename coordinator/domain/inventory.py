@@ -1,6 +1,7 @@
 """Find blobs for which table and storage differ: a merge of two streams, both sorted by digest.
 
-Route: audit/audit.py -> `differing` gives candidates -> each is read again -> `discrepancies` says what is wrong.
+Route: audit/audit.py -> `find_differing` gives candidates -> each is read again -> `find_discrepancies` says what is
+wrong.
 Table and storage are read at different times, so a candidate may be a push under way. A listing that is not in order
 gives more candidates, and no wrong result.
 Pure; it keeps only one item of each stream in memory.
@@ -11,7 +12,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from coordinator.domain.lifecycle import CONCEALED, BlobState
-from coordinator.domain.merge import paired
+from coordinator.domain.merge import pair_items
 from coordinator.domain.names import Digest
 
 #: Their bytes are not served and are kept, or about to be: the restorer serves them again.
@@ -66,7 +67,7 @@ class Pair(NamedTuple):
         return some.digest
 
 
-def discrepancies(known: TableBlob | None, stored: StoredBlob | None) -> list[Discrepancy]:
+def find_discrepancies(known: TableBlob | None, stored: StoredBlob | None) -> list[Discrepancy]:
     """Return what is wrong with one digest."""
     if known is None:
         return [] if stored is None else [Discrepancy.ORPHAN]
@@ -83,8 +84,8 @@ def discrepancies(known: TableBlob | None, stored: StoredBlob | None) -> list[Di
     return found
 
 
-def differing(table: Iterable[TableBlob], storage: Iterable[StoredBlob]) -> Iterator[Pair]:
+def find_differing(table: Iterable[TableBlob], storage: Iterable[StoredBlob]) -> Iterator[Pair]:
     """Give the digests for which table and storage differ."""
-    for row, item in paired(table, storage, lambda blob: blob.digest):
-        if discrepancies(row, item):
+    for row, item in pair_items(table, storage, lambda blob: blob.digest):
+        if find_discrepancies(row, item):
             yield Pair(row, item)

@@ -101,7 +101,7 @@ _ROWS: Final[dict[BlobState, tuple[BlobState | NoTransition, ...]]] = {
     _M:       (_x,    _U,      _L,  _x,    _A,    _A,    _x,    _A,      _A),
 }  # fmt: skip
 
-TABLE: Final[dict[tuple[BlobState, BlobEvent], BlobState | NoTransition]] = {
+TRANSITIONS: Final[dict[tuple[BlobState, BlobEvent], BlobState | NoTransition]] = {
     (state, event): cell for state, row in _ROWS.items() for event, cell in zip(_EVENTS, row, strict=True)
 }
 
@@ -109,19 +109,19 @@ TABLE: Final[dict[tuple[BlobState, BlobEvent], BlobState | NoTransition]] = {
 CONCEALED: Final = frozenset({_HIDING, _H, _PURGING, _P})
 
 
-def after(state: BlobState, event: BlobEvent, *, needed: bool) -> BlobState:
+def state_after(state: BlobState, event: BlobEvent, *, needed: bool) -> BlobState:
     """Return the state after an event, of a blob that is `needed` or not; raises LifecycleError.
 
     A check of storage changes nothing for a blob that is not needed: it cannot be missing, and is not restored.
     """
     if event in {BlobEvent.SEEN, BlobEvent.ABSENT} and not needed:
         return state
-    cell = TABLE[state, event]
+    cell = TRANSITIONS[state, event]
     if cell is NoTransition.ALARM:
         raise LifecycleError(f"The event `{event.value}` is impossible for a blob that is {state.name.lower()}.")
     moved = state if cell is NoTransition.IGNORE else cell
     assert isinstance(moved, BlobState)
-    return counted(moved, referenced=needed) if event is BlobEvent.SHOWN else moved
+    return state_after_count(moved, referenced=needed) if event is BlobEvent.SHOWN else moved
 
 
 def published_name(before: BlobState, to: BlobState) -> str | None:
@@ -133,11 +133,11 @@ def published_name(before: BlobState, to: BlobState) -> str | None:
     return to.name.lower()
 
 
-def counted(state: BlobState, *, referenced: bool) -> BlobState:
+def state_after_count(state: BlobState, *, referenced: bool) -> BlobState:
     """Return the state after a change of counts; `referenced` if any of them is above zero now."""
-    return after(state, BlobEvent.NEEDED if referenced else BlobEvent.UNNEEDED, needed=referenced)
+    return state_after(state, BlobEvent.NEEDED if referenced else BlobEvent.UNNEEDED, needed=referenced)
 
 
-def after_check(state: BlobState, *, referenced: bool, stored: bool) -> BlobState:
+def state_after_check(state: BlobState, *, referenced: bool, stored: bool) -> BlobState:
     """Return the state after a check of storage; `stored` if the bytes are served to registries."""
-    return after(state, BlobEvent.SEEN if stored else BlobEvent.ABSENT, needed=referenced)
+    return state_after(state, BlobEvent.SEEN if stored else BlobEvent.ABSENT, needed=referenced)

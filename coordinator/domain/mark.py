@@ -58,7 +58,7 @@ class FoundMark(NamedTuple):
 
 
 #: A mark that cannot be read.
-NOBODY = FoundMark("nobody", 0)
+MARK_OF_NOBODY = FoundMark("nobody", 0)
 
 
 class Mark(NamedTuple):
@@ -86,10 +86,10 @@ class ForeignBucketError(BaleenError):
     """The bucket's GC history does not match this database."""
 
 
-_CLAIM = "GC is blocked. See `Failover and restore` in docs/RECOVERY.md, then run `baleen gc claim --why …`."
+_CLAIM_ADVICE = "GC is blocked. See `Failover and restore` in docs/RECOVERY.md, then run `baleen gc claim --why …`."
 
 
-def moved(recorded: Instance | None, current: Instance) -> str | None:
+def describe_move(recorded: Instance | None, current: Instance) -> str | None:
     """Return how the database has changed since its instance was recorded; None if no change is known."""
     if recorded is None:
         return None
@@ -104,17 +104,17 @@ def moved(recorded: Instance | None, current: Instance) -> str | None:
         return (
             f"The database is on WAL timeline {current.timeline}, and was on {recorded.timeline}: a standby was "
             "promoted, or the database was restored to a point in time. Commits may be lost, and blobs that they hid "
-            f"may be live and answer 404. {_CLAIM}"
+            f"may be live and answer 404. {_CLAIM_ADVICE}"
         )
     if "system" in changed:
         return (
             f"The database runs on another PostgreSQL server (system identifier {current.system}, before "
-            f"{recorded.system}): it was restored or moved. {_CLAIM}"
+            f"{recorded.system}): it was restored or moved. {_CLAIM_ADVICE}"
         )
-    return f"The database was restored from a dump: its tables were created again. {_CLAIM}"
+    return f"The database was restored from a dump: its tables were created again. {_CLAIM_ADVICE}"
 
 
-def unreported(current: Instance) -> str | None:
+def describe_unreported(current: Instance) -> str | None:
     """Return which parts of its instance the database does not report; None if it reports all."""
     if not current.unknown:
         return None
@@ -124,54 +124,56 @@ def unreported(current: Instance) -> str | None:
     )
 
 
-def refusal(found: FoundMark | None, before: Mark, after: Mark, key: str) -> str | None:
+def describe_refusal(found: FoundMark | None, before: Mark, after: Mark, key: str) -> str | None:
     """Return why GC may not run; None if bucket and database match.
 
     `before` was read before the mark and `after` after it, since others may be writing. `key` is the mark's.
     """
     written_by = None if found is None else found.instance
     return (
-        moved(after.recorded, after.current) or _mismatch(found, before, after, key) or moved(written_by, after.current)
+        describe_move(after.recorded, after.current)
+        or _describe_mismatch(found, before, after, key)
+        or describe_move(written_by, after.current)
     )
 
 
-def _mismatch(found: FoundMark | None, before: Mark, after: Mark, key: str) -> str | None:
+def _describe_mismatch(found: FoundMark | None, before: Mark, after: Mark, key: str) -> str | None:
     if found is None:
-        return lost(before, key)
+        return describe_lost_mark(before, key)
     if found.database != after.database:
         return (
             f"Another database ({found.database[:100]}, by {key}) collects garbage in this bucket: each would delete "
-            f"what only the other knows. Stop one of the two. {_CLAIM}"
+            f"what only the other knows. Stop one of the two. {_CLAIM_ADVICE}"
         )
-    return database_is_older(found, after, key) or bucket_is_older(found, before, key)
+    return describe_older_database(found, after, key) or describe_older_bucket(found, before, key)
 
 
-def lost(before: Mark, key: str) -> str | None:
+def describe_lost_mark(before: Mark, key: str) -> str | None:
     """Return why a bucket without a mark does not match; None if it never had one."""
     if not before.written:
         return None
     return (
         f"The bucket has lost the mark {key} that this database wrote: it is another bucket, was emptied, or is in "
-        f"an older state. {_CLAIM}"
+        f"an older state. {_CLAIM_ADVICE}"
     )
 
 
-def database_is_older(found: FoundMark, after: Mark, key: str) -> str | None:
+def describe_older_database(found: FoundMark, after: Mark, key: str) -> str | None:
     """Return how a database that is older than the bucket shows that; None if it is not."""
     # Its own epoch proves nothing: an older database also advances, with what its workers restore.
     if found.epoch <= after.writing:
         return None
     return (
         f"The database is older than the bucket: {key} is at epoch {found.epoch}, and this database wrote "
-        f"{after.writing}. It was restored from a backup, or lost commits. {_CLAIM}"
+        f"{after.writing}. It was restored from a backup, or lost commits. {_CLAIM_ADVICE}"
     )
 
 
-def bucket_is_older(found: FoundMark, before: Mark, key: str) -> str | None:
+def describe_older_bucket(found: FoundMark, before: Mark, key: str) -> str | None:
     """Return how a bucket that is older than the database shows that; None if it is not."""
     if found.epoch >= before.written:
         return None
     return (
         f"The bucket is older than the database: {key} is at epoch {found.epoch}, and had {before.written}. The "
-        f"bucket was rolled back, or is a replica that was promoted. {_CLAIM}"
+        f"bucket was rolled back, or is a replica that was promoted. {_CLAIM_ADVICE}"
     )

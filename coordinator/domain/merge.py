@@ -44,9 +44,9 @@ class TableLink(NamedTuple):
     old: bool
 
 
-def differences(listed: Iterable[Link], known: Iterable[TableLink]) -> Iterator[Link | TableLink]:
+def find_differences(listed: Iterable[Link], known: Iterable[TableLink]) -> Iterator[Link | TableLink]:
     """Give the listed links that are not known, and the known, old rows that are not listed."""
-    for link, row in paired(listed, known, lambda item: item[:2]):
+    for link, row in pair_items(listed, known, lambda item: item[:2]):
         if row is None:
             assert link is not None
             yield link
@@ -54,7 +54,7 @@ def differences(listed: Iterable[Link], known: Iterable[TableLink]) -> Iterator[
             yield row
 
 
-def paired(
+def pair_items(
     left: Iterable[Left], right: Iterable[Right], key: Callable[[Left | Right], Any]
 ) -> Iterator[tuple[Left | None, Right | None]]:
     """Pair the items of two streams that are sorted by `key`; None where one of them has no item for a key.

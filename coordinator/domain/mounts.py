@@ -63,7 +63,7 @@ class NotMountedError(Exception):
         self.reason = reason
 
 
-class Wanted(NamedTuple):
+class MountRequest(NamedTuple):
     """A parsed mount request."""
 
     repository: RepositoryName
@@ -72,21 +72,21 @@ class Wanted(NamedTuple):
     source: RepositoryName | None
 
 
-def parse(repository: RepositoryName, parameters: Mapping[str, Sequence[str]]) -> Wanted:
+def parse_mount(repository: RepositoryName, parameters: Mapping[str, Sequence[str]]) -> MountRequest:
     """Parse the parameters of the request; raises NotMountedError. If one is repeated, the first counts."""
-    mount = _first(parameters, "mount")
+    mount = _first_value(parameters, "mount")
     if not mount:
         raise NotMountedError(Reason.NOT_ASKED)
-    source = _first(parameters, "from")
+    source = _first_value(parameters, "from")
     try:
         digest = parse_digest(mount)
     except InvalidNameError as error:
         raise NotMountedError(Reason.NOT_A_DIGEST) from error
     try:
-        return Wanted(repository, digest, parse_repository(source) if source else None)
+        return MountRequest(repository, digest, parse_repository(source) if source else None)
     except InvalidNameError as error:
         raise NotMountedError(Reason.NOT_A_REPOSITORY) from error
 
 
-def _first(parameters: Mapping[str, Sequence[str]], name: str) -> str | None:
+def _first_value(parameters: Mapping[str, Sequence[str]], name: str) -> str | None:
     return next(iter(parameters.get(name, ())), None)

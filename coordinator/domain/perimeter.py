@@ -37,11 +37,11 @@ class Listing(NamedTuple):
     began_at: datetime
     #: Repositories, or folders of repositories, that no pod owns.
     unowned: Sequence[str] = ()
-    #: `unowned` has all of them.
+    #: `describe_unowned` has all of them.
     complete: bool = True
 
     @property
-    def names(self) -> list[str]:
+    def names_to_show(self) -> list[str]:
         """The names, with a last entry if there are more."""
         return [*self.unowned, *([] if self.complete else ["and more"])]
 
@@ -50,7 +50,7 @@ def is_owned(name: str, prefixes: Iterable[str]) -> bool:
     return any(name == prefix or name.startswith(f"{prefix}/") for prefix in prefixes)
 
 
-def as_of_now(
+def evaluate_listing(
     began_at: datetime, listed_with: Collection[str], unowned: Sequence[str], complete: bool, prefixes: Collection[str]
 ) -> Listing | None:
     """Evaluate a listing made with earlier prefixes for the present ones; None if it does not cover them."""
@@ -60,14 +60,14 @@ def as_of_now(
     return Listing(began_at, [name for name in unowned if not is_owned(name, known)], complete)
 
 
-def holds(listing: Listing | None) -> list[str]:
+def block_reasons(listing: Listing | None) -> list[str]:
     """Return why the listing forbids deleting anything; empty if it does not."""
     if listing is None:
         return [NOT_LISTED]
-    return [f"{unowned(listing)}: {REMEDY}"] if listing.names else []
+    return [f"{describe_unowned(listing)}: {REMEDY}"] if listing.names_to_show else []
 
 
-def unowned(listing: Listing, limit: int = NAMES_SHOWN) -> str:
+def describe_unowned(listing: Listing, limit: int = NAMES_SHOWN) -> str:
     """Return a sentence that names up to `limit` repositories that no pod owns; the listing must have found any."""
     shown = listing.unowned[:limit]
     left = len(listing.unowned) - len(shown)
@@ -76,7 +76,7 @@ def unowned(listing: Listing, limit: int = NAMES_SHOWN) -> str:
     return f"no pod owns {', '.join(shown) or 'some repositories'}{more}, which {verb} stored in the root"
 
 
-def shown_name(name: str) -> str:
+def make_name_safe(name: str) -> str:
     """Make a name from a bucket safe to store and show, whatever characters it has."""
     plain = name if name.isprintable() else ascii(name)[1:-1]
     return plain if len(plain) <= NAME_LIMIT else f"{plain[:NAME_LIMIT]}…"

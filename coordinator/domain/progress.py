@@ -4,7 +4,7 @@ Kafka's offsets are unique only within one log: after a topic was deleted and cr
 other records get the same offsets. Retention removes records that were never applied. Each is detected here and is a
 *gap*: events may be lost, so pods must be reconciled before garbage collection.
 
-Route: workers/position.py asks the broker (`LogState`) and the table (`Progress`) -> `inspect` -> `Position`.
+Route: workers/position.py asks the broker (`LogState`) and the table (`Progress`) -> `decide_position` -> `Position`.
 Invariant: where the log cannot be proved to be the same, the answer is a gap.
 """
 
@@ -68,25 +68,25 @@ class Position(NamedTuple):
     gap: GapFound | None
 
 
-def inspect(progress: Progress | None, log: LogState) -> Position:
+def decide_position(progress: Progress | None, log: LogState) -> Position:
     """Decide where to continue in a partition's log."""
     if progress is None:
-        return _from(log, 0)
-    if _replaced(progress, log):
+        return _position_from(log, 0)
+    if _is_replaced(progress, log):
         # The whole new log is read: records that were applied before change nothing.
         gap = GapFound(GapReason.LOG_REPLACED, progress.next_offset, None)
         return Position(Progress(log.earliest, None, log.topic_id), gap)
     if log.earliest > progress.next_offset:
-        return _from(log, progress.next_offset)
+        return _position_from(log, progress.next_offset)
     return Position(progress._replace(topic_id=log.topic_id or progress.topic_id), None)
 
 
-def _from(log: LogState, expected: int) -> Position:
+def _position_from(log: LogState, expected: int) -> Position:
     gap = GapFound(GapReason.RECORDS_REMOVED, expected, log.earliest) if log.earliest > expected else None
     return Position(Progress(log.earliest, None, log.topic_id), gap)
 
 
-def _replaced(progress: Progress, log: LogState) -> bool:
+def _is_replaced(progress: Progress, log: LogState) -> bool:
     if progress.topic_id and log.topic_id and progress.topic_id != log.topic_id:
         return True
     if log.latest < progress.next_offset:

@@ -97,7 +97,7 @@ class MalformedManifestError(BaleenError):
     """The bytes are not a manifest that can be read exactly."""
 
 
-class Reading(NamedTuple):
+class ManifestNeeds(NamedTuple):
     """What a manifest can need, read from its own bytes."""
 
     content: ManifestContent
@@ -116,7 +116,7 @@ def reference_kind(kind: ManifestKind, position: int) -> ReferenceKind:
     return ReferenceKind.CONFIG if kind is ManifestKind.IMAGE and position == 0 else ReferenceKind.LAYER
 
 
-def unique(references: Sequence[Reference]) -> tuple[Reference, ...]:
+def unique_references(references: Sequence[Reference]) -> tuple[Reference, ...]:
     """Keep the first of each digest: a layer listed twice is still one reference."""
     first: dict[Digest, Reference] = {}
     for reference in references:
@@ -131,7 +131,7 @@ def parse_manifest(body: bytes, media_type: str | None = None) -> ManifestConten
     Raises MalformedManifestError with the reason.
     """
     try:
-        document = json.loads(_text(body), object_pairs_hook=_object, parse_int=_integer)
+        document = json.loads(_decode_text(body), object_pairs_hook=_make_object, parse_int=_parse_integer)
     except (ValueError, RecursionError) as error:
         raise MalformedManifestError(f"The manifest is not JSON: {error}.") from error
     if not isinstance(document, dict):
@@ -142,24 +142,24 @@ def parse_manifest(body: bytes, media_type: str | None = None) -> ManifestConten
         raise MalformedManifestError("The manifest is of two kinds at once.")
     if kind is ManifestKind.INDEX and "manifests" not in document:
         raise MalformedManifestError("The manifest claims to be an index, and lists no manifests.")
-    references = [_reference(entry) for entry in _entries(kind, document)]
+    references = [_parse_reference(entry) for entry in _entries_of(kind, document)]
     if len(references) > REFERENCES_LIMIT:
         raise MalformedManifestError(f"The manifest lists more than {REFERENCES_LIMIT} references.")
-    return ManifestContent(kind, unique(references))
+    return ManifestContent(kind, unique_references(references))
 
 
-def read_manifest(body: bytes) -> Reading:
+def read_manifest(body: bytes) -> ManifestNeeds:
     """Read what a manifest lists or, if the exact list is not certain, every digest that its bytes name."""
     try:
-        return Reading(parse_manifest(body))
+        return ManifestNeeds(parse_manifest(body))
     except MalformedManifestError as error:
         why = str(error)
     digests: dict[Digest, None] = {}
     others: dict[str, None] = {}
     texts: set[str] = set()
     too_long = False
-    for text in _strings(body):
-        if (digest := _digest(text)) is not None:
+    for text in _find_strings(body):
+        if (digest := _digest_or_none(text)) is not None:
             digests[digest] = None
         elif _OTHER_DIGEST.fullmatch(text):
             others[text] = None
@@ -168,7 +168,7 @@ def read_manifest(body: bytes) -> Reading:
             texts.add(text.casefold())
     references = tuple(Reference(digest, None) for digest in digests)
     complete = not too_long and _is_known_form(body) and not texts.isdisjoint(_FORMS)
-    return Reading(ManifestContent(ManifestKind.NAMED, references), why, tuple(others), complete)
+    return ManifestNeeds(ManifestContent(ManifestKind.NAMED, references), why, tuple(others), complete)
 
 
 def is_manifest(body: bytes) -> bool:
@@ -178,7 +178,7 @@ def is_manifest(body: bytes) -> bool:
     """
     try:
         # Objects as tuples, to see repeated names: Go ignores a later null, so the first value may count.
-        document = json.loads(_text(body), object_pairs_hook=tuple)
+        document = json.loads(_decode_text(body), object_pairs_hook=tuple)
     except json.JSONDecodeError:
         return False
     except (ValueError, RecursionError):
@@ -202,7 +202,7 @@ _FORM_LIMIT = 32
 _FORMS = frozenset(name.casefold() for name in {"config", *_ALL_LISTS})
 
 
-def _strings(body: bytes) -> Iterator[str]:
+def _find_strings(body: bytes) -> Iterator[str]:
     """Give every string of a JSON text that may be a digest or a name, at any depth: only strings have quotes."""
     for found in _STRING.finditer(body):
         raw, end = found.groups()
@@ -217,7 +217,7 @@ def _strings(body: bytes) -> Iterator[str]:
             continue
 
 
-def _digest(text: str) -> Digest | None:
+def _digest_or_none(text: str) -> Digest | None:
     try:
         return parse_digest(text)
     except InvalidNameError:
@@ -227,7 +227,7 @@ def _digest(text: str) -> Digest | None:
 def _is_known_form(body: bytes) -> bool:
     """Whether a known registry may have accepted this: a JSON object with no unknown media type."""
     try:
-        document = json.loads(_text(body), parse_int=_integer)
+        document = json.loads(_decode_text(body), parse_int=_parse_integer)
     except RecursionError:
         return True
     except ValueError:
@@ -236,17 +236,17 @@ def _is_known_form(body: bytes) -> bool:
     return isinstance(document, dict) and (not isinstance(media_type, str) or media_type in {"", *MANIFEST_KINDS})
 
 
-def _integer(text: str) -> int | None:
+def _parse_integer(text: str) -> int | None:
     """Parse a number: Python refuses one with thousands of digits, and Go accepts it in fields that it ignores."""
     return int(text) if len(text) < 25 else None
 
 
-def _text(body: bytes) -> str:
+def _decode_text(body: bytes) -> str:
     """Decode bytes as Go's JSON does: invalid UTF-8 becomes a replacement character, and is no error."""
     return body.decode(errors="replace")
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Refuse names that Go may read differently: it takes `Layers` for `layers`, and the last of two values."""
     document = dict(pairs)
     for name in document:
@@ -274,19 +274,20 @@ def _kind_by_content(document: dict[str, Any]) -> ManifestKind:
     raise MalformedManifestError("The manifest is of no known kind.")
 
 
-def _entries(kind: ManifestKind, document: dict[str, Any]) -> list[Any]:
+def _entries_of(kind: ManifestKind, document: dict[str, Any]) -> list[Any]:
     if kind is ManifestKind.INDEX:
-        return _list(document, "manifests")
+        return _list_in(document, "manifests")
     if kind is ManifestKind.IMAGE:
-        return [document.get("config"), *_list(document, "layers")]
+        return [document.get("config"), *_list_in(document, "layers")]
     # Schema 1 has the first list, an artifact the second: if a manifest has both, both count.
     sums = [
-        {"digest": entry.get("blobSum")} if isinstance(entry, dict) else entry for entry in _list(document, "fsLayers")
+        {"digest": entry.get("blobSum")} if isinstance(entry, dict) else entry
+        for entry in _list_in(document, "fsLayers")
     ]
-    return sums + _list(document, "blobs")
+    return sums + _list_in(document, "blobs")
 
 
-def _list(document: dict[str, Any], name: str) -> list[Any]:
+def _list_in(document: dict[str, Any], name: str) -> list[Any]:
     # Go programs write an empty list as JSON null.
     value = document.get(name)
     if value is None:
@@ -296,7 +297,7 @@ def _list(document: dict[str, Any], name: str) -> list[Any]:
     return value
 
 
-def _reference(entry: Any) -> Reference:
+def _parse_reference(entry: Any) -> Reference:
     if not isinstance(entry, dict) or not isinstance(entry.get("digest"), str):
         raise MalformedManifestError("The manifest lists something without a digest.")
     try:

@@ -20,16 +20,16 @@ class Refusals(NamedTuple):
     last: datetime
 
 
-def describe(refused: Refusals) -> str:
+def describe_refusals(refused: Refusals) -> str:
     return (
         f"events with a wrong token, or with none, have been refused since {refused.since:%Y-%m-%d %H:%M:%S} UTC, the "
         f"last at {refused.last:%Y-%m-%d %H:%M:%S}"
     )
 
 
-def sentence(refused: Refusals, pod: str) -> str:
+def describe_refusals_of_pod(refused: Refusals, pod: str) -> str:
     """Say what was refused, and how to repair it."""
     return (
-        f"{describe(refused)}: put the token that `baleen pods add` showed into the "
+        f"{describe_refusals(refused)}: put the token that `baleen pods add` showed into the "
         f"`notifications` section of each process and restart it, or run `baleen pods rotate-token {pod}` for a new one"
     )

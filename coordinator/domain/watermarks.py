@@ -7,7 +7,7 @@ that are not retired and over all partitions; where one of these is not known, n
 a probe that was answered without an echo: an unknown process is, or was, at that address.
 
 Route: workers/interpret.py finds echoes -> table/processes.py -> `echoed` decides -> rows. pods/watermarks.py reads
-them -> `pod_watermark` -> what the API shows and garbage collection waits for.
+them -> `compute_pod_watermark` -> what the API shows and garbage collection waits for.
 
 Invariant: nothing here makes W larger than what was applied; where something is not known the answer is "not known",
 and a process that may be alive counts.
@@ -199,11 +199,11 @@ class Wait(NamedTuple):
     detail: str = ""
 
     def sentence(self) -> str:
-        since = "" if self.since is None else f" since {_format(self.since)}"
+        since = "" if self.since is None else f" since {_format_time(self.since)}"
         return self.what.format(subject=self.subject, since=f"{since} ({self.detail})" if self.detail else since)
 
 
-def _format(time: datetime) -> str:
+def _format_time(time: datetime) -> str:
     return f"{time:%Y-%m-%d %H:%M:%S} UTC"
 
 
@@ -218,7 +218,7 @@ class Watermark(NamedTuple):
 WAITS_SHOWN = 20
 
 
-def silent(process: Process, now: datetime, silence: timedelta) -> bool:
+def is_silent(process: Process, now: datetime, silence: timedelta) -> bool:
     """Whether the process has sent no echo for longer than `silence`. That does not prove that it has ended."""
     return now - (process.echoed_at or process.first_seen) > silence
 
@@ -228,15 +228,15 @@ def state_of(process: Process, now: datetime, silence: timedelta) -> ProcessStat
         return ProcessState.RETIRED
     if process.dead_since is not None:
         return ProcessState.DEAD
-    return ProcessState.SILENT if silent(process, now, silence) else ProcessState.LIVE
+    return ProcessState.SILENT if is_silent(process, now, silence) else ProcessState.LIVE
 
 
-def may_retire(dead_since: datetime | None, reconcile_began: datetime, request_bound: timedelta) -> bool:
+def is_retirable(dead_since: datetime | None, reconcile_began: datetime, request_bound: timedelta) -> bool:
     """Whether a reconcile saw everything a dead process wrote: it began after the last request's writes had landed."""
     return dead_since is not None and reconcile_began - dead_since >= request_bound
 
 
-def least(process: Process, partitions: Collection[int]) -> datetime | None:
+def process_watermark(process: Process, partitions: Collection[int]) -> datetime | None:
     """Return W of a process over all partitions; None where one has none. `partitions` are those of registry.events.
 
     Of registry.dead-letters, only partitions known to be the pod's count: all of its dead letters are in one.
@@ -255,14 +255,14 @@ def partition_marks(process: Process, partitions: Collection[int]) -> list[tuple
     ]
 
 
-def counted(pod: ReportingPod) -> list[Process]:
+def counting_processes(pod: ReportingPod) -> list[Process]:
     """Return the processes that count: all that are not retired (rule 2), so dead ones too (rule 6)."""
     return [process for process in pod.processes if process.retired_at is None]
 
 
 def address_bounds(pod: ReportingPod) -> list[datetime | None]:
     """Return the times up to which it is known which process was at each address (rule 2)."""
-    asked = _asked(pod)
+    asked = _listed_endpoints(pod)
     return [
         *(endpoint.known_until for endpoint in asked),
         *(endpoint.resolved_at for endpoint in asked),
@@ -270,11 +270,11 @@ def address_bounds(pod: ReportingPod) -> list[datetime | None]:
     ]
 
 
-def _asked(pod: ReportingPod) -> list[Endpoint]:
+def _listed_endpoints(pod: ReportingPod) -> list[Endpoint]:
     return [endpoint for endpoint in pod.endpoints if endpoint.listed]
 
 
-def watermark(pod: ReportingPod, partitions: Collection[int], now: datetime, silence: timedelta) -> Watermark:
+def compute_watermark(pod: ReportingPod, partitions: Collection[int], now: datetime, silence: timedelta) -> Watermark:
     """Compute W of a pod: the least over all processes that are not retired, and over all partitions of
     registry.events.
 
@@ -282,12 +282,12 @@ def watermark(pod: ReportingPod, partitions: Collection[int], now: datetime, sil
     since, even if the previous one is retired or echoes from elsewhere. That time is the last echo from the endpoint.
     For a process that answered a probe without an echo, it is what was known when that probe was sent.
     """
-    processes, asked = counted(pod), _asked(pod)
+    processes, asked = counting_processes(pod), _listed_endpoints(pod)
     waits = [*_pod_waits(pod, processes, partitions)]
-    bounds = [*(least(process, partitions) for process in processes), *address_bounds(pod)]
+    bounds = [*(process_watermark(process, partitions) for process in processes), *address_bounds(pod)]
     known = [bound for bound in bounds if bound is not None]
-    if (ahead := lies_ahead(pod, now)) is not None:
-        waits.append(Wait(WaitFor.CLOCK_SET_BACK, _format(ahead)))
+    if (ahead := find_time_ahead(pod, now)) is not None:
+        waits.append(Wait(WaitFor.CLOCK_SET_BACK, _format_time(ahead)))
     at = min(known) if known and len(known) == len(bounds) and not waits else None
     waits += _name_waits(asked, now, silence)
     echoed = {(endpoint.view.url, endpoint.view.address): endpoint.view.echoed_at for endpoint in pod.endpoints}
@@ -300,7 +300,7 @@ def watermark(pod: ReportingPod, partitions: Collection[int], now: datetime, sil
     return Watermark(at, waits)
 
 
-def lies_ahead(pod: ReportingPod, now: datetime) -> datetime | None:
+def find_time_ahead(pod: ReportingPod, now: datetime) -> datetime | None:
     """Return the latest time recorded for the pod if it is later than now: the clock was ahead when it was recorded.
 
     Once the clock has passed that time, nothing distinguishes it from a correct one. So it must be voided, not waited
@@ -365,7 +365,7 @@ def _process_waits(process: Process, partitions: Collection[int], now: datetime,
         yield Wait(WaitFor.PROCESS_DEAD, name, process.dead_since, process.dead_why or "")
     elif not process.events and not process.dead_letters:
         yield Wait(WaitFor.PROCESS_UNREACHED, name, process.first_seen)
-    elif silent(process, now, silence):
+    elif is_silent(process, now, silence):
         yield Wait(WaitFor.PROCESS_SILENT, name, process.echoed_at)
     else:
         for place, mark in partition_marks(process, partitions):
@@ -375,9 +375,11 @@ def _process_waits(process: Process, partitions: Collection[int], now: datetime,
                 yield Wait(WaitFor.PARTITION_BEHIND, f"{name} in {place}", mark)
 
 
-def pod_watermark(pod: ReportingPod, partitions: Collection[int], now: datetime, silence: timedelta) -> PodWatermark:
+def compute_pod_watermark(
+    pod: ReportingPod, partitions: Collection[int], now: datetime, silence: timedelta
+) -> PodWatermark:
     """Compute W of a pod, with its waits as sentences."""
-    at, waits = watermark(pod, partitions, now, silence)
+    at, waits = compute_watermark(pod, partitions, now, silence)
     sentences = [wait.sentence() for wait in waits]
     if len(sentences) > WAITS_SHOWN:
         sentences[WAITS_SHOWN:] = [f"and {len(sentences) - WAITS_SHOWN} more reasons"]
@@ -393,19 +395,19 @@ def pod_watermark(pod: ReportingPod, partitions: Collection[int], now: datetime,
 def _process_report(process: Process, partitions: Collection[int], now: datetime, silence: timedelta) -> ProcessReport:
     return ProcessReport(
         process.instance_id,
-        least(process, partitions),
+        process_watermark(process, partitions),
         process.echoed_at,
         state_of(process, now, silence),
         process.dead_since,
         process.dead_why,
         process.retired_at,
         process.retired_why,
-        _known_marks(process.events),
-        _known_marks(process.dead_letters),
+        _without_unknown(process.events),
+        _without_unknown(process.dead_letters),
     )
 
 
-def _known_marks(marks: Mapping[int, datetime | None]) -> dict[int, datetime]:
+def _without_unknown(marks: Mapping[int, datetime | None]) -> dict[int, datetime]:
     return {number: mark for number, mark in sorted(marks.items()) if mark is not None}
 
 
@@ -434,7 +436,7 @@ def was_paused(newest: datetime | None, now: datetime, request_bound: timedelta)
     return newest is not None and now - newest > max(request_bound / 2, LEAST_PAUSE)
 
 
-class Place(NamedTuple):
+class EndpointEcho(NamedTuple):
     """Which process last echoed from an endpoint, and when that probe was sent."""
 
     process: int | None = None
@@ -446,13 +448,13 @@ class Place(NamedTuple):
 class EchoEffect(NamedTuple):
     """What an echo makes of its endpoint, and of processes."""
 
-    place: Place
+    place: EndpointEcho
     dead: int | None = None
     #: The process that echoed is alive, although it was recorded as dead or retired.
     revived: bool = False
 
 
-def apply_echo(place: Place, process: int, sent_at: datetime, known: Mapping[int, KnownProcess]) -> EchoEffect:
+def apply_echo(place: EndpointEcho, process: int, sent_at: datetime, known: Mapping[int, KnownProcess]) -> EchoEffect:
     """Decide what an echo of `process` changes, at an endpoint, for a probe that was sent at `sent_at`.
 
     | the endpoint last echoed        | and                                 | then                                   |
@@ -471,16 +473,16 @@ def apply_echo(place: Place, process: int, sent_at: datetime, known: Mapping[int
     changes nothing.
     """
     known_process = known[process]
-    revived = _lives(known_process, sent_at)
+    revived = _is_alive(known_process, sent_at)
     other = place.process
     if other is None or place.echoed_at is None or other == process:
         moved = place.echoed_at is None or sent_at > place.echoed_at
-        return EchoEffect(Place(process, sent_at, place.shared) if moved else place, None, revived)
+        return EchoEffect(EndpointEcho(process, sent_at, place.shared) if moved else place, None, revived)
     newer = sent_at > place.echoed_at
     if newer and known_process.dead_why == DeathReason.REPLACED:
         # Each has replaced the other, so neither replacement proved a death.
         revived = True
-    after = Place(process, sent_at, place.shared) if newer else place
+    after = EndpointEcho(process, sent_at, place.shared) if newer else place
     loser, last = (other, sent_at) if newer else (process, place.echoed_at)
     newest = known[loser].newest
     if revived or sent_at == place.echoed_at or (newest is not None and newest > last):
@@ -489,7 +491,7 @@ def apply_echo(place: Place, process: int, sent_at: datetime, known: Mapping[int
     return EchoEffect(after, loser if dies else None, revived)
 
 
-def refused(place: Place, sent_at: datetime, known: Mapping[int, KnownProcess]) -> int | None:
+def process_ended_by_refusal(place: EndpointEcho, sent_at: datetime, known: Mapping[int, KnownProcess]) -> int | None:
     """Return the process that is dead, if any, when an endpoint refused a probe that was sent at `sent_at`.
 
     A process that has echoed since then is alive. So is one whose last echo came from elsewhere: otherwise it would be
@@ -504,7 +506,7 @@ def refused(place: Place, sent_at: datetime, known: Mapping[int, KnownProcess]) 
     return None if echoed_since or last.dead_since or last.retired_at else place.process
 
 
-def _lives(process: KnownProcess, sent_at: datetime) -> bool:
+def _is_alive(process: KnownProcess, sent_at: datetime) -> bool:
     """Whether an echo of a probe proves that a process recorded as dead or retired is alive."""
     since = process.dead_since or process.retired_at
     return since is not None and sent_at > since

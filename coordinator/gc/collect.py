@@ -1,6 +1,6 @@
 """A garbage collection run: a job that resolves unfinished hides, purges due hides, and hides unreferenced blobs.
 
-Route: the scheduler, or a client of the API -> jobs.run -> `Collect.__call__` -> one page after another, several at
+Route: the scheduler, or a client of the API -> jobs.run -> `Collector.__call__` -> one page after another, several at
 once.
 
 There is one run at a time: the job is the lease, and every transaction that leads to a delete checks the number with
@@ -26,7 +26,16 @@ from typing import Any, NamedTuple, TypeVar
 import structlog
 
 from coordinator.db.connection import Connections
-from coordinator.domain.gc import Amount, Facts, Limits, finishing, hiding, holds, purging, too_much
+from coordinator.domain.gc import (
+    Amount,
+    Facts,
+    Limits,
+    block_reasons,
+    describe_excess,
+    finish_policy,
+    hide_policy,
+    purge_policy,
+)
 from coordinator.errors import BaleenError, UnavailableError
 from coordinator.gc import mark, plan, root_listing
 from coordinator.gc import table as gc
@@ -44,11 +53,11 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-KIND = "gc"
+JOB_KIND = "gc"
 #: Pods that each entry of the ledger names.
 PODS_SHOWN = 5
 #: Earlier runs with which the limits compare.
-HISTORY = 10
+HISTORY_RUNS = 10
 
 
 class TooMuchError(BaleenError):
@@ -66,11 +75,11 @@ class Options(NamedTuple):
     leftovers: bool = False
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> "Options":
+    def parse(cls, options: Mapping[str, Any]) -> "Options":
         return cls(bool(options.get("dry")), options.get("beyond_limits"), bool(options.get("leftovers")))
 
 
-class Count:
+class RunCounts:
     """The progress of a run, as operators see it. Safe to use from several threads."""
 
     def __init__(self) -> None:
@@ -88,7 +97,7 @@ class Count:
         with self._lock:
             self._numbers.update(numbers)
 
-    def keep(self, why: str, number: int = 1) -> None:
+    def add_kept(self, why: str, number: int = 1) -> None:
         with self._lock:
             self._kept[why] += number
 
@@ -121,7 +130,7 @@ class Count:
             }
 
 
-class Collect:
+class Collector:
     """The runner of jobs of kind `gc` (coordinator/jobs/work.py)."""
 
     def __init__(
@@ -136,7 +145,7 @@ class Collect:
         leftovers: Leftovers | None = None,
         sizes: Sizes = PRODUCTION,
     ) -> None:
-        self._parts = _Parts(
+        self._parts = _Services(
             connections,
             store,
             facts,
@@ -156,13 +165,13 @@ class Collect:
         self._parts.purger.close()
 
     def __call__(self, work: Work) -> Ending:
-        count = Count()
-        work.follow(count.progress)
+        count = RunCounts()
+        work.follow_progress(count.progress)
         _Run(self._parts, work, count).run()
         return lambda _: count.progress()
 
 
-class _Parts(NamedTuple):
+class _Services(NamedTuple):
     """The services that every run uses."""
 
     connections: Connections
@@ -180,7 +189,7 @@ class _Parts(NamedTuple):
     sizes: Sizes
 
 
-class _Known(NamedTuple):
+class _RecentFacts(NamedTuple):
     #: By the monotonic clock, before the first query.
     began: float
     facts: Facts
@@ -189,7 +198,7 @@ class _Known(NamedTuple):
 
 
 class _Run:
-    def __init__(self, parts: _Parts, work: Work, count: Count) -> None:
+    def __init__(self, parts: _Services, work: Work, count: RunCounts) -> None:
         (
             self._connections,
             self._store,
@@ -205,9 +214,9 @@ class _Run:
         ) = parts
         self._work = work
         self._count = count
-        self._options = Options.of(work.job.options)
+        self._options = Options.parse(work.job.options)
         self._lock = threading.Lock()
-        self._known: _Known | None = None
+        self._known: _RecentFacts | None = None
         self._budget = Amount(0, 0)
         self._failed = 0
 
@@ -215,17 +224,17 @@ class _Run:
         self._store.keeps_versions()
         self._store.check()
         if not self._options.dry:
-            mark.begin(self._connections, self._store, self._sizes.mark_lock_s)
+            mark.begin_epoch(self._connections, self._store, self._sizes.mark_lock_s)
             self._count.step = "undo"
-            self._undo()
+            self._resolve_unfinished()
         self._count.step = "plan"
-        facts = self._facts()
-        self._count.blocked_by = holds(facts)
-        self._count.planned = planned = plan.totals(self._connections, facts)
-        self._count.beyond_limits = reasons = self._beyond_limits(planned)
+        facts = self._read_recent_facts()
+        self._count.blocked_by = block_reasons(facts)
+        self._count.planned = planned = plan.count_totals(self._connections, facts)
+        self._count.beyond_limits = reasons = self._describe_excess(planned)
         if self._options.dry:
-            self._dry(facts)
-            self._sweep()
+            self._count_plan(facts)
+            self._delete_leftovers()
             self._count.step = "done"
             return
         if reasons and self._options.beyond_limits is None:
@@ -234,41 +243,45 @@ class _Run:
                 "`baleen gc run --beyond-limits WHY`."
             )
         if not self._count.blocked_by:
-            to_purge, to_hide = purging(facts).until, hiding(facts).until
+            to_purge, to_hide = purge_policy(facts).until, hide_policy(facts).until
             self._count.step = "purge"
             if to_purge is not None:
-                self._pages(plan.due_pages(self._connections, to_purge, self._sizes.page), self._purge)
+                self._process_pages(
+                    plan.read_due_pages(self._connections, to_purge, self._sizes.page), self._purge_page
+                )
             self._count.step = "hide"
             if to_hide is not None:
                 # A blob that the purge gave back is hidden again by a later run, whose plan and limits count it.
                 self._budget = planned.hide
-                self._pages(plan.candidate_pages(self._connections, to_hide, self._sizes.page), self._hide)
-        self._sweep()
+                self._process_pages(
+                    plan.read_candidate_pages(self._connections, to_hide, self._sizes.page), self._hide_page
+                )
+        self._delete_leftovers()
         self._count.step = "done"
 
-    def _facts(self) -> Facts:
-        return self._now_known().facts
+    def _read_recent_facts(self) -> Facts:
+        return self._recent_facts().facts
 
-    def _now_known(self) -> "_Known":
+    def _recent_facts(self) -> "_RecentFacts":
         """Return facts of bucket and table, that are recent enough; raises UnsafeStoreError and ForeignBucketError."""
         with self._lock:
             if self._known is None or time.monotonic() - self._known.began > self._sizes.facts_s:
                 began = time.monotonic()
                 versioned = self._store.keeps_versions()
-                mark.check(self._connections, self._store)
-                root_listing.update(self._connections, self._store)
-                self._known = _Known(began, self._read_facts(), versioned)
+                mark.check_mark(self._connections, self._store)
+                root_listing.update_listing(self._connections, self._store)
+                self._known = _RecentFacts(began, self._read_facts(), versioned)
             return self._known
 
-    def _beyond_limits(self, planned: plan.Totals) -> list[str]:
+    def _describe_excess(self, planned: plan.Totals) -> list[str]:
         with self._connections.use() as connection:
-            stored, history = gc.stored(connection), gc.recent_runs(connection, HISTORY)
+            stored, history = gc.count_served(connection), gc.read_recent_runs(connection, HISTORY_RUNS)
         both = Amount(planned.hide.blobs + planned.purge.blobs, planned.hide.size + planned.purge.size)
         before = Amount(stored.blobs + planned.purge.blobs, stored.size + planned.purge.size)
-        return too_much(both, before, history, self._limits)
+        return describe_excess(both, before, history, self._limits)
 
-    def _dry(self, facts: Facts) -> None:
-        for decided in plan.walk(self._connections, facts):
+    def _count_plan(self, facts: Facts) -> None:
+        for decided in plan.walk_plan(self._connections, facts):
             self._work.check()
             size = max(0, decided.size)
             if decided.step is plan.Step.HIDE:
@@ -276,31 +289,31 @@ class _Run:
             elif decided.step is plan.Step.PURGE:
                 self._count.add(purged=1, purged_bytes=size)
             elif decided.kept is not None:
-                self._count.keep(decided.kept.why)
+                self._count.add_kept(decided.kept.why)
 
-    def _sweep(self) -> None:
+    def _delete_leftovers(self) -> None:
         """Delete leftovers, or count them in a dry run."""
         if self._leftovers is None or self._count.blocked_by:
             return
         self._count.step = "leftovers"
         self._leftovers.run(
             self._work,
-            self._facts,
+            self._read_recent_facts,
             self._count.leftovers,
-            versioned=self._now_known().versioned,
+            versioned=self._recent_facts().versioned,
             dry=self._options.dry,
             now=self._options.leftovers,
         )
 
-    def _undo(self) -> None:
+    def _resolve_unfinished(self) -> None:
         """Resolve what earlier jobs left unfinished: undo hides, finish purges, write links back."""
         if self._leftovers is not None:
-            with self._failures():
-                self._leftovers.resolve(self._work, self._facts().times.request_bound)
+            with self._tolerate_failures():
+                self._leftovers.resolve(self._work, self._read_recent_facts().times.request_bound)
         after = 0
         while True:
             with self._connections.use() as connection:
-                found = gc.unfinished(connection, self._work.job, after, self._sizes.page)
+                found = gc.read_unfinished_hides(connection, self._work.job, after, self._sizes.page)
             if not found:
                 return
             after = found[-1].id
@@ -308,76 +321,76 @@ class _Run:
             # A pinned blob would deny the whole batch its permit, in every run for as long as it is pinned.
             begun = [each for each in found if each.purging_at is not None and not each.disturbed and not each.pinned]
             if begun:
-                with self._failures():
-                    self._finish(begun)
+                with self._tolerate_failures():
+                    self._finish_purges(begun)
             for each in found:
                 if each.purging_at is None or each.disturbed or each.pinned:
-                    with self._failures():
-                        self._restore(each, "the run that began to hide it did not finish")
-            with self._failures():
+                    with self._tolerate_failures():
+                        self._restore_blob(each, "the run that began to hide it did not finish")
+            with self._tolerate_failures():
                 self._restorer.write_mark()
 
-    def _finish(self, begun: Sequence[Hide]) -> None:
+    def _finish_purges(self, begun: Sequence[Hide]) -> None:
         """Finish purges that an earlier job has begun, if nothing keeps the blobs now."""
-        policy = finishing(self._facts())
+        policy = finish_policy(self._read_recent_facts())
         wanted = []
         for each in begun:
             assert each.hidden_at is not None
-            if (kept := policy.kept(each.hidden_at)) is None:
+            if (kept := policy.reason_to_keep(each.hidden_at)) is None:
                 wanted.append(each)
             else:
-                self._count.keep(kept.why)
+                self._count.add_kept(kept.why)
         if wanted:
             self._purge_batch(wanted)
 
-    def _restore(self, hide: Hide, why: str) -> None:
+    def _restore_blob(self, hide: Hide, why: str) -> None:
         if self._restorer.restore(hide, why):
             self._count.add(restored=1)
         else:
             self._count.add(waiting=1)
 
-    def _purge(self, page: list[Hide]) -> None:
-        policy = purging(self._facts())
-        decided = [(each, plan.purge_or_keep(policy, each).kept) for each in page]
+    def _purge_page(self, page: list[Hide]) -> None:
+        policy = purge_policy(self._read_recent_facts())
+        decided = [(each, plan.decide_purge(policy, each).kept) for each in page]
         for each, kept in decided:
             if kept is not None:
-                self._count.keep(kept.why)
+                self._count.add_kept(kept.why)
                 if each.disturbed:
-                    with self._failures():
-                        self._restore(each, kept.detail)
+                    with self._tolerate_failures():
+                        self._restore_blob(each, kept.detail)
         self._restorer.write_mark()
         wanted = [each for each, kept in decided if kept is None]
         if wanted:
             self._purge_batch(wanted)
 
     def _purge_batch(self, wanted: Sequence[Hide]) -> None:
-        done = self._purger.purge(self._work.job, wanted, self._evidence())
+        done = self._purger.purge(self._work.job, wanted, self._make_evidence())
         freed = sum(each.freed for each in done.purged) + done.freed
         self._count.add(purged=len(done.purged), purged_bytes=freed, left=done.left, shown_by_others=done.shown)
         for hide, why in done.given_back:
-            self._count.keep("given back")
-            with self._failures():
-                self._restore(hide, why)
+            self._count.add_kept("given back")
+            with self._tolerate_failures():
+                self._restore_blob(hide, why)
         if done.given_back:
             self._restorer.write_mark()
 
-    def _hide(self, page: list[Candidate]) -> None:
-        known = self._now_known()
-        policy = hiding(known.facts)
-        decided = [(each, plan.hide_or_keep(policy, each).kept) for each in page]
+    def _hide_page(self, page: list[Candidate]) -> None:
+        known = self._recent_facts()
+        policy = hide_policy(known.facts)
+        decided = [(each, plan.decide_hide(policy, each).kept) for each in page]
         for _, kept in decided:
             if kept is not None:
-                self._count.keep(kept.why)
-        wanted = self._within_budget([each for each, kept in decided if kept is None])
+                self._count.add_kept(kept.why)
+        wanted = self._take_from_budget([each for each, kept in decided if kept is None])
         if wanted:
-            done = self._hider.hide(self._work.job, wanted, self._evidence(), versioned=known.versioned)
+            done = self._hider.hide(self._work.job, wanted, self._make_evidence(), versioned=known.versioned)
             self._count.add(
                 hidden=len(done.hidden), hidden_bytes=sum(each.size for each in done.hidden), left=done.left
             )
             if done.linked:
-                self._count.keep("linked", len(done.linked))
+                self._count.add_kept("linked", len(done.linked))
 
-    def _within_budget(self, wanted: Sequence[Candidate]) -> list[Candidate]:
+    def _take_from_budget(self, wanted: Sequence[Candidate]) -> list[Candidate]:
         """Return as many of these as the plan's amount still permits to hide."""
         taken = []
         with self._lock:
@@ -392,14 +405,14 @@ class _Run:
             self._count.add(left=left)
         return taken
 
-    def _evidence(self) -> dict[str, Any]:
+    def _make_evidence(self) -> dict[str, Any]:
         """Return what the decision relies on, for the ledger; of pods, those with the earliest watermarks."""
-        facts = self._facts()
+        facts = self._read_recent_facts()
         least = sorted(
             facts.pods, key=lambda pod: float("-inf") if pod.watermark is None else pod.watermark.timestamp()
         )
         return {
-            **({"in_spite_of": list(facts.in_spite_of)} if facts.in_spite_of else {}),
+            **({"in_spite_of": list(facts.unsafe_findings)} if facts.unsafe_findings else {}),
             "decided_at": facts.now.isoformat(),
             "root_listed_at": None if facts.listing is None else facts.listing.began_at.isoformat(),
             "pods": {
@@ -411,13 +424,13 @@ class _Run:
             },
         }
 
-    def _pages(self, pages: Iterable[list[T]], deal: Callable[[list[T]], None]) -> None:
+    def _process_pages(self, pages: Iterable[list[T]], deal: Callable[[list[T]], None]) -> None:
         """Process pages, several at once, and no faster than the rate; raises the error of a page."""
         running: set[Future[None]] = set()
         try:
             for page in pages:
                 self._work.check()
-                running.add(self._pool.submit(self._deal, page, deal))
+                running.add(self._pool.submit(self._process_page, page, deal))
                 if self._rate:
                     self._work.pause(len(page) / self._rate)
                 while len(running) >= self._sizes.pages_at_once:
@@ -434,12 +447,12 @@ class _Run:
             # No thread works on a page after the run has ended.
             wait(running)
 
-    def _deal(self, page: list[T], deal: Callable[[list[T]], None]) -> None:
-        with self._failures():
+    def _process_page(self, page: list[T], deal: Callable[[list[T]], None]) -> None:
+        with self._tolerate_failures():
             deal(page)
 
     @contextmanager
-    def _failures(self) -> Iterator[None]:
+    def _tolerate_failures(self) -> Iterator[None]:
         """Continue after a service was away for a while; the next run processes what was left."""
         try:
             yield

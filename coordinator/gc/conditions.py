@@ -21,24 +21,24 @@ FactsReader = Callable[[], Facts]
 ReadFacts = Callable[[Connection], Facts]
 
 _RECONCILABLE = text("SELECT name, is_reconcilable FROM pods")
-_NOW = text("SELECT clock_timestamp()")
-_LISTING = text(root_listing_table.READ)
+_SELECT_NOW = text("SELECT clock_timestamp()")
+_SELECT_LISTING = text(root_listing_table.SELECT_LISTING)
 
 
-class Known(NamedTuple):
+class FactsWithRows(NamedTuple):
     """The facts, and the rows from which they were made."""
 
     facts: Facts
-    truths: Mapping[str, queries.Truth]
+    pod_states: Mapping[str, queries.PodState]
     #: Open dead letters of pods that are not registered.
     orphans: int
 
 
 #: Reads the present facts, and the rows from which they were made.
-ReadKnown = Callable[[Connection], Known]
+ReadFactsWithRows = Callable[[Connection], FactsWithRows]
 
 
-def facts_of(read: ReadKnown) -> ReadFacts:
+def facts_only(read: ReadFactsWithRows) -> ReadFacts:
     """Return a reader of the facts alone."""
 
     def facts(connection: Connection) -> Facts:
@@ -47,13 +47,15 @@ def facts_of(read: ReadKnown) -> ReadFacts:
     return facts
 
 
-def read_facts(connection: Connection, times: Times, silence: timedelta, in_spite_of: Collection[str] = ()) -> Known:
+def read_facts(
+    connection: Connection, times: Times, silence: timedelta, unsafe_findings: Collection[str] = ()
+) -> FactsWithRows:
     """Read the facts: the time first, and watermarks before what may hold them, so that no time is too late."""
-    now = connection.scalar(_NOW)
-    switch = controls_view.switch(connection)
-    truths = queries.truths(connection, silence, times.request_bound, in_spite_of)
-    orphans = queries.orphaned_dead_letters(connection)
-    listing = root_listing_table.listing(connection.execute(_LISTING).one_or_none())
+    now = connection.scalar(_SELECT_NOW)
+    switch = controls_view.read_switch_on(connection)
+    pod_states = queries.read_pod_states(connection, silence, times.request_bound, unsafe_findings)
+    orphans = queries.count_orphaned_dead_letters(connection)
+    listing = root_listing_table.make_listing(connection.execute(_SELECT_LISTING).one_or_none())
     reconcilable = {row.name: row.is_reconcilable for row in connection.execute(_RECONCILABLE)}
     # Every hold that is not of a single pod is added here: status, plan, metrics and each run read it. A permit checks
     # again, in its own transaction, what an operator may have changed since: the switch, holds, a claim (table.py).
@@ -61,7 +63,7 @@ def read_facts(connection: Connection, times: Times, silence: timedelta, in_spit
     held += controls_view.hold_reasons(connection)
     held += orphan_reasons(orphans)
     # A pod that was removed between the queries had nothing left. One that was added blocks GC until it is known.
-    unknown = sorted(reconcilable.keys() - truths.keys())
+    unknown = sorted(reconcilable.keys() - pod_states.keys())
     held += [f"pod {name}: it was only just added" for name in unknown]
     facts = Facts(
         now,
@@ -69,21 +71,21 @@ def read_facts(connection: Connection, times: Times, silence: timedelta, in_spit
         [
             PodFacts(
                 name,
-                truth.mark.at,
-                truth.reconciled_at,
+                state.watermark.at,
+                state.reconciled_at,
                 is_reconcilable=reconcilable.get(name, True),
-                blocked_by=truth.reasons(name),
-                paused_until=truth.mark.paused_until,
-                managed=truth.managed,
+                blocked_by=state.describe_blocks(name),
+                paused_until=state.watermark.paused_until,
+                managed=state.managed,
             )
-            for name, truth in sorted(truths.items())
+            for name, state in sorted(pod_states.items())
         ],
         None if switch.enabled else switch.why,
         held,
-        sorted(in_spite_of),
+        sorted(unsafe_findings),
         listing,
     )
-    return Known(facts, truths, orphans)
+    return FactsWithRows(facts, pod_states, orphans)
 
 
 def orphan_reasons(count: int) -> list[str]:

@@ -5,11 +5,11 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, text
 
 from coordinator.db import paging
-from coordinator.db.session import reading
+from coordinator.db.session import read_connection
 from coordinator.domain.lifecycle import STATES
 from coordinator.domain.names import Digest, RepositoryName, format_digest
 from coordinator.errors import NotFoundError
-from coordinator.gc.controls import NEVER_ON
+from coordinator.gc.controls import NEVER_SWITCHED_ON
 from coordinator.gc.shapes import Hold, HoldPage, Pin, PinPage, Switch
 
 #: Holds that are named in sentences; each hold blocks everything.
@@ -26,9 +26,9 @@ _PINS = text(f"{_PIN} WHERE p.digest > :after ORDER BY p.digest LIMIT :limit")
 _ONE_PIN = text(f"{_PIN} WHERE p.digest = :digest")
 
 
-def switch(connection: Connection) -> Switch:
+def read_switch_on(connection: Connection) -> Switch:
     row = connection.execute(_SWITCH).one_or_none()
-    known = NEVER_ON if row is None else row
+    known = NEVER_SWITCHED_ON if row is None else row
     pending = bool(connection.scalar(_PENDING))
     return Switch(enabled=known.enabled, why=known.why, changed_at=known.changed_at, mark_pending=pending)
 
@@ -43,51 +43,51 @@ def hold_reasons(connection: Connection) -> list[str]:
 
 
 def read_switch(engine: Engine) -> Switch:
-    with reading(engine) as connection:
-        return switch(connection)
+    with read_connection(engine) as connection:
+        return read_switch_on(connection)
 
 
-def hold(engine: Engine, scope: RepositoryName) -> Hold:
+def read_hold(engine: Engine, scope: RepositoryName) -> Hold:
     """Return one hold; raises NotFoundError."""
-    with reading(engine) as connection:
+    with read_connection(engine) as connection:
         row = connection.execute(_ONE_HOLD, {"scope": scope}).one_or_none()
     if row is None:
         raise NotFoundError(f"{scope} is not held: see `baleen gc holds`.")
     return Hold(scope=row.scope, why=row.why, held_at=row.held_at)
 
 
-def holds(engine: Engine, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT) -> HoldPage:
+def read_holds(engine: Engine, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT) -> HoldPage:
     """Return a page of holds by scope."""
-    after = paging.decode("holds", cursor, str) or ""
-    with reading(engine) as connection:
+    after = paging.decode_cursor("holds", cursor, str) or ""
+    with read_connection(engine) as connection:
         rows = connection.execute(_HOLDS, {"after": after, "limit": limit}).all()
     return HoldPage(
         items=[Hold(scope=row.scope, why=row.why, held_at=row.held_at) for row in rows],
-        next=paging.encode("holds", rows[-1].scope) if len(rows) == limit else None,
+        next=paging.encode_cursor("holds", rows[-1].scope) if len(rows) == limit else None,
     )
 
 
-def pin(engine: Engine, digest: Digest) -> Pin:
+def read_pin(engine: Engine, digest: Digest) -> Pin:
     """Return one pin; raises NotFoundError."""
-    with reading(engine) as connection:
+    with read_connection(engine) as connection:
         row = connection.execute(_ONE_PIN, {"digest": digest}).one_or_none()
     if row is None:
         raise NotFoundError(f"{format_digest(digest)} is not pinned: see `baleen gc pins`.")
-    return _pin(row)
+    return _make_pin(row)
 
 
-def pins(engine: Engine, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT) -> PinPage:
+def read_pins(engine: Engine, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT) -> PinPage:
     """Return a page of pins by digest."""
-    after = paging.decode("pins", cursor, bytes) or b""
-    with reading(engine) as connection:
+    after = paging.decode_cursor("pins", cursor, bytes) or b""
+    with read_connection(engine) as connection:
         rows = connection.execute(_PINS, {"after": after, "limit": limit}).all()
     return PinPage(
-        items=[_pin(row) for row in rows],
-        next=paging.encode("pins", bytes(rows[-1].digest)) if len(rows) == limit else None,
+        items=[_make_pin(row) for row in rows],
+        next=paging.encode_cursor("pins", bytes(rows[-1].digest)) if len(rows) == limit else None,
     )
 
 
-def _pin(row: Row[Any]) -> Pin:
+def _make_pin(row: Row[Any]) -> Pin:
     return Pin(
         digest=format_digest(Digest(row.digest)),
         why=row.why,

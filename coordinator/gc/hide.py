@@ -25,13 +25,13 @@ from coordinator.domain.names import Digest, RepositoryName, format_digest
 from coordinator.errors import BaleenError, ConflictError, UnavailableError
 from coordinator.gc import table as gc
 from coordinator.gc.sizes import PRODUCTION, Sizes
-from coordinator.gc.table import Candidate, DisturbedError, Hidden, Intent, Version
+from coordinator.gc.table import Candidate, DisturbedError, HiddenBlob, Intent, Version
 from coordinator.jobs.table import Job
 from coordinator.storage.layout import blob_key, layer_link_key, quarantine_key, revision_link_key
 from coordinator.storage.port import (
     UNVERSIONED,
     VERSIONS_LIMIT,
-    Deleted,
+    DeleteResult,
     ObjectNotFoundError,
     ObjectStore,
     Target,
@@ -46,14 +46,14 @@ ATTEMPTS = 5
 
 
 class HideResult(NamedTuple):
-    hidden: Sequence[Hidden] = ()
+    hidden: Sequence[HiddenBlob] = ()
     #: Blobs whose link was found in storage: the digest, and the repository that links it.
     linked: Mapping[Digest, str] = {}
     #: Blobs that were needed again, or for which something failed: their hides are undone later.
     left: int = 0
 
 
-class AskedOnce:
+class CountedPermit:
     """A permit for the store (storage/port.py) that asks the database, and counts how often it was asked."""
 
     def __init__(self, connections: Connections, job: Job, hides: Sequence[int], state: BlobState) -> None:
@@ -63,14 +63,14 @@ class AskedOnce:
         self._state = state
         self.asked = 0
 
-    def is_only_one(self) -> bool:
+    def was_asked_once(self) -> bool:
         """Whether the delete was sent once: no other one can land after its answer (rule 12)."""
         return self.asked == 1
 
     def __call__(self) -> None:
         self.asked += 1
         with self._connections.use() as connection:
-            gc.permit(connection, self._job, self._hides, self._state)
+            gc.permit_deletes(connection, self._job, self._hides, self._state)
 
 
 class Hider:
@@ -85,10 +85,10 @@ class Hider:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def linked(self, wanted: Sequence[Candidate]) -> dict[Digest, str]:
+    def find_linked(self, wanted: Sequence[Candidate]) -> dict[Digest, str]:
         """Return which of these blobs a former referrer still links, and the repository (rule 5)."""
         with self._connections.use() as connection:
-            former = gc.former_referrers(connection, [each.blob for each in wanted])
+            former = gc.read_former_referrers(connection, [each.blob for each in wanted])
         digests = {each.blob: each.digest for each in wanted}
         # One manifest may have needed many of these.
         asked: dict[str, list[tuple[int, RepositoryName]]] = {}
@@ -111,10 +111,10 @@ class Hider:
         Raises TakenOverError, StoppedCollectingError, UnavailableError, UnsafeStoreError: then hides that were begun
         are undone later.
         """
-        linked = self.linked(wanted)
+        linked = self.find_linked(wanted)
         if linked:
             with self._connections.use() as connection:
-                gc.keep(
+                gc.record_kept(
                     connection,
                     job,
                     [
@@ -129,22 +129,22 @@ class Hider:
             # Check again: looking up links may have taken long, and while versioning is suspended a delete destroys.
             self._store.keeps_versions()
         with self._connections.use() as connection:
-            intents = gc.intend(connection, job, free, evidence)
-        seen = self._delete_versioned(job, intents) if versioned else self._move_away(job, intents)
+            intents = gc.write_intents(connection, job, free, evidence)
+        seen = self._delete_versioned(job, intents) if versioned else self._move_to_quarantine(job, intents)
         with self._connections.use() as connection:
-            recorded = gc.record(connection, job, seen)
+            recorded = gc.record_hidden(connection, job, seen)
         hidden = [each for each in seen if each.id in recorded]
         return HideResult(hidden, linked, len(intents) - len(hidden))
 
-    def _delete_versioned(self, job: Job, intents: Sequence[Intent]) -> list[Hidden]:
+    def _delete_versioned(self, job: Job, intents: Sequence[Intent]) -> list[HiddenBlob]:
         markers = self._delete(job, intents, lambda each: blob_key(each.digest))
-        room = _Room(self._sizes)
-        found = self._pool.map(lambda intent: self._below(intent, markers[intent], room), markers)
+        room = _VersionBudget(self._sizes)
+        found = self._pool.map(lambda intent: self._list_below_marker(intent, markers[intent], room), markers)
         return [each for each in found if each is not None]
 
-    def _below(self, intent: Intent, marker: str | None, room: "_Room") -> Hidden | None:
+    def _list_below_marker(self, intent: Intent, marker: str | None, room: "_VersionBudget") -> HiddenBlob | None:
         """List what the marker conceals. While it is on top, everything else is below it, whenever it came."""
-        versions = self._store.versions(blob_key(intent.digest), room.limit())
+        versions = self._store.list_versions(blob_key(intent.digest), room.limit())
         room.take(len(versions))
         on_top = next((each for each in versions if each.latest), None)
         if on_top is None or on_top.version != marker or marker == UNVERSIONED:
@@ -154,19 +154,19 @@ class Hider:
             return None
         # Include markers of others: the length of the record then shows whether there may be more versions.
         below = [Version(each.version, each.size or 0) for each in versions if not each.latest]
-        return Hidden(intent.id, intent.blob, intent.digest, sum(each.size for each in below), marker, below)
+        return HiddenBlob(intent.id, intent.blob, intent.digest, sum(each.size for each in below), marker, below)
 
-    def _move_away(self, job: Job, intents: Sequence[Intent]) -> list[Hidden]:
-        sizes = self._copied(intents)
+    def _move_to_quarantine(self, job: Job, intents: Sequence[Intent]) -> list[HiddenBlob]:
+        sizes = self._copy_all(intents)
         there = [each for each, size in sizes.items() if size is not None]
         deleted = list(self._delete(job, there, lambda each: blob_key(each.digest))) if there else []
-        served = set(self._pool.map(self._still_served, deleted))
+        served = set(self._pool.map(self._check_still_served, deleted))
         gone = [each for each in sizes if sizes[each] is None or (each in deleted and each not in served)]
-        return [Hidden(each.id, each.blob, each.digest, sizes[each] or 0) for each in gone]
+        return [HiddenBlob(each.id, each.blob, each.digest, sizes[each] or 0) for each in gone]
 
-    def _copied(self, intents: Sequence[Intent]) -> dict[Intent, int | None]:
+    def _copy_all(self, intents: Sequence[Intent]) -> dict[Intent, int | None]:
         """Copy the bytes of each blob; return the sizes of those that could be copied, None for one without bytes."""
-        found = list(zip(intents, self._pool.map(self._copied_or_not, intents), strict=True))
+        found = list(zip(intents, self._pool.map(self._copy_or_error, intents), strict=True))
         errors = [size for _, size in found if isinstance(size, BaleenError)]
         if errors:
             if len(errors) == len(intents):
@@ -174,17 +174,17 @@ class Hider:
             log.warning("blobs cannot be copied", blobs=len(errors), of=len(intents), reason=str(errors[0]))
         return {intent: size for intent, size in found if not isinstance(size, BaleenError)}
 
-    def _copied_or_not(self, intent: Intent) -> int | BaleenError | None:
-        """As `_copy_away`, but return its error while the store answers: one blob must not stop the others."""
+    def _copy_or_error(self, intent: Intent) -> int | BaleenError | None:
+        """As `_copy_to_quarantine`, but return its error while the store answers: one blob must not stop the others."""
         try:
-            return self._copy_away(intent)
+            return self._copy_to_quarantine(intent)
         except ConflictError as error:
             return error
         except UnavailableError as error:
             self._store.check()
             return error
 
-    def _still_served(self, intent: Intent) -> Intent | None:
+    def _check_still_served(self, intent: Intent) -> Intent | None:
         """Return the intent if its blob is still served after the delete, whatever the store answered; else None."""
         if self._store.head(blob_key(intent.digest)) is None:
             return None
@@ -192,7 +192,7 @@ class Hider:
         log.warning("hide will be undone: its blob is served", digest=format_digest(intent.digest))
         return intent
 
-    def _copy_away(self, intent: Intent) -> int | None:
+    def _copy_to_quarantine(self, intent: Intent) -> int | None:
         """Copy the bytes to a key that only this hide uses; return their size, None if there are none."""
         key, copy = blob_key(intent.digest), quarantine_key(intent.digest, intent.id)
         try:
@@ -208,15 +208,15 @@ class Hider:
         """Delete in one request; return those that were certainly deleted, and only once, with their markers."""
         wanted = list(intents)
         for _ in range(ATTEMPTS):
-            permit = AskedOnce(self._connections, job, [each.id for each in wanted], BlobState.HIDING)
-            answers: Sequence[Deleted] | None = None
+            permit = CountedPermit(self._connections, job, [each.id for each in wanted], BlobState.HIDING)
+            answers: Sequence[DeleteResult] | None = None
             with suppress(DisturbedError):
                 answers = self._store.delete_many([Target(key(each)) for each in wanted], permit)
-            if not permit.is_only_one():
+            if not permit.was_asked_once():
                 break
             if answers is None:
                 with self._connections.use() as connection:
-                    free = gc.undisturbed(connection, [each.id for each in wanted], BlobState.HIDING)
+                    free = gc.read_undisturbed(connection, [each.id for each in wanted], BlobState.HIDING)
                 wanted = [each for each in wanted if each.id in free]
                 if not wanted:
                     break
@@ -228,7 +228,7 @@ class Hider:
         return {}
 
 
-class _Room:
+class _VersionBudget:
     """Counts how many versions the hides of a batch may still record. Safe to use from several threads."""
 
     def __init__(self, sizes: Sizes) -> None:

@@ -13,7 +13,7 @@ from coordinator.gc.conditions import FactsReader
 from coordinator.jobs.work import Work
 
 
-class Kind(StrEnum):
+class LeftoverKind(StrEnum):
     """Kinds of leftovers. The names are fixed: progress, the table and settings use them."""
 
     UPLOADS = "uploads"
@@ -26,10 +26,10 @@ class Kind(StrEnum):
 
 
 #: Kinds that a bucket without versions does not have, or from which they cannot be deleted safely.
-VERSIONED = frozenset({Kind.VERSIONS, Kind.LINKS, Kind.MARKERS, Kind.PROBES})
+VERSIONED_KINDS = frozenset({LeftoverKind.VERSIONS, LeftoverKind.LINKS, LeftoverKind.MARKERS, LeftoverKind.PROBES})
 
 
-class State(StrEnum):
+class LeftoverState(StrEnum):
     """The state of a kind in a run."""
 
     NOT_DUE = "not due"
@@ -67,18 +67,18 @@ class Tally:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._amounts = dict.fromkeys(Kind, Amounts())
-        self._states = dict.fromkeys(Kind, State.WAITS)
+        self._amounts = dict.fromkeys(LeftoverKind, Amounts())
+        self._states = dict.fromkeys(LeftoverKind, LeftoverState.WAITS)
 
-    def add(self, kind: Kind, amounts: Amounts) -> None:
+    def add(self, kind: LeftoverKind, amounts: Amounts) -> None:
         with self._lock:
             self._amounts[kind] += amounts
 
-    def set(self, state: State, kinds: Iterable[Kind]) -> None:
+    def set(self, state: LeftoverState, kinds: Iterable[LeftoverKind]) -> None:
         with self._lock:
             self._states.update(dict.fromkeys(kinds, state))
 
-    def amounts(self, kind: Kind) -> Amounts:
+    def amounts(self, kind: LeftoverKind) -> Amounts:
         with self._lock:
             return self._amounts[kind]
 

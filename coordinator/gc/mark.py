@@ -3,8 +3,8 @@
 A database that went back in time may hold hides that were undone since, and a purge of one of them would delete a
 served blob. A bucket that went back in time serves blobs that the database has as hidden. Two Baleens on one bucket
 each find blobs unreferenced that only the other knows. The mark shows all of these before a run does anything
-(domain/mark.py has the rules), and the scheduler checks it every few seconds (`watch`), so that status shows it at
-once.
+(domain/mark.py has the rules), and the scheduler checks it every few seconds (`record_mismatch`), so that status shows
+it at once.
 
 The mark is written under a lock of the database, in three steps: commit that it is about to be written, write it,
 read it back and commit that. After a crash the bucket has an earlier mark, which is harmless. Each writer compares
@@ -18,64 +18,72 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from coordinator.db.connection import Connections
-from coordinator.domain.mark import EPOCHS_LIMIT, NOBODY, ForeignBucketError, FoundMark, Instance, Mark, refusal
+from coordinator.domain.mark import (
+    EPOCHS_LIMIT,
+    MARK_OF_NOBODY,
+    ForeignBucketError,
+    FoundMark,
+    Instance,
+    Mark,
+    describe_refusal,
+)
 from coordinator.errors import UnavailableError, UsageError
 from coordinator.gc import mark_table as table
-from coordinator.gc.mark_table import LOCK_TIMEOUT_S, Claimed
+from coordinator.gc.mark_table import LOCK_TIMEOUT_S, ClaimResult
 from coordinator.storage.layout import MARK
 from coordinator.storage.port import ObjectNotFoundError, ObjectReader, ObjectStore
 
 __all__ = [
     "ForeignBucketError",
     "FoundMark",
-    "begin",
-    "check",
-    "claim",
-    "find",
-    "preview",
-    "record",
-    "watch",
+    "begin_epoch",
+    "check_mark",
+    "claim_bucket",
+    "find_mark",
+    "preview_claim",
+    "record_epoch",
+    "record_mismatch",
     "write_epoch",
 ]
 
 #: Bytes of a mark.
-_LIMIT = 1000
+_MARK_BYTES_LIMIT = 1000
 
 
-def begin(connections: Connections, store: ObjectStore, lock_s: float = LOCK_TIMEOUT_S) -> None:
+def begin_epoch(connections: Connections, store: ObjectStore, lock_s: float = LOCK_TIMEOUT_S) -> None:
     """Begin a new epoch, and write the mark; raises ForeignBucketError if the bucket is not this database's."""
-    check(connections, store)
+    check_mark(connections, store)
     with connections.use() as connection:
-        table.advance(connection)
+        table.advance_epoch(connection)
     write_epoch(connections, store, lock_s)
 
 
-def check(connections: Connections, store: ObjectReader) -> tuple[FoundMark | None, Mark]:
+def check_mark(connections: Connections, store: ObjectReader) -> tuple[FoundMark | None, Mark]:
     """Return the bucket's mark, None if there is none, and the database's own; raises ForeignBucketError.
 
     Writes the result for status.
     """
     with connections.use() as connection:
-        return _compare(connection, store)
+        return _compare_with_database(connection, store)
 
 
-def watch(connections: Connections, store: ObjectStore) -> None:
+def record_mismatch(connections: Connections, store: ObjectStore) -> None:
     """Compare bucket and database for status, and write the mark if the bucket is behind. For the scheduler.
 
     Raises UnavailableError.
     """
     try:
-        record(connections, store)
+        record_epoch(connections, store)
     except ForeignBucketError:
         return  # written for status, and it blocks GC
 
 
-def record(connections: Connections, store: ObjectStore) -> None:
+def record_epoch(connections: Connections, store: ObjectStore) -> None:
     """Write the present epoch to a bucket that has our mark. The first run writes the first mark.
 
     Raises ForeignBucketError and UnavailableError.
     """
-    _, ours = check(connections, store)
+    _, ours = check_mark(connections, store)
     if ours.writing:
         write_epoch(connections, store)
 
@@ -88,16 +96,16 @@ def write_epoch(connections: Connections, store: ObjectStore, lock_s: float = LO
     Raises ForeignBucketError and UnavailableError.
     """
     with connections.use() as connection:
-        if _is_written(*_compare(connection, store)):
+        if _is_written(*_compare_with_database(connection, store)):
             return
         # Use one connection: another one may lead to another server.
-        with table.write_lock(connection, lock_s):
-            found, ours = _compare(connection, store)
+        with table.lock_mark(connection, lock_s):
+            found, ours = _compare_with_database(connection, store)
             if not _is_written(found, ours):
-                _write(connection, store, ours)
+                _write_mark(connection, store, ours)
 
 
-class Preview(NamedTuple):
+class ClaimPreview(NamedTuple):
     """What a claim would change."""
 
     ours: Mark
@@ -110,29 +118,31 @@ class Preview(NamedTuple):
     needed: int
 
 
-def preview(connections: Connections, store: ObjectReader) -> Preview:
+def preview_claim(connections: Connections, store: ObjectReader) -> ClaimPreview:
     """Return what a claim would change; changes nothing. Raises StillRunningError."""
     with connections.use() as connection:
         table.refuse_if_running(connection)
-        ours, found = table.read(connection), find(store)
-        return Preview(ours, found, refusal(found, ours, ours, MARK), *table.extent(connection))
+        ours, found = table.read_mark(connection), find_mark(store)
+        return ClaimPreview(ours, found, describe_refusal(found, ours, ours, MARK), *table.count_uncertain(connection))
 
 
-def claim(connections: Connections, store: ObjectStore, why: str, topic: str, delete_bound: timedelta) -> Claimed:
-    """Make the bucket this database's, as gc/mark_table.py `claim` describes; `topic` is that of the events."""
+def claim_bucket(
+    connections: Connections, store: ObjectStore, why: str, topic: str, delete_bound: timedelta
+) -> ClaimResult:
+    """Make the bucket this database's, as gc/mark_table.py `claim_bucket` describes; `topic` is that of the events."""
     with connections.use() as connection:
         # Fail before anything is changed if the store does not answer.
-        find(store)
-        with table.write_lock(connection, LOCK_TIMEOUT_S):
-            claimed = table.claim(connection, why, topic, delete_bound)
-            _write(connection, store, table.read(connection))
+        find_mark(store)
+        with table.lock_mark(connection, LOCK_TIMEOUT_S):
+            claimed = table.claim_bucket(connection, why, topic, delete_bound)
+            _write_mark(connection, store, table.read_mark(connection))
     return claimed
 
 
-def find(store: ObjectReader) -> FoundMark | None:
+def find_mark(store: ObjectReader) -> FoundMark | None:
     """Return the bucket's mark, None if there is none; NOBODY for one that is not readable or not valid."""
     try:
-        body = json.loads(store.get(MARK, _LIMIT))
+        body = json.loads(store.get(MARK, _MARK_BYTES_LIMIT))
         instance = body.get("instance")
         found = FoundMark(
             str(body["database"]), int(body["epoch"]), None if instance is None else Instance.parse(str(instance))
@@ -140,18 +150,18 @@ def find(store: ObjectReader) -> FoundMark | None:
     except ObjectNotFoundError:
         return None
     except (UsageError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        return NOBODY
-    return found if 0 <= found.epoch < EPOCHS_LIMIT else NOBODY
+        return MARK_OF_NOBODY
+    return found if 0 <= found.epoch < EPOCHS_LIMIT else MARK_OF_NOBODY
 
 
-def _compare(connection: Any, store: ObjectReader) -> tuple[FoundMark | None, Mark]:
+def _compare_with_database(connection: Any, store: ObjectReader) -> tuple[FoundMark | None, Mark]:
     # Read the bucket between the two reads of the table: it is written after `writing` and before `written`.
-    before = table.read(connection)
-    found = find(store)
-    ours = table.read(connection)
-    why = refusal(found, before, ours, MARK)
+    before = table.read_mark(connection)
+    found = find_mark(store)
+    ours = table.read_mark(connection)
+    why = describe_refusal(found, before, ours, MARK)
     if why != ours.refused:
-        table.note_refusal(connection, why)
+        table.record_refusal(connection, why)
     if why is not None:
         raise ForeignBucketError(why)
     return found, ours
@@ -161,12 +171,12 @@ def _is_written(found: FoundMark | None, ours: Mark) -> bool:
     return found == FoundMark(ours.database, ours.epoch, ours.current) and (ours.written >= ours.epoch or ours.unsure)
 
 
-def _write(connection: Any, store: ObjectStore, ours: Mark) -> None:
+def _write_mark(connection: Any, store: ObjectStore, ours: Mark) -> None:
     """Write the mark; the caller holds the lock."""
-    earlier = table.begin(connection, ours.epoch)
+    earlier = table.begin_mark_write(connection, ours.epoch)
     written = FoundMark(ours.database, ours.epoch, ours.current)
     body = {"database": ours.database, "epoch": ours.epoch, "instance": str(ours.current)}
     store.put(MARK, json.dumps(body).encode())
-    if find(store) != written:
+    if find_mark(store) != written:
         raise UnavailableError(f"The bucket does not have the mark {MARK} that was just written: try again.")
-    table.confirm(connection, ours.epoch, earlier)
+    table.confirm_mark_write(connection, ours.epoch, earlier)

@@ -2,8 +2,8 @@
 
 The epoch grows with every run, with every hide that is undone, and with every change of pods, prefixes, the switch,
 holds and pins, in the same transaction: an older database would collect blobs that it must not. Then the mark in the
-bucket is written: `begin` commits that an epoch is about to be written, `confirm` that the bucket has it. So the bucket
-is never later than `writing` nor earlier than `written`, unless one of both went back in time.
+bucket is written: `begin_mark_write` commits that an epoch is about to be written, `confirm_mark_write` that the bucket
+has it. So the bucket is never later than `writing` nor earlier than `written`, unless one of both went back in time.
 Not here: the rules (domain/mark.py), the mark in the bucket (gc/mark.py), what status shows (gc/mark_view.py).
 """
 
@@ -24,19 +24,19 @@ from coordinator.table import epochs, progress
 
 #: A write without a result may still land within this time, and replace a later mark by an earlier one. Stores refuse
 #: requests with an older signature (15 minutes, with the skew of clocks on top).
-LANDS_WITHIN = timedelta(hours=1)
+DELETE_LANDS_WITHIN = timedelta(hours=1)
 #: A writer that hangs for longer is ended by the next one.
 LOCK_TIMEOUT_S = 5.0
 #: After a claim, hides and jobs get ids that the lost history cannot have used.
-IDS_APART = 1_000_000_000
+ID_DISTANCE = 1_000_000_000
 
 
-def read(connection: Connection[Any]) -> Mark:
-    row = connection.execute(_READ, (LANDS_WITHIN,)).fetchone()
+def read_mark(connection: Connection[Any]) -> Mark:
+    row = connection.execute(_READ, (DELETE_LANDS_WITHIN,)).fetchone()
     if row is None:
         # A database that is new.
         connection.execute("INSERT INTO gc_mark DEFAULT VALUES ON CONFLICT DO NOTHING")
-        row = connection.execute(_READ, (LANDS_WITHIN,)).fetchone()
+        row = connection.execute(_READ, (DELETE_LANDS_WITHIN,)).fetchone()
     assert row is not None
     recorded = None if row[4] is None else Instance.parse(row[4])
     return Mark(row[0], row[1], row[2], row[3], recorded, Instance.parse(row[5]), row[6], row[7])
@@ -48,27 +48,27 @@ SELECT database::text, epoch, writing, written, instance, gc_instance(), refused
 """
 
 
-def advance(connection: Connection[Any]) -> None:
+def advance_epoch(connection: Connection[Any]) -> None:
     """Advance the epoch, for a change that an older state of this database does not have.
 
     The last statement of the transaction that makes the change.
     """
-    connection.execute(epochs.ADVANCE)
+    connection.execute(epochs.ADVANCE_EPOCH)
 
 
 @contextmanager
-def write_lock(connection: Connection[Any], timeout_s: float) -> Iterator[None]:
+def lock_mark(connection: Connection[Any], timeout_s: float) -> Iterator[None]:
     """Lock out other writers of the mark, in all processes; raises psycopg's LockNotAvailable.
 
     A writer that holds the lock for longer than `timeout_s` loses its connection: a suspended one must not stop
     collection. If it had not begun to write, it can no longer do so; if it had, its write has no result, and may land
-    late (`begin`).
+    late (`begin_mark_write`).
     """
     try:
-        _lock(connection, timeout_s)
+        _take_mark_lock(connection, timeout_s)
     except LockNotAvailable:
         connection.execute(_END_HOLDERS, (MARK_LOCK,))
-        _lock(connection, timeout_s)
+        _take_mark_lock(connection, timeout_s)
     try:
         yield
     finally:
@@ -77,7 +77,7 @@ def write_lock(connection: Connection[Any], timeout_s: float) -> Iterator[None]:
             connection.execute("SELECT pg_advisory_unlock(%s)", (MARK_LOCK,))
 
 
-def _lock(connection: Connection[Any], timeout_s: float) -> None:
+def _take_mark_lock(connection: Connection[Any], timeout_s: float) -> None:
     with connection.transaction():
         connection.execute(f"SET LOCAL lock_timeout = '{timeout_s}s'")
         connection.execute("SELECT pg_advisory_lock(%s)", (MARK_LOCK,))
@@ -90,8 +90,8 @@ WHERE locktype = 'advisory' AND classid = 0 AND objid = %s AND objsubid = 1 AND 
 """
 
 
-def begin(connection: Connection[Any], epoch: int) -> datetime | None:
-    """Write that the bucket is about to get this epoch, from this instance; under `write_lock`.
+def begin_mark_write(connection: Connection[Any], epoch: int) -> datetime | None:
+    """Write that the bucket is about to get this epoch, from this instance; under `lock_mark`.
 
     Return when an earlier write without a result began, None if there is none.
     """
@@ -107,8 +107,8 @@ def begin(connection: Connection[Any], epoch: int) -> datetime | None:
     return None if row is None else row[0]
 
 
-def confirm(connection: Connection[Any], epoch: int, earlier: datetime | None) -> None:
-    """Write that the bucket was read with this epoch; under `write_lock`. `earlier` is what `begin` returned.
+def confirm_mark_write(connection: Connection[Any], epoch: int, earlier: datetime | None) -> None:
+    """Write that the bucket was read with this epoch; under `lock_mark`. `earlier` is what `begin_mark_write` returned.
 
     While an earlier write without a result may still land, it may replace the mark that the bucket has now.
     """
@@ -118,16 +118,16 @@ def confirm(connection: Connection[Any], epoch: int, earlier: datetime | None) -
                            writing_since = d.earlier
         FROM (SELECT CASE WHEN e > clock_timestamp() - %s THEN e END AS earlier FROM (SELECT %s::timestamptz AS e) x) d
         """,
-        (epoch, LANDS_WITHIN, earlier),
+        (epoch, DELETE_LANDS_WITHIN, earlier),
     )
 
 
-def note_refusal(connection: Connection[Any], why: str | None) -> None:
+def record_refusal(connection: Connection[Any], why: str | None) -> None:
     """Write for status why bucket and database do not match; None: they do."""
     connection.execute("UPDATE gc_mark SET refused = %(why)s WHERE refused IS DISTINCT FROM %(why)s", {"why": why})
 
 
-class Claimed(NamedTuple):
+class ClaimResult(NamedTuple):
     """The changes that a claim made."""
 
     #: Pods, each with a new gap that only a later reconcile resolves.
@@ -138,7 +138,7 @@ class Claimed(NamedTuple):
     verify_from: datetime | None = None
 
 
-class Claim(NamedTuple):
+class PendingClaim(NamedTuple):
     """A claim whose verification is pending."""
 
     claimed_at: datetime
@@ -172,7 +172,7 @@ def may_have_lost_history(connection: Connection[Any]) -> bool:
 
 
 #: Connections of a claim, and those of `baleen up` before it: closed ones are still visible for a moment.
-_OF_A_CLAIM: Final = ["baleen-claim", "baleen-migrate", "baleen-up"]
+_NAMES_DURING_CLAIM: Final = ["baleen-claim", "baleen-migrate", "baleen-up"]
 
 
 def refuse_if_running(connection: Connection[Any]) -> None:
@@ -183,13 +183,13 @@ def refuse_if_running(connection: Connection[Any]) -> None:
         WHERE datname = current_database() AND pid <> pg_backend_pid()
           AND application_name LIKE 'baleen-%%' AND application_name <> ALL (%s) ORDER BY 1
         """,
-        (_OF_A_CLAIM,),
+        (_NAMES_DURING_CLAIM,),
     ).fetchall()
     if running:
         raise StillRunningError([row[0] for row in running])
 
 
-def extent(connection: Connection[Any]) -> tuple[int, int, int]:
+def count_uncertain(connection: Connection[Any]) -> tuple[int, int, int]:
     """Return the counts of pods, hides and referenced blobs that a claim makes uncertain."""
     row = connection.execute(
         """
@@ -201,13 +201,13 @@ def extent(connection: Connection[Any]) -> tuple[int, int, int]:
     return row[0], row[1], row[2]
 
 
-def claim(connection: Connection[Any], why: str, topic: str, delete_bound: timedelta) -> Claimed:
+def claim_bucket(connection: Connection[Any], why: str, topic: str, delete_bound: timedelta) -> ClaimResult:
     """Make this database the bucket's, however much of the bucket's history it lost.
 
     It becomes another database with an epoch of its own, so that no older mark, and no older state of it, matches.
     Switches GC off; restarts the unreferenced time of every blob, so that hides of this table are given back instead of
     purged; uses no id twice; records a gap for every pod; and blocks GC until an audit has verified the blobs that are
-    live in the table (`verified`). Raises StillRunningError.
+    live in the table (`end_verified_claim`). Raises StillRunningError.
     """
     with connection.transaction():
         refuse_if_running(connection)
@@ -220,13 +220,13 @@ def claim(connection: Connection[Any], why: str, topic: str, delete_bound: timed
             connection.execute(
                 f"""
                 SELECT setval(pg_get_serial_sequence('{table}', 'id'),
-                              nextval(pg_get_serial_sequence('{table}', 'id')) + {IDS_APART})
+                              nextval(pg_get_serial_sequence('{table}', 'id')) + {ID_DISTANCE})
                 """
             )
         row = connection.execute("SELECT count(*) FROM hides").fetchone()
         hides = 0 if row is None else row[0]
-        pods = progress.record_cut(connection, topic)
-        controls.turn(connection, why, on=False)
+        pods = progress.record_log_cut(connection, topic)
+        controls.set_switch(connection, why, on=False)
         row = connection.execute(
             """
             UPDATE gc_mark SET database = gen_random_uuid(),
@@ -237,10 +237,10 @@ def claim(connection: Connection[Any], why: str, topic: str, delete_bound: timed
             """,
             {"limit": EPOCHS_LIMIT // 2, "why": why, "bound": delete_bound},
         ).fetchone()
-        return Claimed(pods, hides, None if row is None else row[0])
+        return ClaimResult(pods, hides, None if row is None else row[0])
 
 
-_CLAIM = """
+_SELECT_CLAIM = """
 SELECT claimed_at, verify_from, ARRAY(
     SELECT p.name FROM pods p WHERE EXISTS (
         SELECT FROM gaps g WHERE g.pod_id = p.id AND g.reason = %(cut)s
@@ -251,25 +251,25 @@ FROM gc_mark WHERE claimed_at IS NOT NULL
 """
 
 
-def pending_claim(connection: Connection[Any], at: datetime) -> Claim | None:
+def read_pending_claim(connection: Connection[Any], at: datetime) -> PendingClaim | None:
     """Return the claim that an audit which began at `at` leaves pending, if any, as of that time."""
-    row = connection.execute(_CLAIM, {"cut": GapReason.LOG_CUT, "at": at}).fetchone()
-    return None if row is None else Claim(*row)
+    row = connection.execute(_SELECT_CLAIM, {"cut": GapReason.LOG_CUT, "at": at}).fetchone()
+    return None if row is None else PendingClaim(*row)
 
 
-def verified(connection: Connection[Any], began_at: datetime, instance: str) -> Claim | None:
+def end_verified_claim(connection: Connection[Any], began_at: datetime, instance: str) -> PendingClaim | None:
     """End the claim if a whole audit, begun at `began_at` on this instance, has verified it; else return the claim."""
     with connection.transaction():
-        pending = pending_claim(connection, began_at)
+        pending = read_pending_claim(connection, began_at)
         if pending is None:
             return None
-        if pending.verify_from > began_at or pending.pods or current(connection) != instance:
+        if pending.verify_from > began_at or pending.pods or read_instance(connection) != instance:
             return pending
         connection.execute("UPDATE gc_mark SET claimed_at = NULL, claimed_why = NULL, verify_from = NULL")
         return None
 
 
-def current(connection: Connection[Any]) -> str:
+def read_instance(connection: Connection[Any]) -> str:
     """Return the instance that answers this connection."""
     row = connection.execute("SELECT gc_instance()").fetchone()
     assert row is not None

@@ -4,7 +4,7 @@ import datetime as dt
 
 from sqlalchemy import Connection, text
 
-from coordinator.domain.mark import Instance, moved, unreported
+from coordinator.domain.mark import Instance, describe_move, describe_unreported
 
 _MARK = text("""
 SELECT instance, gc_instance() AS current, refused, claimed_at, claimed_why, verify_from,
@@ -17,20 +17,20 @@ def mark_reasons(connection: Connection) -> list[str]:
     row = connection.execute(_MARK).one_or_none()
     if row is None:
         current = Instance.parse(str(connection.scalar(text("SELECT gc_instance()"))))
-        return [why] if (why := unreported(current)) is not None else []
+        return [why] if (why := describe_unreported(current)) is not None else []
     current = Instance.parse(row.current)
     found = [
         # This shows the database's own change before any process has compared it with the bucket.
-        moved(None if row.instance is None else Instance.parse(row.instance), current) or row.refused,
-        unreported(current),
+        describe_move(None if row.instance is None else Instance.parse(row.instance), current) or row.refused,
+        describe_unreported(current),
         None
         if row.claimed_at is None
-        else unverified(row.claimed_at, row.claimed_why, row.verify_from, early=row.early),
+        else describe_claim(row.claimed_at, row.claimed_why, row.verify_from, early=row.early),
     ]
     return [each for each in found if each is not None]
 
 
-def unverified(at: dt.datetime, why: str, verify_from: dt.datetime, *, early: bool) -> str:
+def describe_claim(at: dt.datetime, why: str, verify_from: dt.datetime, *, early: bool) -> str:
     """Return why a claim that no audit has verified blocks GC."""
     when = f" after {verify_from:%Y-%m-%d %H:%M:%S} UTC" if early else ""
     return (

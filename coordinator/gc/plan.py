@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
 
 from coordinator.db.connection import Connections
-from coordinator.domain.gc import Amount, Facts, Kept, Policy, hiding, purge_reasons, purging
+from coordinator.domain.gc import Amount, Facts, Kept, Policy, hide_policy, purge_policy, purge_reasons
 from coordinator.domain.names import Digest
 from coordinator.gc import table as gc
 from coordinator.gc.sizes import PRODUCTION
@@ -27,7 +27,7 @@ class Step(StrEnum):
     KEEP = "keep"
 
 
-class Decided(NamedTuple):
+class PlannedStep(NamedTuple):
     """The plan's decision about one blob."""
 
     digest: Digest
@@ -45,46 +45,48 @@ class Totals(NamedTuple):
     purge: Amount
 
 
-def hide_or_keep(policy: Policy, found: Candidate) -> Decided:
-    kept = policy.kept(found.unreferenced_since, pinned=found.pinned)
-    return Decided(found.digest, found.size, Step.HIDE if kept is None else Step.KEEP, found.unreferenced_since, kept)
+def decide_hide(policy: Policy, found: Candidate) -> PlannedStep:
+    kept = policy.reason_to_keep(found.unreferenced_since, pinned=found.pinned)
+    return PlannedStep(
+        found.digest, found.size, Step.HIDE if kept is None else Step.KEEP, found.unreferenced_since, kept
+    )
 
 
-def purge_or_keep(policy: Policy, found: Hide) -> Decided:
+def decide_purge(policy: Policy, found: Hide) -> PlannedStep:
     assert found.hidden_at is not None
     reasons = purge_reasons(
         policy, found.hidden_at, needed=found.needed, disturbed=found.disturbed, pinned=found.pinned
     )
     kept = next(reasons, None)
     size = -1 if found.size is None else found.size
-    return Decided(found.digest, size, Step.PURGE if kept is None else Step.KEEP, found.hidden_at, kept)
+    return PlannedStep(found.digest, size, Step.PURGE if kept is None else Step.KEEP, found.hidden_at, kept)
 
 
-def totals(connections: Connections, facts: Facts) -> Totals:
+def count_totals(connections: Connections, facts: Facts) -> Totals:
     """Count what a run would hide and purge now."""
-    to_hide, to_purge = hiding(facts).until, purging(facts).until
+    to_hide, to_purge = hide_policy(facts).until, purge_policy(facts).until
     with connections.use() as connection:
         return Totals(
-            Amount(0, 0) if to_hide is None else gc.to_hide(connection, to_hide),
-            Amount(0, 0) if to_purge is None else gc.to_purge(connection, to_purge),
+            Amount(0, 0) if to_hide is None else gc.count_to_hide(connection, to_hide),
+            Amount(0, 0) if to_purge is None else gc.count_to_purge(connection, to_purge),
         )
 
 
-def candidate_pages(
+def read_candidate_pages(
     connections: Connections, until: datetime.datetime | None = None, size: int = PRODUCTION.page
 ) -> Iterator[list[Candidate]]:
     """Give unreferenced blobs, the longest unreferenced first, up to a time."""
-    return _pages(connections, lambda connection, after: gc.candidates(connection, after, until, size))
+    return _read_pages(connections, lambda connection, after: gc.read_candidates(connection, after, until, size))
 
 
-def due_pages(
+def read_due_pages(
     connections: Connections, until: datetime.datetime | None = None, size: int = PRODUCTION.page
 ) -> Iterator[list[Hide]]:
     """Give hides, the longest hidden first, up to a time."""
-    return _pages(connections, lambda connection, after: gc.due(connection, after, until, size))
+    return _read_pages(connections, lambda connection, after: gc.read_due_hides(connection, after, until, size))
 
 
-def _pages(connections: Connections, read: Callable[[Any, Position], list[T]]) -> Iterator[list[T]]:
+def _read_pages(connections: Connections, read: Callable[[Any, Position], list[T]]) -> Iterator[list[T]]:
     after = BEGINNING
     while True:
         with connections.use() as connection:
@@ -95,10 +97,10 @@ def _pages(connections: Connections, read: Callable[[Any, Position], list[T]]) -
         after = page[-1].position
 
 
-def walk(connections: Connections, facts: Facts) -> Iterator[Decided]:
+def walk_plan(connections: Connections, facts: Facts) -> Iterator[PlannedStep]:
     """Give the plan's decision about every hidden or unreferenced blob."""
-    hide, purge = hiding(facts), purging(facts)
-    for due in due_pages(connections):
-        yield from (purge_or_keep(purge, each) for each in due)
-    for page in candidate_pages(connections):
-        yield from (hide_or_keep(hide, each) for each in page)
+    hide, purge = hide_policy(facts), purge_policy(facts)
+    for due in read_due_pages(connections):
+        yield from (decide_purge(purge, each) for each in due)
+    for page in read_candidate_pages(connections):
+        yield from (decide_hide(hide, each) for each in page)

@@ -18,7 +18,7 @@ Baleen can break that, by removing the marker. So each request of deletes first 
     anything else                              shown by others              is given back, with an alarm
     not known, the store gives no answer       unknown                      waits for the next run
 
-To give a hide back is to void it in the database (gc/table.py, `give_back`) and to restore the blob: a later hide
+To give a hide back is to void it in the database (gc/table.py, `void_hides`) and to restore the blob: a later hide
 begins with a new t_h. The check is made after the request was signed and before the database permits it
 (`_CheckedPermit`). The store refuses a signature older than SIGNATURE_S, which bounds the time from check to delete
 however long the sender was suspended. In that window a marker may still be removed, and a blob that is then relied on
@@ -45,9 +45,9 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import format_digest
 from coordinator.errors import UnavailableError
 from coordinator.gc import table as gc
-from coordinator.gc.hide import CALLS_AT_ONCE, AskedOnce
+from coordinator.gc.hide import CALLS_AT_ONCE, CountedPermit
 from coordinator.gc.sizes import PRODUCTION, Sizes
-from coordinator.gc.table import DisturbedError, Hide, Purged
+from coordinator.gc.table import DisturbedError, Hide, PurgedHide
 from coordinator.jobs.table import Job
 from coordinator.storage.layout import blob_key, quarantine_key
 from coordinator.storage.port import ObjectStore, ObjectVersion, Target
@@ -56,7 +56,7 @@ from coordinator.table.ledger import Decision
 log = structlog.get_logger()
 
 #: Deletes of a batch that are verified, of those that the store says are done.
-SAMPLE = 16
+VERIFIED_SAMPLE = 16
 #: States of a blob that the check before a delete lists: the one on top is among the first.
 TOP_STATES = 10
 
@@ -73,7 +73,7 @@ class Concealment(Enum):
     SHOWN = "others than Baleen removed its delete marker, or replaced it, while it was hidden"
 
 
-class _Rest(Enum):
+class _Remainder(Enum):
     """What is left of a hide after its deletes."""
 
     RECORDED = "some versions that its hide recorded"
@@ -81,7 +81,7 @@ class _Rest(Enum):
 
 
 class PurgeResult(NamedTuple):
-    purged: Sequence[Purged] = ()
+    purged: Sequence[PurgedHide] = ()
     #: Blobs that were needed meanwhile, or that the store did not delete: a later run takes them.
     left: int = 0
     #: Hides to restore, and why: their blobs are served, or have more versions than the hide recorded.
@@ -117,65 +117,69 @@ class Purger:
         sent = self._delete(job, [(each, target) for each in wanted for target in targets_of(each)], found)
         # Hides without versions to delete: only the marker is left.
         sent |= {each: True for each in wanted if not targets_of(each)}
-        after = self._gone({hide: done for hide, done in sent.items() if hide not in found})
-        done = [each for each in after.values() if isinstance(each, Purged)]
+        after = self._verify_gone({hide: done for hide, done in sent.items() if hide not in found})
+        done = [each for each in after.values() if isinstance(each, PurgedHide)]
         self._delete(
             job, [(each.hide, Target(blob_key(each.hide.digest), each.hide.marker)) for each in done if each.marker]
         )
-        partly = [_below_marker(hide) for hide, rest in after.items() if rest is _Rest.OTHERS]
+        partly = [_purged_below_marker(hide) for hide, rest in after.items() if rest is _Remainder.OTHERS]
         with self._connections.use() as connection:
-            gc.purged(connection, job, done)
+            gc.record_purged(connection, job, done)
             if partly:
-                gc.give_back(connection, job, [_as_rest(each) for each in partly])
+                gc.void_hides(connection, job, [_remainder_entry(each) for each in partly])
         void = {hide: check for hide, check in found.items() if check is not Concealment.UNKNOWN}
         return PurgeResult(
             done,
             len(hides) - len(done) - len(void) - len(partly),
             [(hide, check.value) for hide, check in void.items()]
-            + [(each.hide, _Rest.OTHERS.value) for each in partly],
+            + [(each.hide, _Remainder.OTHERS.value) for each in partly],
             sum(check is Concealment.SHOWN for check in void.values()),
             sum(each.freed for each in partly),
         )
 
-    def check(self, hide: Hide) -> Concealment:
+    def check_concealed(self, hide: Hide) -> Concealment:
         """Check whether a blob is still concealed before its delete (rule 17)."""
         key = blob_key(hide.digest)
         if hide.marker is None:
             return Concealment.CONCEALED if self._store.head(key) is None else Concealment.SERVED
-        on_top = next((each for each in self._store.versions(key, TOP_STATES) if each.latest), None)
+        on_top = next((each for each in self._store.list_versions(key, TOP_STATES) if each.latest), None)
         if on_top is None or on_top.version == hide.marker:
             return Concealment.CONCEALED
         recorded = {each.version for each in hide.versions}
-        states = self._store.versions(key)
+        states = self._store.list_versions(key)
         if not any(each.version in recorded for each in states):
             # An earlier purge of this hide has deleted everything but the marker.
             return Concealment.CONCEALED
-        if not on_top.is_marker and on_top.version not in recorded and any(_is_its(each, hide) for each in states):
+        if (
+            not on_top.is_marker
+            and on_top.version not in recorded
+            and any(_is_marker_of(each, hide) for each in states)
+        ):
             return Concealment.ANEW
         return Concealment.SHOWN
 
-    def _check_or_unknown(self, hide: Hide) -> Concealment:
+    def _check_concealed_or_unknown(self, hide: Hide) -> Concealment:
         """As `check`, but return UNKNOWN if the store refuses this one and answers. Raises UnavailableError."""
         try:
-            return self.check(hide)
+            return self.check_concealed(hide)
         except UnavailableError:
             self._store.check()
             return Concealment.UNKNOWN
 
-    def not_concealed(self, job: Job, hides: Sequence[Hide]) -> dict[Hide, Concealment]:
+    def find_unconcealed(self, job: Job, hides: Sequence[Hide]) -> dict[Hide, Concealment]:
         """Check hides just before their deletes; return those that must not be deleted, voided if necessary."""
         found: dict[Hide, Concealment] = {
             hide: check
-            for hide, check in zip(hides, self._pool.map(self._check_or_unknown, hides), strict=True)
+            for hide, check in zip(hides, self._pool.map(self._check_concealed_or_unknown, hides), strict=True)
             if check is not Concealment.CONCEALED
         }
         for hide, check in found.items():
             write = log.error if check is Concealment.SHOWN else log.warning
             write("purge was called off", digest=format_digest(hide.digest), hide=hide.id, reason=check.value)
-        void = [_as_void(hide, check) for hide, check in found.items() if check is not Concealment.UNKNOWN]
+        void = [_void_entry(hide, check) for hide, check in found.items() if check is not Concealment.UNKNOWN]
         if void:
             with self._connections.use() as connection:
-                gc.give_back(connection, job, void)
+                gc.void_hides(connection, job, void)
         return found
 
     def _delete(
@@ -191,13 +195,13 @@ class Purger:
             while some:
                 hides = list(dict.fromkeys(hide for hide, _ in some))
                 numbers = sorted(each.id for each in hides)
-                ask = AskedOnce(self._connections, job, numbers, BlobState.PURGING)
+                ask = CountedPermit(self._connections, job, numbers, BlobState.PURGING)
                 permit = ask if found is None else _CheckedPermit(self, job, hides, found, ask)
                 try:
                     answers = self._store.delete_many([target for _, target in some], permit)
                 except DisturbedError:
                     with self._connections.use() as connection:
-                        free = gc.undisturbed(connection, numbers, BlobState.PURGING)
+                        free = gc.read_undisturbed(connection, numbers, BlobState.PURGING)
                     free -= {hide.id for hide in found or ()}
                     done |= {hide: False for hide, _ in some if hide.id not in free}
                     some = [(hide, target) for hide, target in some if hide.id in free]
@@ -210,40 +214,40 @@ class Purger:
                 break
         return done
 
-    def _gone(self, sent: Mapping[Hide, bool]) -> dict[Hide, Purged | _Rest]:
+    def _verify_gone(self, sent: Mapping[Hide, bool]) -> dict[Hide, PurgedHide | _Remainder]:
         """Return the result of each hide, of which a sample is verified."""
         # A hide that recorded as many states as it listed may not have recorded all.
         sure = [hide for hide, done in sent.items() if done and len(hide.versions) + 1 < self._sizes.versions_at_least]
-        trusted = set(sure) - set(sure[:: -(-len(sure) // SAMPLE) or 1])
-        found = self._check_all([hide for hide in sent if hide not in trusted])
-        if any(found[hide] is _Rest.RECORDED for hide in sure if hide not in trusted):
-            found |= self._check_all([hide for hide in sent if hide in trusted])
-        return {hide: found[hide] if hide in found else _below_marker(hide) for hide in sent}
+        trusted = set(sure) - set(sure[:: -(-len(sure) // VERIFIED_SAMPLE) or 1])
+        found = self._find_remainders([hide for hide in sent if hide not in trusted])
+        if any(found[hide] is _Remainder.RECORDED for hide in sure if hide not in trusted):
+            found |= self._find_remainders([hide for hide in sent if hide in trusted])
+        return {hide: found[hide] if hide in found else _purged_below_marker(hide) for hide in sent}
 
-    def _check_all(self, hides: Sequence[Hide]) -> dict[Hide, Purged | _Rest]:
-        return dict(zip(hides, self._pool.map(self._rest, hides), strict=True))
+    def _find_remainders(self, hides: Sequence[Hide]) -> dict[Hide, PurgedHide | _Remainder]:
+        return dict(zip(hides, self._pool.map(self._find_remainder, hides), strict=True))
 
-    def _rest(self, hide: Hide) -> Purged | _Rest:
+    def _find_remainder(self, hide: Hide) -> PurgedHide | _Remainder:
         """Verify that everything that was to be deleted is gone."""
         if hide.marker is None:
             if self._store.head(quarantine_key(hide.digest, hide.id)) is not None:
-                return _Rest.RECORDED
-            return _purged(hide)
-        versions = self._store.versions(blob_key(hide.digest))
+                return _Remainder.RECORDED
+            return _purged_whole(hide)
+        versions = self._store.list_versions(blob_key(hide.digest))
         recorded = {each.version for each in hide.versions}
         if any(each.version in recorded for each in versions):
-            return _Rest.RECORDED
+            return _Remainder.RECORDED
         if all(each.is_marker for each in versions) or not any(each.latest and each.is_marker for each in versions):
-            return _purged(hide)
+            return _purged_whole(hide)
         # Keep the marker: without it they would be served, though the blob is purged.
-        return _Rest.OTHERS
+        return _Remainder.OTHERS
 
 
 class _CheckedPermit:
     """A permit that checks before it asks: hides that are not concealed are voided, and the rest is tried again."""
 
     def __init__(
-        self, purger: Purger, job: Job, hides: Sequence[Hide], found: dict[Hide, Concealment], ask: AskedOnce
+        self, purger: Purger, job: Job, hides: Sequence[Hide], found: dict[Hide, Concealment], ask: CountedPermit
     ) -> None:
         self._purger = purger
         self._job = job
@@ -252,35 +256,39 @@ class _CheckedPermit:
         self._ask = ask
 
     def __call__(self) -> None:
-        found = self._purger.not_concealed(self._job, self._hides)
+        found = self._purger.find_unconcealed(self._job, self._hides)
         if found:
             self._found.update(found)
             raise DisturbedError(f"{len(found)} of {len(self._hides)} blobs may be served again.")
         self._ask()
 
 
-def _is_its(state: ObjectVersion, hide: Hide) -> bool:
+def _is_marker_of(state: ObjectVersion, hide: Hide) -> bool:
     return state.version == hide.marker
 
 
-def _as_void(hide: Hide, check: Concealment) -> tuple[Hide, Decision, str, dict[str, Any]]:
+def _void_entry(hide: Hide, check: Concealment) -> tuple[Hide, Decision, str, dict[str, Any]]:
     return hide, Decision.SHOWN if check is Concealment.SHOWN else Decision.KEPT, check.value, {"marker": hide.marker}
 
 
-def _as_rest(partly: Purged) -> tuple[Hide, Decision, str, dict[str, Any]]:
-    return partly.hide, Decision.KEPT, _Rest.OTHERS.value, {"freed_bytes": partly.freed, "deleted": partly.deletes}
+def _remainder_entry(partly: PurgedHide) -> tuple[Hide, Decision, str, dict[str, Any]]:
+    return partly.hide, Decision.KEPT, _Remainder.OTHERS.value, {"freed_bytes": partly.freed, "deleted": partly.deletes}
 
 
-def _purged(hide: Hide) -> Purged:
+def _purged_whole(hide: Hide) -> PurgedHide:
     """Return what was freed if nothing is left of a hide."""
     if hide.marker is None:
-        return Purged(hide, hide.size or 0, 1)
-    return Purged(hide, sum(each.size for each in hide.versions), len(hide.versions) + 1, marker=True)
+        return PurgedHide(hide, hide.size or 0, 1)
+    return PurgedHide(hide, sum(each.size for each in hide.versions), len(hide.versions) + 1, marker=True)
 
 
-def _below_marker(hide: Hide) -> Purged:
+def _purged_below_marker(hide: Hide) -> PurgedHide:
     """Return the same where the marker stays."""
-    return _purged(hide) if hide.marker is None else _purged(hide)._replace(deletes=len(hide.versions), marker=False)
+    return (
+        _purged_whole(hide)
+        if hide.marker is None
+        else _purged_whole(hide)._replace(deletes=len(hide.versions), marker=False)
+    )
 
 
 def targets_of(hide: Hide) -> list[Target]:

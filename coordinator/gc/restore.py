@@ -35,7 +35,7 @@ from coordinator.storage.port import ObjectNotFoundError, ObjectStore, copy_with
 log = structlog.get_logger()
 
 #: Hides that are read and restored together.
-ROUND = 500
+ROUND_LIMIT = 500
 RESTORES_AT_ONCE = 16
 #: Markers that one attempt removes from a blob: each unfinished hide may have left one, and so may other deletes.
 MARKERS_LIMIT = 10
@@ -54,7 +54,7 @@ class Restorer:
         *,
         delete_bound: timedelta,
         give_links_back: Callable[[Connections, ObjectStore], int],
-        per_round: int = ROUND,
+        per_round: int = ROUND_LIMIT,
         at_once: int = RESTORES_AT_ONCE,
         mark_lock_s: float = LOCK_TIMEOUT_S,
     ) -> None:
@@ -82,8 +82,8 @@ class Restorer:
         again: dict[Digest, None] = {}
         while True:
             with self._connections.use() as connection:
-                hides, purged = gc.concealed(connection, self._per_round, after)
-            final += sum(self._pool.map(self._restore_quietly, hides))
+                hides, purged = gc.read_concealed(connection, self._per_round, after)
+            final += sum(self._pool.map(self._try_restore, hides))
             again |= dict.fromkeys(purged)
             if len(hides) < self._per_round:
                 break
@@ -92,8 +92,8 @@ class Restorer:
         after = 0
         while True:
             with self._connections.use() as connection:
-                asked = gc.asked_back(connection, self._per_round, after)
-            final += sum(self._pool.map(self._restore_quietly, asked))
+                asked = gc.read_asked_back(connection, self._per_round, after)
+            final += sum(self._pool.map(self._try_restore, asked))
             if len(asked) < self._per_round:
                 break
             after = asked[-1].id
@@ -124,7 +124,7 @@ class Restorer:
             self._is_unwritten = True
             raise
 
-    def _restore_quietly(self, hide: Hide) -> bool:
+    def _try_restore(self, hide: Hide) -> bool:
         try:
             return self.restore(hide, "it is needed again" if hide.needed else f"it was asked back: {hide.asked}")
         except UnavailableError as error:
@@ -139,21 +139,21 @@ class Restorer:
 
         Raises UnavailableError.
         """
-        found = self._now(hide)
+        found = self._read_hide(hide)
         if found is None:
             return True
         # Rule 14: the bound first, the bytes last.
-        harmless = found.harmless(self._delete_bound)
+        harmless = found.is_harmless(self._delete_bound)
         purging = found.purging_at is not None and not harmless
         # Do not show bytes that a purge may still delete: a registry that saw them could link them.
-        if not purging and not self._show(found):
+        if not purging and not self._serve_bytes(found):
             # Another process restored it meanwhile, or the next round will.
             return False
         served = self._store.head(blob_key(found.digest)) is not None
-        if not harmless and not (purging and served and self._is_another(found)):
+        if not harmless and not (purging and served and self._is_pushed_again(found)):
             return False
         with self._connections.use() as connection:
-            over = gc.shown(connection, found, why)
+            over = gc.end_hide(connection, found, why)
         if over:
             # Only set it, never clear it here: other threads restore at the same time.
             self._is_unwritten = True
@@ -165,11 +165,11 @@ class Restorer:
             log.info("blob restored", digest=format_digest(found.digest), hide=found.id, why=why)
         return over
 
-    def _show(self, hide: Hide) -> bool:
+    def _serve_bytes(self, hide: Hide) -> bool:
         """Make the bytes served, if there are any; return False if the hide has ended, or more has to be done."""
         key = blob_key(hide.digest)
         for _ in range(MARKERS_LIMIT):
-            versions = self._store.versions(key, STATES_LIMIT)
+            versions = self._store.list_versions(key, STATES_LIMIT)
             on_top = next((each for each in versions if each.latest), None)
             bare = len(versions) < STATES_LIMIT and all(each.is_marker for each in versions)
             if on_top is None or not on_top.is_marker or bare:
@@ -178,7 +178,7 @@ class Restorer:
             if self.has_ended(hide):
                 return False
             if self._may_be_purged():
-                self._put_on_top(hide)
+                self._write_on_top(hide)
                 return True
             self._store.remove_marker(key, on_top.version)
         else:
@@ -191,9 +191,9 @@ class Restorer:
         with self._connections.use() as connection:
             return table.may_have_lost_history(connection)
 
-    def _put_on_top(self, hide: Hide) -> None:
+    def _write_on_top(self, hide: Hide) -> None:
         key = blob_key(hide.digest)
-        whole = next((each for each in self._store.versions(key) if not each.is_marker), None)
+        whole = next((each for each in self._store.list_versions(key) if not each.is_marker), None)
         if whole is None:
             return
         try:
@@ -211,18 +211,18 @@ class Restorer:
         except (ObjectNotFoundError, ConflictError) as error:
             raise UnavailableError(f"The copy of {format_digest(hide.digest)} changed while it was read.") from error
 
-    def _is_another(self, hide: Hide) -> bool:
+    def _is_pushed_again(self, hide: Hide) -> bool:
         """Whether the served bytes are none that this hide's purge deletes: the blob was pushed again."""
         if hide.marker is None:
             return True  # a purge deletes nothing but the copy
         recorded = {each.version for each in hide.versions}
-        states = self._store.versions(blob_key(hide.digest), STATES_LIMIT)
+        states = self._store.list_versions(blob_key(hide.digest), STATES_LIMIT)
         return any(each.latest and each.version not in recorded for each in states)
 
     def has_ended(self, hide: Hide) -> bool:
         """Whether a hide has ended: what hides the blob now is not its own then (rule 15)."""
-        return self._now(hide) is None
+        return self._read_hide(hide) is None
 
-    def _now(self, hide: Hide) -> Hide | None:
+    def _read_hide(self, hide: Hide) -> Hide | None:
         with self._connections.use() as connection:
-            return gc.hide(connection, hide.id)
+            return gc.read_hide(connection, hide.id)

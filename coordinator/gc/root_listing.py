@@ -1,7 +1,7 @@
 """List the root for repositories that no pod owns.
 
-Route: a GC run, again and again (gc/collect.py), and the scheduler -> `update` -> the row that status, plans and runs
-read (gc/root_listing_table.py). An audit makes its own listing, and so does `baleen pods suggest-prefixes`.
+Route: a GC run, again and again (gc/collect.py), and the scheduler -> `update_listing` -> the row that status, plans
+and runs read (gc/root_listing_table.py). An audit makes its own listing, and so does `baleen pods suggest-prefixes`.
 Only folders are listed: those at the top, and those above a pod's prefix. So it takes one request if prefixes have one
 part each, and one more for each folder that several prefixes share, however much is stored.
 Not here: what follows (domain/perimeter.py).
@@ -13,58 +13,58 @@ from itertools import islice
 from typing import Protocol
 
 from coordinator.db.connection import Connections
-from coordinator.domain.perimeter import NAMES_LIMIT, Listing, shown_name
+from coordinator.domain.perimeter import NAMES_LIMIT, Listing, make_name_safe
 from coordinator.gc import root_listing_table as table
-from coordinator.gc.root_listing_table import Begun
+from coordinator.gc.root_listing_table import ListingStart
 from coordinator.storage.layout import REPOSITORIES
 from coordinator.storage.port import ObjectInfo
 
 
-class Folders(Protocol):
+class FolderStore(Protocol):
     """The operations of an object store that a listing of the root needs."""
 
-    def folders(self, prefix: str) -> Iterator[str]: ...
+    def list_folders(self, prefix: str) -> Iterator[str]: ...
 
     def list(self, prefix: str, start_after: str | None = None, limit: int = ...) -> "list[ObjectInfo]": ...
 
 
-def update(connections: Connections, store: Folders) -> Listing:
+def update_listing(connections: Connections, store: FolderStore) -> Listing:
     """List the root and write the result. Raises UnavailableError, and leaves the last result."""
     with connections.use() as connection:
-        begun = table.begin(connection)
+        begun = table.begin_listing(connection)
     found = list_root(store, begun)
     with connections.use() as connection:
-        table.write(connection, begun, found.unowned, complete=found.complete)
+        table.write_listing(connection, begun, found.unowned, complete=found.complete)
     return found
 
 
-def update_if_due(connections: Connections, store: Folders, every: timedelta) -> bool:
+def update_listing_if_due(connections: Connections, store: FolderStore, every: timedelta) -> bool:
     """List the root if the last listing is older than `every`, or the pods changed; return whether it was listed."""
     with connections.use() as connection:
-        due = table.is_due(connection, every)
+        due = table.is_listing_due(connection, every)
     if due:
-        update(connections, store)
+        update_listing(connections, store)
     return due
 
 
-def list_root(store: Folders, begun: Begun) -> Listing:
+def list_root(store: FolderStore, begun: ListingStart) -> Listing:
     """List the root; raises UnavailableError."""
-    names = list(islice(unowned(store, begun.prefixes), NAMES_LIMIT + 1))
+    names = list(islice(find_unowned(store, begun.prefixes), NAMES_LIMIT + 1))
     return Listing(begun.at, names[:NAMES_LIMIT], len(names) <= NAMES_LIMIT)
 
 
-def unowned(store: Folders, prefixes: Sequence[str]) -> Iterator[str]:
+def find_unowned(store: FolderStore, prefixes: Sequence[str]) -> Iterator[str]:
     """Give repositories, and folders of repositories, that are not empty and that no pod with these prefixes owns.
 
     A folder may have several repositories below it. A folder above a prefix is given if it is a repository itself.
     """
     owned = set(prefixes)
-    above = _above(owned)
+    above = _folders_above(owned)
     waiting = [REPOSITORIES]
     while waiting:
         folder = waiting.pop()
         is_given = False
-        for each in store.folders(folder):
+        for each in store.list_folders(folder):
             name = each[len(REPOSITORIES) :].rstrip("/")
             if name in owned:
                 continue
@@ -80,10 +80,10 @@ def unowned(store: Folders, prefixes: Sequence[str]) -> Iterator[str]:
             # The store may still show a folder that has just lost its last key.
             if store.list(each, limit=1):
                 is_given |= name == parent
-                yield shown_name(name)
+                yield make_name_safe(name)
 
 
-def count_repositories(store: Folders, name: str, limit: int) -> tuple[int, bool]:
+def count_repositories(store: FolderStore, name: str, limit: int) -> tuple[int, bool]:
     """Count the repositories in a folder, itself included; return whether these are all.
 
     Counts at most `limit`, and reads no more folders than that.
@@ -92,7 +92,7 @@ def count_repositories(store: Folders, name: str, limit: int) -> tuple[int, bool
     while waiting and found < limit and read < limit:
         folder = waiting.pop()
         read += 1
-        below = list(islice(store.folders(folder), limit))
+        below = list(islice(store.list_folders(folder), limit))
         # No component of a repository's name begins with `_`: it is a folder of the repository.
         parts = [each for each in below if each[len(folder) :].startswith("_")]
         found += bool(parts)
@@ -100,6 +100,6 @@ def count_repositories(store: Folders, name: str, limit: int) -> tuple[int, bool
     return found, not waiting
 
 
-def _above(prefixes: Collection[str]) -> set[str]:
+def _folders_above(prefixes: Collection[str]) -> set[str]:
     """Return every folder above a prefix: `a` and `a/b` of `a/b/c`."""
     return {prefix[:end] for prefix in prefixes for end, character in enumerate(prefix) if character == "/"}

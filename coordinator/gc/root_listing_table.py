@@ -7,16 +7,16 @@ from typing import Any, Final, NamedTuple
 from psycopg import Connection
 
 from coordinator.domain.names import RepositoryName
-from coordinator.domain.perimeter import Listing, as_of_now
+from coordinator.domain.perimeter import Listing, evaluate_listing
 
 #: The pods' present prefixes, and the listing, unless a clock that was ahead wrote its time.
-READ: Final = """
+SELECT_LISTING: Final = """
 SELECT ARRAY(SELECT prefix FROM pod_prefixes ORDER BY prefix) AS known, l.began_at, l.prefixes, l.unowned, l.complete
 FROM (SELECT) one LEFT JOIN root_listing l ON l.began_at <= clock_timestamp()
 """
 
 
-class Begun(NamedTuple):
+class ListingStart(NamedTuple):
     """The beginning of a listing."""
 
     at: datetime.datetime
@@ -24,16 +24,16 @@ class Begun(NamedTuple):
     prefixes: Sequence[RepositoryName]
 
 
-def begin(connection: Connection[Any]) -> Begun:
+def begin_listing(connection: Connection[Any]) -> ListingStart:
     """Read the time and the prefixes, before the first request of a listing."""
     row = connection.execute(
         "SELECT clock_timestamp(), ARRAY(SELECT prefix FROM pod_prefixes ORDER BY prefix)"
     ).fetchone()
     assert row is not None
-    return Begun(row[0], [RepositoryName(prefix) for prefix in row[1]])
+    return ListingStart(row[0], [RepositoryName(prefix) for prefix in row[1]])
 
 
-def write(connection: Connection[Any], begun: Begun, unowned: Sequence[str], *, complete: bool) -> None:
+def write_listing(connection: Connection[Any], begun: ListingStart, unowned: Sequence[str], *, complete: bool) -> None:
     """Write the result of a listing, unless there is one that began later."""
     connection.execute(
         """
@@ -47,20 +47,20 @@ def write(connection: Connection[Any], begun: Begun, unowned: Sequence[str], *, 
     )
 
 
-def read(connection: Connection[Any]) -> Listing | None:
+def read_listing(connection: Connection[Any]) -> Listing | None:
     """Return the last listing, applied to the present pods; None if there is none."""
-    return listing(connection.execute(READ).fetchone())
+    return make_listing(connection.execute(SELECT_LISTING).fetchone())
 
 
-def listing(row: Sequence[Any] | None) -> Listing | None:
+def make_listing(row: Sequence[Any] | None) -> Listing | None:
     """Make a listing from a row of READ."""
     if row is None or row[1] is None:
         return None
     known, began_at, listed_with, unowned, complete = row
-    return as_of_now(began_at, listed_with, unowned, complete, known)
+    return evaluate_listing(began_at, listed_with, unowned, complete, known)
 
 
-def is_due(connection: Connection[Any], every: datetime.timedelta) -> bool:
+def is_listing_due(connection: Connection[Any], every: datetime.timedelta) -> bool:
     """Whether to list again: there is no listing with the present prefixes that is younger than `every`."""
     row = connection.execute(
         """

@@ -6,12 +6,12 @@ import msgspec
 from sqlalchemy import Connection, Engine, Row, text
 
 from coordinator.db import paging
-from coordinator.db.session import reading, writing
+from coordinator.db.session import read_connection, write_transaction
 from coordinator.domain.names import Digest, format_digest
-from coordinator.domain.reasons import reason
+from coordinator.domain.reasons import check_reason
 from coordinator.errors import ConflictError, NotFoundError
-from coordinator.gc.controls import NEVER_ON
-from coordinator.gc.shapes import DecisionPage, LedgerEntry, Planned, Run, RunPage, amount
+from coordinator.gc.controls import NEVER_SWITCHED_ON
+from coordinator.gc.shapes import DecisionPage, LedgerEntry, Planned, Run, RunPage, parse_amount
 from coordinator.table.ledger import Decision
 
 _COLUMNS = "id, state, why, options, asked_at, began_at, finished_at, progress, error"
@@ -38,7 +38,7 @@ ORDER BY id LIMIT :limit
 _ATTEMPTS = 3
 
 
-def ask(
+def request_run(
     engine: Engine, why: str, *, dry: bool = False, beyond_limits: str | None = None, leftovers: bool = False
 ) -> Run:
     """Request a run and return it, or return the one that is open.
@@ -47,23 +47,23 @@ def ask(
     """
     options: dict[str, Any] = {name: True for name, wanted in (("dry", dry), ("leftovers", leftovers)) if wanted}
     if beyond_limits is not None:
-        options["beyond_limits"] = reason(beyond_limits)
-    values = {"why": reason(why), "options": msgspec.json.encode(options).decode()}
+        options["beyond_limits"] = check_reason(beyond_limits)
+    values = {"why": check_reason(why), "options": msgspec.json.encode(options).decode()}
     for _ in range(_ATTEMPTS):
-        with writing(engine) as connection:
+        with write_transaction(engine) as connection:
             if not dry:
-                _refuse_if_stopped(connection)
+                _check_controls(connection)
             number = connection.scalar(_ASK, values)
             # Read it in the same transaction: a scheduler may take it at once, and it would look like an earlier run.
             found = connection.execute(_OPEN if number is None else _ONE, {} if number is None else {"id": number})
             row = found.one_or_none()
         if row is not None:
-            return run_of(row)
+            return make_run(row)
     raise ConflictError("Another run began and ended meanwhile: try again.")
 
 
-def _refuse_if_stopped(connection: Connection) -> None:
-    switch = connection.execute(_SWITCH).one_or_none() or NEVER_ON
+def _check_controls(connection: Connection) -> None:
+    switch = connection.execute(_SWITCH).one_or_none() or NEVER_SWITCHED_ON
     if not switch.enabled:
         raise ConflictError(
             f"Garbage collection is switched off ({switch.why}). Switch it on with `baleen gc on --why …`, or request "
@@ -77,48 +77,49 @@ def _refuse_if_stopped(connection: Connection) -> None:
         )
 
 
-def run(engine: Engine, number: int) -> Run:
+def read_run(engine: Engine, number: int) -> Run:
     """Return one run; raises NotFoundError."""
-    with reading(engine) as connection:
+    with read_connection(engine) as connection:
         row = connection.execute(_ONE, {"id": number}).one_or_none()
     if row is None:
-        raise _no_run(number)
-    return run_of(row)
+        raise _run_not_found(number)
+    return make_run(row)
 
 
-def runs(engine: Engine, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT) -> RunPage:
+def read_runs(engine: Engine, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT) -> RunPage:
     """Return a page of runs, the newest first."""
-    values = {"before": paging.decode("runs", cursor, int) or paging.ID_LIMIT, "limit": limit}
-    with reading(engine) as connection:
+    values = {"before": paging.decode_cursor("runs", cursor, int) or paging.ID_LIMIT, "limit": limit}
+    with read_connection(engine) as connection:
         rows = (connection.execute(_PAGE, values)).all()
     return RunPage(
-        items=[run_of(row) for row in rows], next=paging.encode("runs", rows[-1].id) if len(rows) == limit else None
+        items=[make_run(row) for row in rows],
+        next=paging.encode_cursor("runs", rows[-1].id) if len(rows) == limit else None,
     )
 
 
-def open_run(connection: Connection) -> Run | None:
+def read_open_run(connection: Connection) -> Run | None:
     row = connection.execute(_OPEN).one_or_none()
-    return None if row is None else run_of(row)
+    return None if row is None else make_run(row)
 
 
-def last_run(connection: Connection) -> Run | None:
+def read_last_run(connection: Connection) -> Run | None:
     """Return the last run that has ended and was no dry run."""
     row = connection.execute(_LAST).one_or_none()
-    return None if row is None else run_of(row)
+    return None if row is None else make_run(row)
 
 
-def decisions(
+def read_decisions(
     engine: Engine, number: int, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT
 ) -> DecisionPage:
     """Return a page of a run's decisions, the oldest first; raises NotFoundError.
 
     The ledger keeps them also when the run's row is deleted. A dry run has none.
     """
-    after = paging.decode("decisions", cursor, int) or 0
-    with reading(engine) as connection:
+    after = paging.decode_cursor("decisions", cursor, int) or 0
+    with read_connection(engine) as connection:
         rows = connection.execute(_DECISIONS, {"run": number, "after": after, "limit": limit}).all()
         if not rows and cursor is None and connection.execute(_ONE, {"id": number}).one_or_none() is None:
-            raise _no_run(number)
+            raise _run_not_found(number)
     return DecisionPage(
         items=[
             LedgerEntry(
@@ -131,11 +132,11 @@ def decisions(
             )
             for row in rows
         ],
-        next=paging.encode("decisions", rows[-1].id) if len(rows) == limit else None,
+        next=paging.encode_cursor("decisions", rows[-1].id) if len(rows) == limit else None,
     )
 
 
-def run_of(row: Row[Any]) -> Run:
+def make_run(row: Row[Any]) -> Run:
     progress: dict[str, Any] = row.progress
     planned = progress.get("planned")
     return Run(
@@ -152,9 +153,9 @@ def run_of(row: Row[Any]) -> Run:
         blocked_by=progress.get("blocked_by", []),
         planned=None
         if planned is None
-        else Planned(hide=amount(planned.get("hide")), purge=amount(planned.get("purge"))),
-        hidden=amount(progress.get("hidden")),
-        purged=amount(progress.get("purged")),
+        else Planned(hide=parse_amount(planned.get("hide")), purge=parse_amount(planned.get("purge"))),
+        hidden=parse_amount(progress.get("hidden")),
+        purged=parse_amount(progress.get("purged")),
         restored=progress.get("restored", 0),
         kept=progress.get("kept", {}),
         progress=progress,
@@ -162,5 +163,5 @@ def run_of(row: Row[Any]) -> Run:
     )
 
 
-def _no_run(number: int) -> NotFoundError:
+def _run_not_found(number: int) -> NotFoundError:
     return NotFoundError(f"There is no run {number}. See `baleen gc history`; the oldest runs are deleted.")

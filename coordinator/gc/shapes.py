@@ -200,6 +200,6 @@ class Undeletion(View, frozen=True, kw_only=True):
     detail: Annotated[str, Meta(description="What happens now.")]
 
 
-def amount(value: Any) -> Amount:
+def parse_amount(value: Any) -> Amount:
     """Read an amount of a run's progress."""
     return msgspec.convert(value, Amount) if value else Amount()

@@ -7,8 +7,8 @@
 Every transaction that leads to a delete checks again what the plan checked: the job is still ours, nothing stops
 collection, the blob is in the right state, and it is *undisturbed*: unreferenced since the same time as when the hide
 was decided, so nothing needed it in between, not even for a moment.
-`permit` is called after a delete was signed and before it is sent, and writes the time: a delete that the store has not
-carried out a *delete bound* later, it will refuse.
+`permit_deletes` is called after a delete was signed and before it is sent, and writes the time: a delete that the store
+has not carried out a *delete bound* later, it will refuse.
 Rows are locked blob first, in the order of ids, as in all of Baleen.
 Not here: when (domain/gc.py), the work in storage (hide.py, purge.py, restore.py), showing it (gc/view.py).
 """
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from psycopg import Connection
 
-from coordinator.db.arrays import integers, times
+from coordinator.db.arrays import integer_array, time_array
 from coordinator.domain.gc import Amount
 from coordinator.domain.lifecycle import CONCEALED, BlobEvent, BlobState
 from coordinator.domain.names import Digest, RepositoryName
@@ -35,20 +35,20 @@ from coordinator.table.ledger import Decision, Entry
 #: Former referrers of one blob whose links are looked up, the last first.
 REFERRERS_LIMIT = 100
 #: Versions of one hide that the ledger names; `hides` has all of them until the hide ends.
-VERSIONS_NOTED = 100
+VERSIONS_RECORDED = 100
 #: Rows of the table that are counted to estimate how much is stored.
-SAMPLED = 1_000_000
+SAMPLE_ROWS = 1_000_000
 
 #: Conditions of plans on a blob `b` and its hide `h`, shared by the plan of the API (gc/view.py) and by runs.
-CANDIDATE = f"b.state = {BlobState.UNREFERENCED:d}"
-DUE = "h.hidden_at IS NOT NULL AND h.purging_at IS NULL"
+IS_CANDIDATE = f"b.state = {BlobState.UNREFERENCED:d}"
+IS_DUE = "h.hidden_at IS NOT NULL AND h.purging_at IS NULL"
 #: Nothing needed the blob since the hide was decided (rule 11).
 UNDISTURBED = "b.unreferenced_since = h.unreferenced_since"
 #: Nothing needed the blob since a candidate `d` was read (rule 13).
 UNTOUCHED = "b.unreferenced_since = d.since"
 #: t_h: read in the transaction after the store's answer (rule 1).
 T_H = "clock_timestamp()"
-FREE = "NOT EXISTS (SELECT FROM pins p WHERE p.digest = b.digest)"
+IS_NOT_PINNED = "NOT EXISTS (SELECT FROM pins p WHERE p.digest = b.digest)"
 #: Its bytes are not served.
 IS_CONCEALED = f"b.state IN ({', '.join(f'{state:d}' for state in sorted(CONCEALED))})"
 #: It is also needed: registries wait for it.
@@ -124,7 +124,7 @@ class Hide(NamedTuple):
         assert self.hidden_at is not None
         return Position(self.hidden_at, self.id)
 
-    def harmless(self, delete_bound: timedelta) -> bool:
+    def is_harmless(self, delete_bound: timedelta) -> bool:
         """Whether no delete that was permitted for it can land any more (rule 8)."""
         if self.purging_at is None and self.hidden_at is not None:
             return True  # the store has answered its delete
@@ -139,7 +139,7 @@ class Intent(NamedTuple):
     digest: Digest
 
 
-class Hidden(NamedTuple):
+class HiddenBlob(NamedTuple):
     """A hide that took effect, with what the store showed afterwards."""
 
     id: int
@@ -151,7 +151,7 @@ class Hidden(NamedTuple):
     versions: Sequence[Version] = ()
 
 
-class Purged(NamedTuple):
+class PurgedHide(NamedTuple):
     hide: Hide
     #: Bytes that were freed in the store.
     freed: int
@@ -170,7 +170,7 @@ class Referrer(NamedTuple):
     direct: bool
 
 
-def candidates(
+def read_candidates(
     connection: Connection[Any], after: Position, until: datetime.datetime | None, limit: int
 ) -> list[Candidate]:
     """Return unreferenced blobs, the longest unreferenced first; with `until` only those up to that time."""
@@ -178,7 +178,7 @@ def candidates(
         f"""
         SELECT b.id, b.digest, b.size, b.unreferenced_since, p.digest IS NOT NULL
         FROM blobs b LEFT JOIN pins p ON p.digest = b.digest
-        WHERE {CANDIDATE} AND (b.unreferenced_since, b.id) > (%s, %s)
+        WHERE {IS_CANDIDATE} AND (b.unreferenced_since, b.id) > (%s, %s)
           AND (%s::timestamptz IS NULL OR b.unreferenced_since <= %s::timestamptz)
         ORDER BY b.unreferenced_since, b.id LIMIT %s
         """,
@@ -187,35 +187,35 @@ def candidates(
     return [Candidate(row[0], Digest(row[1]), *row[2:]) for row in found]
 
 
-def to_hide(connection: Connection[Any], until: datetime.datetime) -> Amount:
+def count_to_hide(connection: Connection[Any], until: datetime.datetime) -> Amount:
     """Count the blobs that a plan with this bound would hide."""
-    return _amount(
+    return _read_amount(
         connection,
         f"""
         SELECT count(*), coalesce(sum(b.size) FILTER (WHERE b.size > 0), 0) FROM blobs b
-        WHERE {CANDIDATE} AND b.unreferenced_since <= %s AND {FREE}
+        WHERE {IS_CANDIDATE} AND b.unreferenced_since <= %s AND {IS_NOT_PINNED}
         """,
         (until,),
     )
 
 
-def to_purge(connection: Connection[Any], until: datetime.datetime) -> Amount:
-    return _amount(
+def count_to_purge(connection: Connection[Any], until: datetime.datetime) -> Amount:
+    return _read_amount(
         connection,
         f"""
         SELECT count(*), coalesce(sum(h.size), 0) FROM hides h JOIN blobs b ON b.id = h.blob_id
-        WHERE {DUE} AND h.hidden_at <= %s AND {UNDISTURBED} AND {FREE}
+        WHERE {IS_DUE} AND h.hidden_at <= %s AND {UNDISTURBED} AND {IS_NOT_PINNED}
         """,
         (until,),
     )
 
 
-def stored(connection: Connection[Any]) -> Amount:
+def count_served(connection: Connection[Any]) -> Amount:
     """Count the blobs that registries are served, by the table; a large table is estimated from a sample."""
     row = connection.execute("SELECT reltuples FROM pg_class WHERE oid = 'blobs'::regclass").fetchone()
-    share = 1.0 if row is None or row[0] <= SAMPLED else SAMPLED / row[0]
+    share = 1.0 if row is None or row[0] <= SAMPLE_ROWS else SAMPLE_ROWS / row[0]
     sample = "" if share == 1.0 else f"TABLESAMPLE SYSTEM ({100 * share})"
-    found = _amount(
+    found = _read_amount(
         connection,
         f"""
         SELECT count(*), coalesce(sum(size) FILTER (WHERE size > 0), 0) FROM blobs {sample}
@@ -226,13 +226,13 @@ def stored(connection: Connection[Any]) -> Amount:
     return Amount(round(found.blobs / share), round(found.size / share))
 
 
-def _amount(connection: Connection[Any], statement: str, values: Sequence[Any]) -> Amount:
+def _read_amount(connection: Connection[Any], statement: str, values: Sequence[Any]) -> Amount:
     row = connection.execute(statement, values).fetchone()
     assert row is not None
     return Amount(row[0], int(row[1]))
 
 
-def former_referrers(connection: Connection[Any], blobs: Sequence[int]) -> list[Referrer]:
+def read_former_referrers(connection: Connection[Any], blobs: Sequence[int]) -> list[Referrer]:
     """Return removed referrers of these blobs, for rule 5, which verifies that their links are gone.
 
     Only those with links in shared storage; the last REFERRERS_LIMIT of each blob.
@@ -256,12 +256,12 @@ def former_referrers(connection: Connection[Any], blobs: Sequence[int]) -> list[
         ) x
         JOIN repositories r ON r.id = x.repository_id
         """,
-        (integers(blobs), REFERRERS_LIMIT),
+        (integer_array(blobs), REFERRERS_LIMIT),
     )
     return [Referrer(row[0], RepositoryName(row[1]), Digest(row[2]), row[3]) for row in found]
 
 
-def intend(
+def write_intents(
     connection: Connection[Any], job: Job, wanted: Sequence[Candidate], evidence: dict[str, Any]
 ) -> list[Intent]:
     """Write that these blobs are about to be hidden; return those that have not changed (rule 13).
@@ -269,15 +269,15 @@ def intend(
     Raises TakenOverError, and StoppedCollectingError.
     """
     with connection.transaction():
-        _ours(connection, job)
+        _check_ours(connection, job)
         found = connection.execute(
             f"""
             SELECT b.id FROM unnest(%s::bigint[], %s::timestamptz[]) d (id, since) JOIN blobs b ON b.id = d.id
             WHERE b.state = {BlobState.UNREFERENCED:d} AND {UNTOUCHED}
-              AND {FREE}
+              AND {IS_NOT_PINNED}
             ORDER BY b.id FOR NO KEY UPDATE OF b
             """,
-            (integers(each.blob for each in wanted), times(each.unreferenced_since for each in wanted)),
+            (integer_array(each.blob for each in wanted), time_array(each.unreferenced_since for each in wanted)),
         )
         blobs = [row[0] for row in found]
         lifecycle.apply_event(connection, blobs, BlobEvent.HIDE)
@@ -287,11 +287,11 @@ def intend(
             SELECT b.id, %s, %s, b.unreferenced_since FROM unnest(%s::bigint[]) d (id) JOIN blobs b ON b.id = d.id
             RETURNING id, blob_id
             """,
-            (job.id, job.taken, integers(blobs)),
+            (job.id, job.taken, integer_array(blobs)),
         ).fetchall()
         known = {each.blob: each for each in wanted}
         intents = [Intent(row[0], row[1], known[row[1]].digest) for row in rows]
-        ledger.write(
+        ledger.write_entries(
             connection,
             [
                 Entry(
@@ -308,52 +308,52 @@ def intend(
     return intents
 
 
-def permit(connection: Connection[Any], job: Job, hides: Sequence[int], state: BlobState) -> None:
+def permit_deletes(connection: Connection[Any], job: Job, hides: Sequence[int], state: BlobState) -> None:
     """Permit the deletes of these hides, and write when; the last check before they are sent.
 
     Raises TakenOverError, StoppedCollectingError or DisturbedError, and then none may be sent.
     """
     with connection.transaction():
-        _ours(connection, job)
+        _check_ours(connection, job)
         # The locks last until the commit: a reference that comes meanwhile waits, and the restore for it sees that the
         # delete was permitted. Without them, a restore could be final before a delete that it did not know.
-        allowed = _locked(connection, hides, state) - _pinned(connection, hides)
+        allowed = _lock_undisturbed(connection, hides, state) - _read_pinned(connection, hides)
         if len(allowed) != len(hides):
             raise DisturbedError(f"{len(hides) - len(allowed)} of {len(hides)} blobs are needed again, or pinned.")
         connection.execute(
-            "UPDATE hides SET permitted_at = clock_timestamp() WHERE id = ANY(%s::bigint[])", (integers(hides),)
+            "UPDATE hides SET permitted_at = clock_timestamp() WHERE id = ANY(%s::bigint[])", (integer_array(hides),)
         )
 
 
-def permit_others(connection: Connection[Any], job: Job) -> None:
+def permit_leftovers(connection: Connection[Any], job: Job) -> None:
     """Permit deletes of leftovers, which have no hide (leftovers/table.py), until the transaction ends.
 
     Raises TakenOverError or StoppedCollectingError, and then none may be sent.
     """
     with connection.transaction():
-        _ours(connection, job)
+        _check_ours(connection, job)
 
 
-def undisturbed(connection: Connection[Any], hides: Sequence[int], state: BlobState) -> set[int]:
-    """Return those hides whose blobs `permit` would accept."""
+def read_undisturbed(connection: Connection[Any], hides: Sequence[int], state: BlobState) -> set[int]:
+    """Return those hides whose blobs `permit_deletes` would accept."""
     found = connection.execute(
         f"""
         SELECT h.id FROM hides h JOIN blobs b ON b.id = h.blob_id
-        WHERE h.id = ANY(%s::bigint[]) AND b.state = %s AND {UNDISTURBED} AND {FREE}
+        WHERE h.id = ANY(%s::bigint[]) AND b.state = %s AND {UNDISTURBED} AND {IS_NOT_PINNED}
         """,
-        (integers(hides), state),
+        (integer_array(hides), state),
     )
     return {row[0] for row in found}
 
 
-def record(connection: Connection[Any], job: Job, hidden: Sequence[Hidden]) -> set[int]:
+def record_hidden(connection: Connection[Any], job: Job, hidden: Sequence[HiddenBlob]) -> set[int]:
     """Write that these hides took effect; return their ids. t_h is read here, after the store's answer (rule 1).
 
     Hides that were disturbed meanwhile stay as they are, to be undone. Raises TakenOverError.
     """
     with connection.transaction():
-        jobs.hold(connection, job)
-        ours = _locked(connection, [each.id for each in hidden], BlobState.HIDING)
+        jobs.lock_job(connection, job)
+        ours = _lock_undisturbed(connection, [each.id for each in hidden], BlobState.HIDING)
         taken = [each for each in hidden if each.id in ours]
         lifecycle.apply_event(connection, [each.blob for each in taken], BlobEvent.HIDDEN)
         connection.execute(
@@ -364,13 +364,13 @@ def record(connection: Connection[Any], job: Job, hidden: Sequence[Hidden]) -> s
             WHERE h.id = d.id
             """,
             (
-                integers(each.id for each in taken),
-                integers(each.size for each in taken),
+                integer_array(each.id for each in taken),
+                integer_array(each.size for each in taken),
                 [each.marker for each in taken],
                 [json.dumps(each.versions) if each.marker is not None else None for each in taken],
             ),
         )
-        ledger.write(
+        ledger.write_entries(
             connection,
             [
                 Entry(
@@ -380,7 +380,7 @@ def record(connection: Connection[Any], job: Job, hidden: Sequence[Hidden]) -> s
                     {
                         "bytes": each.size,
                         "marker": each.marker,
-                        "versions": [v.version for v in each.versions[:VERSIONS_NOTED]],
+                        "versions": [v.version for v in each.versions[:VERSIONS_RECORDED]],
                         "recorded": len(each.versions),
                     },
                     job.id,
@@ -392,21 +392,23 @@ def record(connection: Connection[Any], job: Job, hidden: Sequence[Hidden]) -> s
     return {each.id for each in taken}
 
 
-def due(connection: Connection[Any], after: Position, until: datetime.datetime | None, limit: int) -> list[Hide]:
+def read_due_hides(
+    connection: Connection[Any], after: Position, until: datetime.datetime | None, limit: int
+) -> list[Hide]:
     """Return hides that took effect, the oldest first; with `until` only those up to that time."""
-    return _hides(
+    return _read_hides(
         connection,
         f"""
-        {DUE} AND (h.hidden_at, h.id) > (%s, %s)
+        {IS_DUE} AND (h.hidden_at, h.id) > (%s, %s)
         AND (%s::timestamptz IS NULL OR h.hidden_at <= %s::timestamptz) ORDER BY h.hidden_at, h.id LIMIT %s
         """,
         (*after, until, until, limit),
     )
 
 
-def unfinished(connection: Connection[Any], job: Job | None, after: int, limit: int) -> list[Hide]:
+def read_unfinished_hides(connection: Connection[Any], job: Job | None, after: int, limit: int) -> list[Hide]:
     """Return unfinished hides of other jobs than this one, by id."""
-    return _hides(
+    return _read_hides(
         connection,
         """
         (h.hidden_at IS NULL OR h.purging_at IS NOT NULL) AND h.id > %s
@@ -416,12 +418,12 @@ def unfinished(connection: Connection[Any], job: Job | None, after: int, limit: 
     )
 
 
-def concealed(connection: Connection[Any], limit: int, after: int = 0) -> tuple[list[Hide], list[Digest]]:
+def read_concealed(connection: Connection[Any], limit: int, after: int = 0) -> tuple[list[Hide], list[Digest]]:
     """Return what is needed and not served: hides to undo, and purged blobs that were pushed again.
 
     At most `limit` of each, of blobs whose ids are greater than `after`.
     """
-    hides = _hides(connection, f"{IS_WANTED} AND b.id > %s ORDER BY b.id LIMIT %s", (after, limit))
+    hides = _read_hides(connection, f"{IS_WANTED} AND b.id > %s ORDER BY b.id LIMIT %s", (after, limit))
     purged = connection.execute(
         f"""
         SELECT b.digest FROM blobs b WHERE {IS_WANTED} AND b.state = {BlobState.PURGED:d} AND b.id > %s
@@ -432,25 +434,25 @@ def concealed(connection: Connection[Any], limit: int, after: int = 0) -> tuple[
     return hides, [Digest(row[0]) for row in purged]
 
 
-def asked_back(connection: Connection[Any], limit: int, after: int = 0) -> list[Hide]:
+def read_asked_back(connection: Connection[Any], limit: int, after: int = 0) -> list[Hide]:
     """Return hides that an operator asked to undo (gc/controls.py), though nothing needs the blob, by id."""
     condition = "h.asked_at IS NOT NULL AND b.unreferenced_since IS NOT NULL AND h.id > %s ORDER BY h.id LIMIT %s"
-    return _hides(connection, condition, (after, limit))
+    return _read_hides(connection, condition, (after, limit))
 
 
-def hide(connection: Connection[Any], number: int) -> Hide | None:
+def read_hide(connection: Connection[Any], number: int) -> Hide | None:
     """Return a hide as it is now; None if it has ended."""
-    found = _hides(connection, "h.id = %s", (number,))
+    found = _read_hides(connection, "h.id = %s", (number,))
     return found[0] if found else None
 
 
-def hide_of(connection: Connection[Any], digest: Digest) -> Hide | None:
+def read_hide_of_blob(connection: Connection[Any], digest: Digest) -> Hide | None:
     """Return the hide of a blob; None if there is none."""
-    found = _hides(connection, "b.digest = %s", (digest,))
+    found = _read_hides(connection, "b.digest = %s", (digest,))
     return found[0] if found else None
 
 
-_HIDES = """
+_SELECT_HIDES = """
 SELECT h.id, h.blob_id, b.digest, b.state, b.unreferenced_since IS NULL,
        b.unreferenced_since IS DISTINCT FROM h.unreferenced_since, p.digest IS NOT NULL,
        h.intended_at, h.permitted_at, h.hidden_at, h.purging_at, h.size, h.marker, h.versions, clock_timestamp(),
@@ -460,7 +462,7 @@ WHERE
 """
 
 
-def _hides(connection: Connection[Any], condition: str, values: Sequence[Any]) -> list[Hide]:
+def _read_hides(connection: Connection[Any], condition: str, values: Sequence[Any]) -> list[Hide]:
     return [
         Hide(
             row[0],
@@ -480,7 +482,7 @@ def _hides(connection: Connection[Any], condition: str, values: Sequence[Any]) -
             row[14],
             row[15],
         )
-        for row in connection.execute(_HIDES + condition, values)
+        for row in connection.execute(_SELECT_HIDES + condition, values)
     ]
 
 
@@ -490,10 +492,12 @@ def begin_purge(connection: Connection[Any], job: Job, hides: Sequence[Hide], ev
     Takes over purges that another job began. Raises TakenOverError, and StoppedCollectingError.
     """
     with connection.transaction():
-        _ours(connection, job)
+        _check_ours(connection, job)
         # A blob that was pinned since the plan stays hidden.
         wanted = [each.id for each in hides]
-        ours = _locked(connection, wanted, BlobState.HIDDEN, BlobState.PURGING) - _pinned(connection, wanted)
+        ours = _lock_undisturbed(connection, wanted, BlobState.HIDDEN, BlobState.PURGING) - _read_pinned(
+            connection, wanted
+        )
         taken = [each for each in hides if each.id in ours]
         lifecycle.apply_event(connection, [each.blob for each in taken], BlobEvent.PURGE)
         connection.execute(
@@ -501,9 +505,9 @@ def begin_purge(connection: Connection[Any], job: Job, hides: Sequence[Hide], ev
             UPDATE hides SET purging_at = coalesce(purging_at, clock_timestamp()), run_id = %s, taken = %s
             WHERE id = ANY(%s::bigint[])
             """,
-            (job.id, job.taken, integers(sorted(ours))),
+            (job.id, job.taken, integer_array(sorted(ours))),
         )
-        ledger.write(
+        ledger.write_entries(
             connection,
             [
                 Entry(
@@ -520,15 +524,17 @@ def begin_purge(connection: Connection[Any], job: Job, hides: Sequence[Hide], ev
     return ours
 
 
-def purged(connection: Connection[Any], job: Job, done: Sequence[Purged]) -> None:
+def record_purged(connection: Connection[Any], job: Job, done: Sequence[PurgedHide]) -> None:
     """Write that these hides have ended, and what was freed. Raises TakenOverError."""
     with connection.transaction():
-        jobs.hold(connection, job)
-        numbers = _blobs_first(connection, [each.hide.id for each in done])
+        jobs.lock_job(connection, job)
+        numbers = _lock_blobs(connection, [each.hide.id for each in done])
         over = [each for each in done if each.hide.id in numbers]
         lifecycle.apply_event(connection, [each.hide.blob for each in over], BlobEvent.PURGED)
-        connection.execute("DELETE FROM hides WHERE id = ANY(%s::bigint[])", (integers(each.hide.id for each in over),))
-        ledger.write(
+        connection.execute(
+            "DELETE FROM hides WHERE id = ANY(%s::bigint[])", (integer_array(each.hide.id for each in over),)
+        )
+        ledger.write_entries(
             connection,
             [
                 Entry(
@@ -544,22 +550,22 @@ def purged(connection: Connection[Any], job: Job, done: Sequence[Purged]) -> Non
         )
 
 
-def shown(connection: Connection[Any], found: Hide, why: str) -> bool:
+def end_hide(connection: Connection[Any], found: Hide, why: str) -> bool:
     """End a hide whose blob is served again; return False if it had ended before.
 
     Only call this when no delete of the hide can land any more, and the bytes were read after that (rules 8 and 14).
     """
     with connection.transaction():
-        if not _blobs_first(connection, [found.id]):
+        if not _lock_blobs(connection, [found.id]):
             return False
-        now = hide(connection, found.id)
+        now = read_hide(connection, found.id)
         if now is None or (now.permitted_at, now.purging_at) != (found.permitted_at, found.purging_at):
             # A delete was permitted since, so what the caller read no longer counts.
             return False
         lifecycle.apply_event(connection, [found.blob], BlobEvent.SHOWN)
         connection.execute("DELETE FROM hides WHERE id = %s", (found.id,))
         # An older state of the table would purge a blob that is served again.
-        mark.advance(connection)
+        mark.advance_epoch(connection)
         decision = Decision.RESTORED if found.disturbed else Decision.UNDONE
         evidence = {
             name: None if at is None else at.isoformat()
@@ -570,11 +576,11 @@ def shown(connection: Connection[Any], found: Hide, why: str) -> bool:
                 ("purging_at", found.purging_at),
             )
         }
-        ledger.write(connection, [Entry(found.digest, decision, why, evidence, None, found.id)])
+        ledger.write_entries(connection, [Entry(found.digest, decision, why, evidence, None, found.id)])
     return True
 
 
-def give_back(
+def void_hides(
     connection: Connection[Any], job: Job, found: Sequence[tuple[Hide, Decision, str, dict[str, Any]]]
 ) -> None:
     """Void hides because of what storage shows: nothing more is deleted for them, and they are restored.
@@ -582,28 +588,30 @@ def give_back(
     Their blobs' time without references starts again, so that the hides are *disturbed*. Raises TakenOverError.
     """
     with connection.transaction():
-        jobs.hold(connection, job)
-        numbers = _blobs_first(connection, [hide.id for hide, _, _, _ in found])
+        jobs.lock_job(connection, job)
+        numbers = _lock_blobs(connection, [hide.id for hide, _, _, _ in found])
         void = [each for each in found if each[0].id in numbers]
         connection.execute(
             """
             UPDATE blobs SET unreferenced_since = clock_timestamp()
             WHERE id = ANY(%s::bigint[]) AND unreferenced_since IS NOT NULL
             """,
-            (integers(hide.blob for hide, _, _, _ in void),),
+            (integer_array(hide.blob for hide, _, _, _ in void),),
         )
-        ledger.write(
+        ledger.write_entries(
             connection,
             [Entry(hide.digest, decision, why, evidence, job.id, hide.id) for hide, decision, why, evidence in void],
         )
 
 
-def keep(connection: Connection[Any], job: Job, kept: Sequence[tuple[Digest, str, dict[str, Any]]]) -> None:
+def record_kept(connection: Connection[Any], job: Job, kept: Sequence[tuple[Digest, str, dict[str, Any]]]) -> None:
     """Write that blobs are kept, contrary to the plan."""
-    ledger.write(connection, [Entry(digest, Decision.KEPT, why, evidence, job.id) for digest, why, evidence in kept])
+    ledger.write_entries(
+        connection, [Entry(digest, Decision.KEPT, why, evidence, job.id) for digest, why, evidence in kept]
+    )
 
 
-def recent_runs(connection: Connection[Any], limit: int) -> list[Amount]:
+def read_recent_runs(connection: Connection[Any], limit: int) -> list[Amount]:
     """Return the amounts of the last finished runs, the newest first."""
     found = connection.execute(
         """
@@ -619,7 +627,7 @@ def recent_runs(connection: Connection[Any], limit: int) -> list[Amount]:
     return [Amount(*row) for row in found]
 
 
-def open_hides(connection: Connection[Any], wanted: Sequence[Digest]) -> set[tuple[Digest, int]]:
+def read_open_hides(connection: Connection[Any], wanted: Sequence[Digest]) -> set[tuple[Digest, int]]:
     """Return (digest, hide) of the open hides of these blobs."""
     found = connection.execute(
         "SELECT b.digest, h.id FROM hides h JOIN blobs b ON b.id = h.blob_id WHERE b.digest = ANY(%b::bytea[])",
@@ -628,9 +636,9 @@ def open_hides(connection: Connection[Any], wanted: Sequence[Digest]) -> set[tup
     return {(Digest(row[0]), row[1]) for row in found}
 
 
-def _ours(connection: Connection[Any], job: Job) -> None:
+def _check_ours(connection: Connection[Any], job: Job) -> None:
     """Check that the job is ours until the transaction ends, and that no control stops it now."""
-    jobs.hold(connection, job)
+    jobs.lock_job(connection, job)
     # Read without a lock: a job that hangs here must not keep an operator from switching GC off.
     on = connection.execute("SELECT enabled, why FROM gc_switch").fetchone()
     if on is None or not on[0]:
@@ -648,7 +656,7 @@ def _ours(connection: Connection[Any], job: Job) -> None:
         )
 
 
-def _locked(connection: Connection[Any], hides: Sequence[int], *states: BlobState) -> set[int]:
+def _lock_undisturbed(connection: Connection[Any], hides: Sequence[int], *states: BlobState) -> set[int]:
     """Lock the blobs of hides; return the hides that are open, undisturbed, and in one of the states."""
     found = connection.execute(
         f"""
@@ -657,37 +665,37 @@ def _locked(connection: Connection[Any], hides: Sequence[int], *states: BlobStat
           AND {UNDISTURBED}
         ORDER BY b.id FOR NO KEY UPDATE OF b
         """,
-        (integers(hides), integers(states)),
+        (integer_array(hides), integer_array(states)),
     )
     locked = [row[0] for row in found]
-    return (locked and _existing(connection, locked)) or set()
+    return (locked and _read_still_open(connection, locked)) or set()
 
 
-def _pinned(connection: Connection[Any], hides: Sequence[int]) -> set[int]:
+def _read_pinned(connection: Connection[Any], hides: Sequence[int]) -> set[int]:
     """Return those hides whose blobs are pinned."""
     found = connection.execute(
         """
         SELECT h.id FROM hides h JOIN blobs b ON b.id = h.blob_id JOIN pins p ON p.digest = b.digest
         WHERE h.id = ANY(%s::bigint[])
         """,
-        (integers(hides),),
+        (integer_array(hides),),
     )
     return {row[0] for row in found}
 
 
-def _blobs_first(connection: Connection[Any], hides: Sequence[int]) -> set[int]:
+def _lock_blobs(connection: Connection[Any], hides: Sequence[int]) -> set[int]:
     """Lock the blobs of hides; return the hides that are open."""
     found = connection.execute(
         """
         SELECT h.id FROM hides h JOIN blobs b ON b.id = h.blob_id WHERE h.id = ANY(%s::bigint[])
         ORDER BY b.id FOR NO KEY UPDATE OF b
         """,
-        (integers(hides),),
+        (integer_array(hides),),
     )
-    return _existing(connection, [row[0] for row in found])
+    return _read_still_open(connection, [row[0] for row in found])
 
 
-def _existing(connection: Connection[Any], hides: Sequence[int]) -> set[int]:
+def _read_still_open(connection: Connection[Any], hides: Sequence[int]) -> set[int]:
     """Return those of these hides, whose blobs are locked, that are open: one may have ended while a lock waited."""
-    found = connection.execute("SELECT id FROM hides WHERE id = ANY(%s::bigint[])", (integers(hides),))
+    found = connection.execute("SELECT id FROM hides WHERE id = ANY(%s::bigint[])", (integer_array(hides),))
     return {row[0] for row in found}

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Engine, Row, text
 
 from coordinator.db import paging
-from coordinator.db.session import reading
+from coordinator.db.session import read_connection
 from coordinator.db.threads import in_thread
-from coordinator.domain.gc import Facts, Kept, Policy, Why, hiding, holds, purge_reasons, purging
+from coordinator.domain.gc import Facts, Kept, Policy, Why, block_reasons, hide_policy, purge_policy, purge_reasons
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, format_digest
 from coordinator.gc import controls_view, runs
@@ -31,11 +31,11 @@ from coordinator.gc.shapes import (
     StepName,
     Waiting,
 )
-from coordinator.gc.table import CANDIDATE, DUE, FREE, IS_CONCEALED, IS_WANTED, UNDISTURBED
+from coordinator.gc.table import IS_CANDIDATE, IS_CONCEALED, IS_DUE, IS_NOT_PINNED, IS_WANTED, UNDISTURBED
 from coordinator.table.ledger import Decision
 
 #: Limit of counts that are seldom high.
-COUNTED = 100_000
+COUNT_LIMIT = 100_000
 
 _BEGINNING = dt.datetime(1, 1, 2, tzinfo=dt.UTC)
 
@@ -43,25 +43,25 @@ _DUE = text(f"""
 SELECT h.id, b.digest, h.size, h.hidden_at AS at, p.digest IS NOT NULL AS pinned,
        b.unreferenced_since IS NULL AS needed, ({UNDISTURBED}) IS NOT TRUE AS disturbed
 FROM hides h JOIN blobs b ON b.id = h.blob_id LEFT JOIN pins p ON p.digest = b.digest
-WHERE {DUE} AND (h.hidden_at, h.id) > (:at, :after) ORDER BY h.hidden_at, h.id LIMIT :limit
+WHERE {IS_DUE} AND (h.hidden_at, h.id) > (:at, :after) ORDER BY h.hidden_at, h.id LIMIT :limit
 """)
 _CANDIDATES = text(f"""
 SELECT b.id, b.digest, b.size, b.unreferenced_since AS at, p.digest IS NOT NULL AS pinned
 FROM blobs b LEFT JOIN pins p ON p.digest = b.digest
-WHERE {CANDIDATE} AND (b.unreferenced_since, b.id) > (:at, :after) ORDER BY b.unreferenced_since, b.id LIMIT :limit
+WHERE {IS_CANDIDATE} AND (b.unreferenced_since, b.id) > (:at, :after) ORDER BY b.unreferenced_since, b.id LIMIT :limit
 """)
 _SUMS = "count(*) AS blobs, coalesce(sum({size}) FILTER (WHERE {size} > 0), 0) AS bytes"
 _CANDIDATE_TOTALS = text(f"""
 SELECT p.digest IS NOT NULL AS pinned, b.unreferenced_since <= CAST(:until AS timestamptz) AS passes,
        {_SUMS.format(size="b.size")}
-FROM blobs b LEFT JOIN pins p ON p.digest = b.digest WHERE {CANDIDATE} GROUP BY 1, 2
+FROM blobs b LEFT JOIN pins p ON p.digest = b.digest WHERE {IS_CANDIDATE} GROUP BY 1, 2
 """)
 _DUE_TOTALS = text(f"""
 SELECT p.digest IS NOT NULL AS pinned, b.unreferenced_since IS NULL AS needed,
        ({UNDISTURBED}) IS NOT TRUE AS disturbed, h.hidden_at <= CAST(:until AS timestamptz) AS passes,
        {_SUMS.format(size="h.size")}
 FROM hides h JOIN blobs b ON b.id = h.blob_id LEFT JOIN pins p ON p.digest = b.digest
-WHERE {DUE} GROUP BY 1, 2, 3, 4
+WHERE {IS_DUE} GROUP BY 1, 2, 3, 4
 """)
 _UNFINISHED = text("""
 SELECT count(*) FROM (
@@ -73,9 +73,10 @@ SELECT count(*) AS n FROM (SELECT FROM gc_ledger WHERE decision = '{Decision.SHO
 """)
 _LAST_SHOWN = text(f"SELECT at, digest FROM gc_ledger WHERE decision = '{Decision.SHOWN}' ORDER BY id DESC LIMIT 1")
 _OLDEST = text(f"""
-SELECT b.unreferenced_since FROM blobs b WHERE {CANDIDATE} AND {FREE} ORDER BY b.unreferenced_since, b.id LIMIT 1
+SELECT b.unreferenced_since FROM blobs b WHERE {IS_CANDIDATE} AND {IS_NOT_PINNED}
+ORDER BY b.unreferenced_since, b.id LIMIT 1
 """)
-_ALL_CANDIDATES = text(f"SELECT {_SUMS.format(size='b.size')}, now() AS counted_at FROM blobs b WHERE {CANDIDATE}")
+_ALL_CANDIDATES = text(f"SELECT {_SUMS.format(size='b.size')}, now() AS counted_at FROM blobs b WHERE {IS_CANDIDATE}")
 _ALL_HIDDEN = text(f"SELECT {_SUMS.format(size='h.size')} FROM hides h WHERE h.hidden_at IS NOT NULL")
 _WAITING = text(f"""
 SELECT state, count(*) AS n FROM (
@@ -90,7 +91,7 @@ SELECT max(began_at) FROM jobs WHERE kind = 'gc' AND NOT coalesce((options ->> '
 """)
 
 
-class _Place(NamedTuple):
+class _PlanPosition(NamedTuple):
     """Where a page of the plan continues: in which list, and after which of its rows."""
 
     hidden: bool
@@ -98,10 +99,10 @@ class _Place(NamedTuple):
     after: int
 
 
-_FIRST, _UNREFERENCED = _Place(True, _BEGINNING, 0), _Place(False, _BEGINNING, 0)
+_FIRST, _UNREFERENCED = _PlanPosition(True, _BEGINNING, 0), _PlanPosition(False, _BEGINNING, 0)
 
 
-def plan(
+def read_plan(
     engine: Engine,
     read_facts: ReadFacts,
     *,
@@ -115,21 +116,21 @@ def plan(
 
     To find blobs of one step the page reads at most `walk` blobs.
     """
-    place: _Place | None = paging.decode("plan", cursor, _Place) or _FIRST
-    with reading(engine) as connection:
+    place: _PlanPosition | None = paging.decode_cursor("plan", cursor, _PlanPosition) or _FIRST
+    with read_connection(engine) as connection:
         facts = read_facts(connection)
-        hide, purge = _policies(facts, despite_holds=despite_holds)
-        totals = _totals(connection, hide, purge) if cursor is None else None
+        hide, purge = _make_policies(facts, despite_holds=despite_holds)
+        totals = _read_totals(connection, hide, purge) if cursor is None else None
         items: list[PlanItem] = []
         walked = 0
         while place is not None and len(items) < limit and walked < max(walk, limit):
             # Without a filter every row is shown: read no more than fit.
             wanted = limit - len(items) if step is None else max(walk - walked, 1)
-            rows = _rows(connection, place, wanted)
+            rows = _read_rows(connection, place, wanted)
             walked += len(rows)
             for row in rows:
-                item = _item(row, purge if place.hidden else hide, hidden=place.hidden)
-                place = _Place(place.hidden, row.at, row.id)
+                item = _make_item(row, purge if place.hidden else hide, hidden=place.hidden)
+                place = _PlanPosition(place.hidden, row.at, row.id)
                 if step in {None, item.step}:
                     items.append(item)
                 if len(items) == limit:
@@ -138,35 +139,35 @@ def plan(
                 place = _UNREFERENCED if place.hidden else None
     return PlanPage(
         items=items,
-        next=None if place is None else paging.encode("plan", place),
+        next=None if place is None else paging.encode_cursor("plan", place),
         made_at=facts.now,
-        blocked_by=holds(facts),
+        blocked_by=block_reasons(facts),
         hide_until=hide.until,
         purge_until=purge.until,
         totals=totals,
     )
 
 
-def _policies(facts: Facts, *, despite_holds: bool) -> tuple[Policy, Policy]:
-    hide, purge = hiding(facts), purging(facts)
+def _make_policies(facts: Facts, *, despite_holds: bool) -> tuple[Policy, Policy]:
+    hide, purge = hide_policy(facts), purge_policy(facts)
     if despite_holds:
         hide, purge = hide._replace(holds=()), purge._replace(holds=())
     return hide, purge
 
 
-def _rows(connection: Connection, place: _Place, limit: int) -> Sequence[Row[Any]]:
+def _read_rows(connection: Connection, place: _PlanPosition, limit: int) -> Sequence[Row[Any]]:
     values = {"at": place.at, "after": place.after, "limit": limit}
     return connection.execute(_DUE if place.hidden else _CANDIDATES, values).all()
 
 
-def _reasons(row: Row[Any], policy: Policy, *, hidden: bool) -> Iterator[Kept]:
+def _reasons_to_keep(row: Row[Any], policy: Policy, *, hidden: bool) -> Iterator[Kept]:
     if hidden:
         return purge_reasons(policy, row.at, needed=row.needed, disturbed=row.disturbed, pinned=row.pinned)
-    return policy.reasons(row.at, pinned=row.pinned)
+    return policy.reasons_to_keep(row.at, pinned=row.pinned)
 
 
-def _item(row: Row[Any], policy: Policy, *, hidden: bool) -> PlanItem:
-    kept = next(_reasons(row, policy, hidden=hidden), None)
+def _make_item(row: Row[Any], policy: Policy, *, hidden: bool) -> PlanItem:
+    kept = next(_reasons_to_keep(row, policy, hidden=hidden), None)
     return PlanItem(
         digest=format_digest(Digest(row.digest)),
         size=None if row.size is None or row.size < 0 else row.size,
@@ -178,22 +179,22 @@ def _item(row: Row[Any], policy: Policy, *, hidden: bool) -> PlanItem:
     )
 
 
-def _totals(connection: Connection, hide: Policy, purge: Policy) -> PlanTotals:
+def _read_totals(connection: Connection, hide: Policy, purge: Policy) -> PlanTotals:
     kept: dict[str, Amount] = {}
     go = {False: Amount(), True: Amount()}
     for hidden, policy, question in ((False, hide, _CANDIDATE_TOTALS), (True, purge, _DUE_TOTALS)):
         for row in connection.execute(question, {"until": policy.until}):
-            why = _why(row, policy, hidden=hidden)
+            why = _common_reason(row, policy, hidden=hidden)
             if why is None:
-                go[hidden] = _more(go[hidden], row)
+                go[hidden] = _add_row(go[hidden], row)
             else:
-                kept[why.value] = _more(kept.get(why.value, Amount()), row)
-    unfinished = int(connection.scalar(_UNFINISHED, {"limit": COUNTED}) or 0)
+                kept[why.value] = _add_row(kept.get(why.value, Amount()), row)
+    unfinished = int(connection.scalar(_UNFINISHED, {"limit": COUNT_LIMIT}) or 0)
     return PlanTotals(hide=go[False], purge=go[True], kept=kept, unfinished=unfinished)
 
 
-def _why(row: Row[Any], policy: Policy, *, hidden: bool) -> Why | None:
-    """Return why all of a row's blobs are kept, as `_item` does for one; of the bounds, which ascend, the first."""
+def _common_reason(row: Row[Any], policy: Policy, *, hidden: bool) -> Why | None:
+    """Return why a row's blobs are kept, as `_make_item` does for one; of the bounds, which ascend, the first."""
     if hidden and row.disturbed:
         return Why.NEEDED if row.needed else Why.DISTURBED
     if policy.holds:
@@ -203,7 +204,7 @@ def _why(row: Row[Any], policy: Policy, *, hidden: bool) -> Why | None:
     return None if row.passes else policy.bounds[0].kept.why
 
 
-def _more(amount: Amount, row: Row[Any]) -> Amount:
+def _add_row(amount: Amount, row: Row[Any]) -> Amount:
     return Amount(blobs=amount.blobs + row.blobs, bytes=amount.bytes + int(row.bytes))
 
 
@@ -242,14 +243,14 @@ class FiguresReader:
             return figures
 
     def _count(self) -> Figures:
-        with reading(self._engine) as connection:
+        with read_connection(self._engine) as connection:
             candidates, hidden = connection.execute(_ALL_CANDIDATES).one(), connection.execute(_ALL_HIDDEN).one()
-        return Figures(_more(Amount(), candidates), _more(Amount(), hidden), candidates.counted_at)
+        return Figures(_add_row(Amount(), candidates), _add_row(Amount(), hidden), candidates.counted_at)
 
 
-def waiting(connection: Connection) -> Waiting:
+def count_waiting(connection: Connection) -> Waiting:
     """Count blobs that are needed, or were asked back, and are not served; each count up to COUNTED."""
-    rows = connection.execute(_WAITING, {"limit": COUNTED})
+    rows = connection.execute(_WAITING, {"limit": COUNT_LIMIT})
     counts: dict[int, int] = {row.state: row.n for row in rows}
     return Waiting(
         hidden=counts.get(BlobState.HIDDEN, 0),
@@ -258,9 +259,9 @@ def waiting(connection: Connection) -> Waiting:
     )
 
 
-def shown_by_others(connection: Connection) -> ShownByOthers:
+def read_shown_by_others(connection: Connection) -> ShownByOthers:
     """Return the count of purges that were called off with an alarm, up to COUNTED, and the last of them."""
-    count = int(connection.scalar(_SHOWN, {"limit": COUNTED}) or 0)
+    count = int(connection.scalar(_SHOWN, {"limit": COUNT_LIMIT}) or 0)
     last = connection.execute(_LAST_SHOWN).one_or_none()
     return ShownByOthers(
         count=count,
@@ -269,35 +270,37 @@ def shown_by_others(connection: Connection) -> ShownByOthers:
     )
 
 
-def oldest_candidate(connection: Connection) -> dt.datetime | None:
+def read_oldest_candidate(connection: Connection) -> dt.datetime | None:
     """Return the earliest `unreferenced_since` of candidates that are not pinned; None if there are none."""
     found: dt.datetime | None = connection.scalar(_OLDEST)
     return found
 
 
-def collection_status(engine: Engine, read_facts: ReadFacts, counted: Figures, every: dt.timedelta) -> CollectionStatus:
-    with reading(engine) as connection:
+def read_collection_status(
+    engine: Engine, read_facts: ReadFacts, counted: Figures, every: dt.timedelta
+) -> CollectionStatus:
+    with read_connection(engine) as connection:
         facts = read_facts(connection)
-        switch = controls_view.switch(connection)
+        switch = controls_view.read_switch_on(connection)
         last_asked: dt.datetime | None = connection.scalar(_LAST_ASKED)
         due = facts.now if last_asked is None else max(facts.now, last_asked + every)
-        hide, purge = hiding(facts), purging(facts)
+        hide, purge = hide_policy(facts), purge_policy(facts)
         return CollectionStatus(
             enabled=switch.enabled,
             switch=switch,
-            blocked_by=holds(facts),
+            blocked_by=block_reasons(facts),
             hide_until=hide.until,
             purge_until=purge.until,
             hide_waits_for=hide.waits_for,
             purge_waits_for=purge.waits_for,
             unreferenced=counted.unreferenced,
-            unreferenced_since=oldest_candidate(connection),
+            unreferenced_since=read_oldest_candidate(connection),
             hidden=counted.hidden,
             counted_at=counted.counted_at,
-            restores_waiting=waiting(connection),
-            unfinished=int(connection.scalar(_UNFINISHED, {"limit": COUNTED}) or 0),
-            shown_by_others=shown_by_others(connection),
-            open_run=runs.open_run(connection),
-            last_run=runs.last_run(connection),
+            restores_waiting=count_waiting(connection),
+            unfinished=int(connection.scalar(_UNFINISHED, {"limit": COUNT_LIMIT}) or 0),
+            shown_by_others=read_shown_by_others(connection),
+            open_run=runs.read_open_run(connection),
+            last_run=runs.read_last_run(connection),
             next_run_at=due if switch.enabled else None,
         )

@@ -45,7 +45,7 @@ class _Record(msgspec.Struct):
     rename: _RecordRename | None = None
 
 
-_readers = [msgspec.json.Decoder(kind) for kind in (_Envelope, _Event, _Record)]
+_decoders = [msgspec.json.Decoder(kind) for kind in (_Envelope, _Event, _Record)]
 
 
 def repositories_in(payload: bytes) -> list[RepositoryName] | None:
@@ -58,7 +58,7 @@ def repositories_in(payload: bytes) -> list[RepositoryName] | None:
         return None
     found: set[RepositoryName] = set()
     try:
-        for name in _names(payload):
+        for name in _names_in(payload):
             found.add(parse_repository(name))
             if len(found) > REPOSITORIES_LIMIT:
                 return None
@@ -71,8 +71,8 @@ class _UnknownError(Exception):
     """It is not known which repositories a payload concerns."""
 
 
-def _names(payload: bytes) -> Iterable[str]:
-    for reader in _readers:
+def _names_in(payload: bytes) -> Iterable[str]:
+    for reader in _decoders:
         try:
             read = reader.decode(payload)
         except _UNREADABLE:
@@ -80,23 +80,25 @@ def _names(payload: bytes) -> Iterable[str]:
         match read:
             case _Envelope(events):
                 for event in events:
-                    yield from _event_names(event.action, event.target.repository, _pair(event.target.rename))
+                    yield from _names_in_event(
+                        event.action, event.target.repository, _renamed_names(event.target.rename)
+                    )
             case _Event(action, target):
-                yield from _event_names(action, target.repository, _pair(target.rename))
+                yield from _names_in_event(action, target.repository, _renamed_names(target.rename))
             case _Record(action, repository, rename):
-                yield from _event_names(action, repository, _pair(rename))
+                yield from _names_in_event(action, repository, _renamed_names(rename))
         return
     raise _UnknownError
 
 
-def _pair(rename: _Rename | _RecordRename | None) -> tuple[str, ...]:
+def _renamed_names(rename: _Rename | _RecordRename | None) -> tuple[str, ...]:
     match rename:
         case _Rename(before, after) | _RecordRename(before, after):
             return before, after
     return ()
 
 
-def _event_names(action: str, repository: str, renamed: tuple[str, ...]) -> Iterable[str]:
+def _names_in_event(action: str, repository: str, renamed: tuple[str, ...]) -> Iterable[str]:
     if action not in {"push", "mount", "delete", "pull", "rename"} or (action == "rename" and not renamed):
         raise _UnknownError
     yield repository

@@ -6,11 +6,11 @@ meanwhile, it came through another queue, and proves nothing about the events in
 Ingest is the only place where this can be tried: nothing else stands between a registry's queue and the answer to its
 event. All other events cost a search of their User-Agent, and nothing waits.
 
-Route: the doctor's `agent` is the User-Agent of a push -> the registry's event carries it -> `requested_delay`
+Route: the doctor's `delayed_user_agent` is the User-Agent of a push -> the registry's event carries it -> `parse_delay`
 (normalise.py) -> `Delays.wait`, before the event is published. Processes share no state for this: the event itself asks
 for the delay. Invariants: only events of the doctor's own scratch repositories are delayed, if signed for this pod with
-a secret that only Baleen's database has; each nonce delays for the signed time, up to LIMIT_S, from its first event on,
-once in each process, however often it is sent, so that repeating it waits no longer; nothing is refused.
+a secret that only Baleen's database has; each nonce delays for the signed time, up to DELAY_LIMIT_S, from its first
+event on, once in each process, however often it is sent, so that repeating it waits no longer; nothing is refused.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ from coordinator.domain.names import RepositoryName
 from coordinator.ingest.directory import KnownPod
 
 #: Below the `timeout` that registries should have. One with a shorter timeout sends again, which is harmless.
-LIMIT_S: Final = 8
+DELAY_LIMIT_S: Final = 8
 #: Before nonce, seconds and signature, in the User-Agent.
-AGENT: Final = "baleen-hold/"
+AGENT_PREFIX: Final = "baleen-hold/"
 #: Nonces that are remembered. Only doctors can make valid ones.
 REMEMBERED: Final = 1000
-_HOLD: Final = re.compile(rf"\b{AGENT}([0-9a-f]{{32}})/([0-9]{{1,4}})/([0-9a-f]{{64}})(?![0-9A-Za-z])")
+_DELAY_FORM: Final = re.compile(rf"\b{AGENT_PREFIX}([0-9a-f]{{32}})/([0-9]{{1,4}})/([0-9a-f]{{64}})(?![0-9A-Za-z])")
 #: The names of doctors' repositories (coordinator/doctor/scratch.py).
 _SCRATCH: Final = re.compile(r"/baleen-doctor-[0-9a-f]{16}(?:-other)?\Z")
 
@@ -42,13 +42,13 @@ class Delay(NamedTuple):
     signature: str
 
 
-def agent(key: bytes, pod: str, nonce: str, seconds: int) -> str:
+def delayed_user_agent(key: bytes, pod: str, nonce: str, seconds: int) -> str:
     """Return the User-Agent with which a doctor has its events delayed; `key` is the SHA-256 of the pod's token."""
-    return f"{AGENT}{nonce}/{seconds}/{_signature(key, pod, nonce, seconds)}"
+    return f"{AGENT_PREFIX}{nonce}/{seconds}/{_sign(key, pod, nonce, seconds)}"
 
 
-def requested_delay(user_agent: str, repository: RepositoryName) -> Delay | None:
-    found = _HOLD.search(user_agent)
+def parse_delay(user_agent: str, repository: RepositoryName) -> Delay | None:
+    found = _DELAY_FORM.search(user_agent)
     return Delay(found[1], int(found[2]), found[3]) if found is not None and _SCRATCH.search(repository) else None
 
 
@@ -67,16 +67,16 @@ class Delays:
 
     async def wait(self, pod: KnownPod, holds: Iterable[Delay]) -> None:
         for hold in holds:
-            signature = _signature(pod.token_sha256, pod.name, hold.nonce, hold.seconds)
+            signature = _sign(pod.token_sha256, pod.name, hold.nonce, hold.seconds)
             if hmac.compare_digest(signature, hold.signature):
-                await self._sleep(max(self._end(hold) - self._monotonic(), 0))
+                await self._sleep(max(self._decide_end(hold) - self._monotonic(), 0))
 
-    def _end(self, hold: Delay) -> float:
-        until = self._until.setdefault(hold.nonce, self._monotonic() + min(hold.seconds, LIMIT_S))
+    def _decide_end(self, hold: Delay) -> float:
+        until = self._until.setdefault(hold.nonce, self._monotonic() + min(hold.seconds, DELAY_LIMIT_S))
         if len(self._until) > REMEMBERED:
             del self._until[next(iter(self._until))]
         return until
 
 
-def _signature(key: bytes, pod: str, nonce: str, seconds: int) -> str:
+def _sign(key: bytes, pod: str, nonce: str, seconds: int) -> str:
     return hmac.digest(key, f"baleen-hold {pod} {nonce} {seconds}".encode(), "sha256").hex()

@@ -69,22 +69,22 @@ class CachedPodDirectory:
     async def get(self, name: PodName, *, fresh: bool = False) -> KnownPod | None:
         known = await self.all()
         if fresh or name not in known:
-            await self._refreshed(self._miss_interval, self._miss_interval)
+            await self._wait_for_refresh(self._miss_interval, self._miss_interval)
             known = self._pods or known
         return known.get(name)
 
     async def all(self) -> Mapping[PodName, KnownPod]:
         """Return every pod; raises UnavailableError as `get` does."""
         if self._pods is None:
-            await self._refreshed(self._load_timeout, self._miss_interval)
+            await self._wait_for_refresh(self._load_timeout, self._miss_interval)
             if self._pods is None:
                 raise UnavailableError("The database that knows the pods does not answer: try again later.")
         elif time.monotonic() - self._loaded_at > self._ttl and self._refreshing is None:
             # One request waits a moment; during a refresh the others use the known pods.
-            await self._refreshed(PATIENCE, self._ttl)
+            await self._wait_for_refresh(PATIENCE, self._ttl)
         return self._pods
 
-    async def _refreshed(self, patience: float, interval: float) -> None:
+    async def _wait_for_refresh(self, patience: float, interval: float) -> None:
         """Load the pods again and wait up to `patience`; does nothing if that was tried within the interval."""
         if self._refreshing is None:
             if time.monotonic() - self._attempted_at < interval:

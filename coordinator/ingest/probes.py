@@ -38,7 +38,7 @@ UNVERIFIED_SECONDS: Final = 60.0
 REMEMBERED: Final = 10_000
 
 #: Returns the pod of each of these nonces that belongs to a probe.
-Find = Callable[[Collection[str]], Awaitable[Mapping[str, str]]]
+FindPods = Callable[[Collection[str]], Awaitable[Mapping[str, str]]]
 
 
 class _UnansweredError(Exception):
@@ -50,7 +50,7 @@ class Probes:
 
     def __init__(
         self,
-        find: Find,
+        find: FindPods,
         *,
         patience: float = PATIENCE,
         load_timeout: float = LOAD_TIMEOUT,
@@ -72,13 +72,13 @@ class Probes:
         #: Reports that Kafka has, the oldest first: pod, process, nonce.
         self._written: OrderedDict[tuple[str, str, str], None] = OrderedDict()
 
-    async def verified(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    async def filter_reports(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """Return the outcomes, without reports that were written already or whose nonce is of no probe of their pod."""
         reports = list(dict.fromkeys(each.record for each in outcomes if isinstance(each, Reported)))
         if not reports:
             return list(outcomes)
         new = [each for each in reports if (each.pod, each.process, each.nonce) not in self._written]
-        pods = await self._pods({each.nonce for each in new})
+        pods = await self._find_pods({each.nonce for each in new})
         kept = set()
         for report in new:
             if report.nonce in pods:
@@ -97,7 +97,7 @@ class Probes:
                 checked.append(Dropped("unknown-probe"))
         return checked
 
-    def written(self, outcomes: Sequence[Outcome]) -> None:
+    def remember_written(self, outcomes: Sequence[Outcome]) -> None:
         """Remember that Kafka has these reports."""
         for each in outcomes:
             if isinstance(each, Reported):
@@ -105,10 +105,10 @@ class Probes:
         while len(self._written) > REMEMBERED:
             self._written.popitem(last=False)
 
-    async def _pods(self, nonces: Collection[str]) -> dict[str, str | None]:
+    async def _find_pods(self, nonces: Collection[str]) -> dict[str, str | None]:
         """Return the pod of each nonce, None for one of no probe; without nonces that the database did not answer."""
         known: dict[str, str | None] = {}
-        waiting = {nonce: future for nonce in nonces if (future := self._asked(nonce)) is not None}
+        waiting = {nonce: future for nonce in nonces if (future := self._queue_lookup(nonce)) is not None}
         if waiting:
             await asyncio.wait(waiting.values(), timeout=self._patience)
         for nonce, future in waiting.items():
@@ -116,7 +116,7 @@ class Probes:
                 known[nonce] = future.result()
         return known
 
-    def _asked(self, nonce: str) -> asyncio.Future[str | None] | None:
+    def _queue_lookup(self, nonce: str) -> asyncio.Future[str | None] | None:
         """Queue a nonce for look-up; None while the database is away, or too many nonces wait."""
         now = time.monotonic()
         # A request does not wait for a look-up that has already timed out for others.
@@ -130,10 +130,10 @@ class Probes:
         # A look-up that nothing waits for any more may fail silently.
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
         if self._look_up_task is None:
-            self._look_up_task = asyncio.create_task(self._look_up())
+            self._look_up_task = asyncio.create_task(self._look_up_queued())
         return future
 
-    async def _look_up(self) -> None:
+    async def _look_up_queued(self) -> None:
         try:
             while self._wanted:
                 asked, self._wanted = self._wanted, {}
@@ -145,7 +145,7 @@ class Probes:
                     log.warning("Probes cannot be looked up, and some reports are written unverified: %r", error)
                     self._away_until = time.monotonic() + self._pause
                     for future in (*asked.values(), *self._wanted.values()):
-                        _fail(future)
+                        _fail_future(future)
                     self._wanted = {}
                 else:
                     for nonce, future in asked.items():
@@ -165,6 +165,6 @@ class Probes:
         return True
 
 
-def _fail(future: asyncio.Future[str | None]) -> None:
+def _fail_future(future: asyncio.Future[str | None]) -> None:
     if not future.done():
         future.set_exception(_UnansweredError())

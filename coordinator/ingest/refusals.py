@@ -21,10 +21,10 @@ PACE_S: Final = 1.0
 #: A database that does not answer within this time is away.
 TIMEOUT_S: Final = 5.0
 
-Write = Callable[[Collection[PodName]], Awaitable[None]]
+RecordRefusals = Callable[[Collection[PodName]], Awaitable[None]]
 
 
-async def nowhere(_: Collection[PodName]) -> None:
+async def record_nowhere(_: Collection[PodName]) -> None:
     """Record nothing, where there is no database."""
 
 
@@ -32,7 +32,12 @@ class RefusalNotes:
     """One replica's state: when each pod was last recorded, and which wait to be."""
 
     def __init__(
-        self, write: Write = nowhere, *, every: float = EVERY_S, pace: float = PACE_S, timeout: float = TIMEOUT_S
+        self,
+        write: RecordRefusals = record_nowhere,
+        *,
+        every: float = EVERY_S,
+        pace: float = PACE_S,
+        timeout: float = TIMEOUT_S,
     ) -> None:
         self._write = write
         self._every = every
@@ -42,7 +47,7 @@ class RefusalNotes:
         self._pending: set[PodName] = set()
         self._writing: asyncio.Task[None] | None = None
 
-    def note(self, pod: PodName) -> None:
+    def note_refusal(self, pod: PodName) -> None:
         """Queue the pod, unless it was recorded recently. The pod must be a known one: each is kept in memory."""
         now = time.monotonic()
         if now - self._noted.get(pod, float("-inf")) < self._every:

@@ -30,12 +30,12 @@ from coordinator.ingest.normalise import (
     Origin,
     Outcome,
     Reported,
-    dead_letter,
-    normalise,
+    make_dead_letter,
+    normalise_body,
 )
-from coordinator.ingest.probes import Find, Probes
-from coordinator.ingest.refusals import RefusalNotes, Write, nowhere
-from coordinator.ingest.slim import Slim
+from coordinator.ingest.probes import FindPods, Probes
+from coordinator.ingest.refusals import RecordRefusals, RefusalNotes, record_nowhere
+from coordinator.ingest.slim import ReferenceRemover
 from coordinator.settings import Settings
 
 #: A body that is still arriving after this time is refused. Registries send theirs in one go.
@@ -82,12 +82,12 @@ class MemoryBudget:
         if self._held + size > self._limit:
             metrics.REFUSED.labels(pod, "memory").inc()
             raise UnavailableError("Ingest is at its memory limit: send the events again in a second.")
-        self._set(self._held + size)
+        self._set_held(self._held + size)
 
-    def give_back(self, size: int) -> None:
-        self._set(self._held - size)
+    def release(self, size: int) -> None:
+        self._set_held(self._held - size)
 
-    def _set(self, held: int) -> None:
+    def _set_held(self, held: int) -> None:
         self._held = held
         metrics.BYTES_IN_FLIGHT.set(held)
 
@@ -102,9 +102,9 @@ class Ingest:
         settings: Settings,
         directory: PodDirectory,
         producer: Publisher,
-        note_refusals: Write = nowhere,
+        note_refusals: RecordRefusals = record_nowhere,
         *,
-        find_probes: Find,
+        find_probes: FindPods,
         body_seconds: float = BODY_SECONDS,
         drain_limit: int = DRAIN_LIMIT,
         holds: Delays | None = None,
@@ -124,7 +124,7 @@ class Ingest:
         began = time.perf_counter()
         known = await self._authenticate(pod, authorization)
         try:
-            return await self._take(known, content_type, chunks)
+            return await self._process_body(known, content_type, chunks)
         finally:
             metrics.SECONDS.observe(time.perf_counter() - began)
 
@@ -144,52 +144,54 @@ class Ingest:
                 if hmac.compare_digest(presented, expected) and scheme.lower() == "bearer" and known is not None:
                     return known
         if known is not None:
-            self._refusals.note(known.name)
+            self._refusals.note_refusal(known.name)
         metrics.REFUSED.labels("" if known is None else known.name, "unauthorized").inc()
         raise UnauthorizedError("The pod or its token is unknown: use the token that `baleen pods add` printed.")
 
-    async def _take(self, pod: KnownPod, content_type: str, chunks: AsyncIterator[bytes]) -> Receipt:
-        held = _Held(self._budget, pod.name)
+    async def _process_body(self, pod: KnownPod, content_type: str, chunks: AsyncIterator[bytes]) -> Receipt:
+        held = _HeldBytes(self._budget, pod.name)
         try:
-            body = await self._read(chunks, held)
+            body = await self._read_body(chunks, held)
             origin = Origin(pod.name, frozenset(pod.prefixes), dt.datetime.now(dt.UTC), content_type)
             if not body.whole:
                 detail = f"The body has {body.size} bytes, and {self._body_limit} are allowed."
-                outcomes: list[Outcome] = [DeadLettered(dead_letter(origin, "oversized", detail, body.data, body.size))]
+                outcomes: list[Outcome] = [
+                    DeadLettered(make_dead_letter(origin, "oversized", detail, body.data, body.size))
+                ]
             else:
-                outcomes = await self._probes.verified(await self._normalised(body.data, pod, origin))
-            await self._delays.wait(pod, (each.hold for each in outcomes if isinstance(each, Accepted) and each.hold))
+                outcomes = await self._probes.filter_reports(await self._normalise(body.data, pod, origin))
+            await self._delays.wait(pod, (each.delay for each in outcomes if isinstance(each, Accepted) and each.delay))
             written = await self._publish(pod, outcomes)
         finally:
             held.release()
-        return _receipt(pod, written, drained=body.drained)
+        return _make_receipt(pod, written, drained=body.drained)
 
-    async def _normalised(self, body: bytes, pod: KnownPod, origin: Origin) -> list[Outcome]:
-        outcomes = normalise(body, origin)
+    async def _normalise(self, body: bytes, pod: KnownPod, origin: Origin) -> list[Outcome]:
+        outcomes = normalise_body(body, origin)
         if not any(isinstance(each, DeadLettered) and each.dead_letter.reason == "not-owned" for each in outcomes):
             return outcomes
         # The pod may have got the prefix since it was looked up.
         known = await self._directory.get(pod.name, fresh=True)
         if known is None or origin.prefixes == frozenset(known.prefixes):
             return outcomes
-        return normalise(body, origin._replace(prefixes=frozenset(known.prefixes)))
+        return normalise_body(body, origin._replace(prefixes=frozenset(known.prefixes)))
 
-    async def _read(self, chunks: AsyncIterator[bytes], held: "_Held") -> _Body:
+    async def _read_body(self, chunks: AsyncIterator[bytes], held: "_HeldBytes") -> _Body:
         parts: list[bytes] = []
         size = 0
-        slim: Slim | None = None
+        slim: ReferenceRemover | None = None
         try:
             async with asyncio.timeout(self._body_seconds):
                 async for chunk in chunks:
                     size += len(chunk)
                     if slim is None and size > self._body_limit:
                         # It may be short enough without references, which are also in the manifest's bytes.
-                        slim = Slim()
+                        slim = ReferenceRemover()
                         parts = [slim.feed(b"".join(parts))]
                         held.keep(len(parts[0]))
                     kept = chunk if slim is None else slim.feed(chunk)
                     if slim is not None and held.size + len(kept) > self._body_limit:
-                        return await self._drained(chunks, b"".join([*parts, kept]), size, held)
+                        return await self._drain_body(chunks, b"".join([*parts, kept]), size, held)
                     held.take(len(kept))
                     parts.append(kept)
                     if size > self._drain_limit:
@@ -200,7 +202,7 @@ class Ingest:
             raise UnavailableError(f"The body did not arrive within {self._body_seconds:g} s: send it again.") from None
         return _Body(b"".join(parts), size, drained=True, whole=True)
 
-    async def _drained(self, chunks: AsyncIterator[bytes], begun: bytes, size: int, held: "_Held") -> _Body:
+    async def _drain_body(self, chunks: AsyncIterator[bytes], begun: bytes, size: int, held: "_HeldBytes") -> _Body:
         """Read the rest of a body that is too large, so that its sender receives the answer; keep its beginning."""
         beginning = begun[:PAYLOAD_LIMIT]
         if held.size > len(beginning):
@@ -219,11 +221,11 @@ class Ingest:
         except UnavailableError:
             metrics.REFUSED.labels(pod.name, "kafka").inc()
             raise
-        self._probes.written(written)
+        self._probes.remember_written(written)
         return written
 
 
-class _Held:
+class _HeldBytes:
     """One request's part of the memory budget."""
 
     def __init__(self, budget: MemoryBudget, pod: PodName) -> None:
@@ -236,14 +238,14 @@ class _Held:
         self.size += size
 
     def keep(self, size: int) -> None:
-        self._budget.give_back(self.size - size)
+        self._budget.release(self.size - size)
         self.size = size
 
     def release(self) -> None:
         self.keep(0)
 
 
-def _receipt(pod: KnownPod, outcomes: list[Outcome], *, drained: bool) -> Receipt:
+def _make_receipt(pod: KnownPod, outcomes: list[Outcome], *, drained: bool) -> Receipt:
     kinds: Counter[str] = Counter()
     kind: str
     reason: str

@@ -23,7 +23,7 @@ _STRINGS = re.compile(rb"(?:" + _FLAT + rb")*+", re.DOTALL)
 _OBJECTS = re.compile(rb"(?:" + _FLAT + rb"|\{(?:" + _FLAT + rb")*+\})*+", re.DOTALL)
 
 
-class Slim:
+class ReferenceRemover:
     """Takes the bytes of a JSON text in pieces of any size; returns them with the lists of references emptied."""
 
     def __init__(self) -> None:
@@ -41,14 +41,14 @@ class Slim:
         at = begin = 0
         while True:
             if self._in_string:
-                at = self._string(chunk, at)
+                at = self._continue_string(chunk, at)
                 if self._in_string:
                     break
                 continue
             if self._skipping is not None:
-                at = _end(_OBJECTS, chunk, at)
+                at = _match_end(_OBJECTS, chunk, at)
             elif self._depth not in {_DEPTH - 1, _DEPTH}:
-                at = _end(_STRINGS, chunk, at)
+                at = _match_end(_STRINGS, chunk, at)
             found = _STRUCTURE.search(chunk, at)
             if found is None:
                 break
@@ -72,36 +72,36 @@ class Slim:
         is_list = sign == b"[" and self._depth == _DEPTH and self._skipping is None
         return is_list and self._in_target and self._name == _KEY
 
-    def _string(self, chunk: bytes, at: int) -> int:
+    def _continue_string(self, chunk: bytes, at: int) -> int:
         """Continue in a string; return where it ends, or where the piece ends."""
         begin = at
         if self._escaped and at < len(chunk):
             self._escaped = False
             at += 1
-        end = _end(_REST_OF_STRING, chunk, at)
-        self._take(chunk, begin, end)
+        end = _match_end(_REST_OF_STRING, chunk, at)
+        self._keep_piece(chunk, begin, end)
         if end == len(chunk):
             return end
         self._in_string = chunk[end : end + 1] != b'"'
         if self._in_string:
             # Nothing follows the backslash in this piece.
             self._escaped = True
-            self._take(chunk, end, end + 1)
+            self._keep_piece(chunk, end, end + 1)
         return end + 1
 
-    def _take(self, chunk: bytes, begin: int, end: int) -> None:
+    def _keep_piece(self, chunk: bytes, begin: int, end: int) -> None:
         if len(self._name) <= len(_KEY):
             self._name += chunk[begin : min(end, begin + len(_KEY) + 1)]
 
 
-def _end(pattern: re.Pattern[bytes], chunk: bytes, at: int) -> int:
+def _match_end(pattern: re.Pattern[bytes], chunk: bytes, at: int) -> int:
     """Return where the match of a pattern ends that can also match the empty string."""
     found = pattern.match(chunk, at)
     assert found is not None
     return found.end()
 
 
-def values(body: bytes) -> int:
+def count_values(body: bytes) -> int:
     """Count the commas of a JSON text outside strings: it has only a few more values than commas."""
     return _ANY_STRING.sub(b"", body).count(b",")
 

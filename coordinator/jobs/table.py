@@ -5,7 +5,7 @@
                         |  |  +---- fail ---> failed
                         +--+ take, once its worker is silent
 
-A job has at most one worker that may write: `take` increments `taken`, and every write names the number that its
+A job has at most one worker that may write: `take_job` increments `taken`, and every write names the number that its
 writer got. A worker that was delayed and lost the job finds another number, and writes nothing (TakenOverError).
 Only the job's record is fenced: what a job does to the table must be right, whichever worker does it and however often.
 Not here: threads and pulses (coordinator/jobs/work.py), what jobs do (coordinator/reconcile, coordinator/pods).
@@ -31,9 +31,9 @@ PAUSE, LONGEST_PAUSE = timedelta(minutes=1), timedelta(hours=1)
 #: listed all the time.
 SHORT_PAUSE = timedelta(seconds=5)
 #: The name in job_parts of what is done after the parts; no part has this name.
-_REST = ""
+_REST_PART = ""
 #: Finished jobs of a kind that are kept for each pod.
-KEPT = 100
+JOBS_KEPT = 100
 
 
 class Job(NamedTuple):
@@ -55,7 +55,7 @@ class Job(NamedTuple):
     instance: str | None = None
 
     @property
-    def its_pod(self) -> int:
+    def required_pod_id(self) -> int:
         """The pod's id, of a job that is of one."""
         assert self.pod_id is not None
         return self.pod_id
@@ -65,7 +65,7 @@ class TakenOverError(BaleenError):
     """Another worker has the job, or it was ended: the caller must stop working on it."""
 
 
-def take(connection: Connection[Any], kinds: Collection[str]) -> Job | None:
+def take_job(connection: Connection[Any], kinds: Collection[str]) -> Job | None:
     """Take the oldest job of these kinds that has no live worker, or return None."""
     row = connection.execute(
         """
@@ -84,9 +84,9 @@ def take(connection: Connection[Any], kinds: Collection[str]) -> Job | None:
     return None if row is None else Job(*row)
 
 
-def beat(connection: Connection[Any], job: Job, progress: Mapping[str, Any]) -> None:
+def record_beat(connection: Connection[Any], job: Job, progress: Mapping[str, Any]) -> None:
     """Record that the job is alive, and its progress; raises TakenOverError."""
-    _own(
+    _check_own(
         job,
         connection.execute(
             """
@@ -98,7 +98,7 @@ def beat(connection: Connection[Any], job: Job, progress: Mapping[str, Any]) -> 
     )
 
 
-def hold(connection: Connection[Any], job: Job) -> None:
+def lock_job(connection: Connection[Any], job: Job) -> None:
     """Lock the job for its worker until the transaction ends; raises TakenOverError.
 
     It also raises if the database failed over or was restored since the job was taken: it may have a job with this id,
@@ -111,10 +111,10 @@ def hold(connection: Connection[Any], job: Job) -> None:
         """,
         (job.id, job.taken, job.instance),
     )
-    _own(job, found.rowcount)
+    _check_own(job, found.rowcount)
 
 
-def release(connection: Connection[Any], job: Job, progress: Mapping[str, Any]) -> None:
+def release_job(connection: Connection[Any], job: Job, progress: Mapping[str, Any]) -> None:
     """Release the job, so that another worker can take it at once; no effect if this worker has lost it."""
     connection.execute(
         "UPDATE jobs SET alive_at = NULL, progress = %s WHERE id = %s AND taken = %s AND state = 'running'",
@@ -122,20 +122,22 @@ def release(connection: Connection[Any], job: Job, progress: Mapping[str, Any]) 
     )
 
 
-def finish(connection: Connection[Any], job: Job, progress: Mapping[str, Any], kept: int = KEPT) -> None:
+def finish_job(connection: Connection[Any], job: Job, progress: Mapping[str, Any], kept: int = JOBS_KEPT) -> None:
     """Record that the job is done, in the transaction of its last effects; raises TakenOverError."""
-    _end(connection, job, "done", progress, None, kept)
+    _end_job(connection, job, "done", progress, None, kept)
 
 
-def fail(connection: Connection[Any], job: Job, progress: Mapping[str, Any], error: str, kept: int = KEPT) -> None:
+def fail_job(
+    connection: Connection[Any], job: Job, progress: Mapping[str, Any], error: str, kept: int = JOBS_KEPT
+) -> None:
     """Record that the job has failed, and why; raises TakenOverError."""
-    _end(connection, job, "failed", progress, error, kept)
+    _end_job(connection, job, "failed", progress, error, kept)
 
 
-def _end(
+def _end_job(
     connection: Connection[Any], job: Job, state: str, progress: Mapping[str, Any], error: str | None, kept: int
 ) -> None:
-    _own(
+    _check_own(
         job,
         connection.execute(
             """
@@ -169,60 +171,61 @@ def _end(
     )
 
 
-def _own(job: Job, rows: int) -> None:
+def _check_own(job: Job, rows: int) -> None:
     if not rows:
         raise TakenOverError(f"Job {job.id} is lost: another worker has it, or the database failed over.")
 
 
-def plan(connection: Connection[Any], job: Job, names: Iterable[str]) -> None:
+def write_parts(connection: Connection[Any], job: Job, names: Iterable[str]) -> None:
     """Store the names of the job's parts, unless it has any; raises TakenOverError."""
     with connection.transaction():
-        hold(connection, job)
+        lock_job(connection, job)
         connection.execute(
             """
             INSERT INTO job_parts (job_id, name) SELECT %(job)s, unnest(%(names)s::text[])
             WHERE NOT EXISTS (SELECT FROM job_parts WHERE job_id = %(job)s AND name <> %(rest)s)
             """,
-            {"job": job.id, "names": list(names), "rest": _REST},
+            {"job": job.id, "names": list(names), "rest": _REST_PART},
         )
 
 
-def parts(connection: Connection[Any], job: Job) -> dict[str, dict[str, Any] | None]:
+def read_parts(connection: Connection[Any], job: Job) -> dict[str, dict[str, Any] | None]:
     """Return the job's parts by name, with the counts of those that are done, and None for others."""
     found = connection.execute(
         "SELECT name, counts, done_at IS NOT NULL FROM job_parts WHERE job_id = %s AND name <> %s ORDER BY name",
-        (job.id, _REST),
+        (job.id, _REST_PART),
     )
     return {row[0]: row[1] if row[2] else None for row in found}
 
 
-def part_done(connection: Connection[Any], job: Job, name: str, counts: Mapping[str, Any]) -> None:
+def record_part_done(connection: Connection[Any], job: Job, name: str, counts: Mapping[str, Any]) -> None:
     """Record that a part is done; raises TakenOverError."""
     with connection.transaction():
-        hold(connection, job)
+        lock_job(connection, job)
         connection.execute(
             "UPDATE job_parts SET done_at = clock_timestamp(), counts = %s WHERE job_id = %s AND name = %s",
             (Jsonb(counts), job.id, name),
         )
 
 
-def rest_done(connection: Connection[Any], job: Job) -> None:
+def record_rest_done(connection: Connection[Any], job: Job) -> None:
     """Record that what follows the parts is done, too; raises TakenOverError.
 
-    If a database has this row, it also has everything that was committed before it: `unfinished` checks that.
+    If a database has this row, it also has everything that was committed before it: `read_unfinished_parts` checks
+    that.
     """
     with connection.transaction():
-        hold(connection, job)
+        lock_job(connection, job)
         connection.execute(
             """
             INSERT INTO job_parts (job_id, name, done_at, counts) VALUES (%s, %s, clock_timestamp(), '{}')
             ON CONFLICT (job_id, name) DO UPDATE SET done_at = excluded.done_at
             """,
-            (job.id, _REST),
+            (job.id, _REST_PART),
         )
 
 
-def unfinished(connection: Connection[Any], job: Job, names: Collection[str]) -> list[str]:
+def read_unfinished_parts(connection: Connection[Any], job: Job, names: Collection[str]) -> list[str]:
     """Return the names of all parts, these and others of the job, that the database does not have as done.
 
     A database that failed over or was restored may have lost acknowledged commits. It loses the newest first: if it has
@@ -234,12 +237,12 @@ def unfinished(connection: Connection[Any], job: Job, names: Collection[str]) ->
         FULL JOIN (SELECT name, done_at, counts FROM job_parts WHERE job_id = %s) p ON p.name = d.name
         WHERE p.done_at IS NULL OR p.counts IS NULL ORDER BY 1
         """,
-        ([*names, _REST], job.id),
+        ([*names, _REST_PART], job.id),
     )
     return [row[0] for row in found]
 
 
-def ask_for_collection(connection: Connection[Any], every: timedelta) -> int | None:
+def request_collection(connection: Connection[Any], every: timedelta) -> int | None:
     """Request a collection if GC is on and none began for `every`; return the job's id."""
     row = connection.execute(
         """
@@ -254,7 +257,7 @@ def ask_for_collection(connection: Connection[Any], every: timedelta) -> int | N
     return None if row is None else int(row[0])
 
 
-def ask_for_needed(connection: Connection[Any], every: timedelta, request_bound: timedelta) -> list[int]:
+def request_needed_reconciles(connection: Connection[Any], every: timedelta, request_bound: timedelta) -> list[int]:
     """Request a reconcile of each pod that needs one, with the reasons; return the jobs' ids.
 
     Only a reconcile that was done counts, and none with a begin in the future. Pods whose links are not in shared

@@ -54,7 +54,7 @@ class Work:
         self._lost: TakenOverError | None = None
         self._progress: Callable[[], Mapping[str, Any]] = lambda: job.progress
 
-    def follow(self, progress: Callable[[], Mapping[str, Any]]) -> None:
+    def follow_progress(self, progress: Callable[[], Mapping[str, Any]]) -> None:
         """Call `progress` about every second, and write what it returns for operators."""
         self._progress = progress
 
@@ -77,7 +77,7 @@ class Work:
         """Record that the job is alive, and its progress. Once the job is lost, `check` raises."""
         try:
             with self.connections.use() as connection:
-                jobs.beat(connection, self.job, progress)
+                jobs.record_beat(connection, self.job, progress)
         except TakenOverError as error:
             self._lost = error
         except UnavailableError as error:
@@ -101,55 +101,55 @@ def run_waiting_jobs(
     taken = 0
     while not stop.is_set():
         with connections.use() as connection:
-            job = jobs.take(connection, runners.keys())
+            job = jobs.take_job(connection, runners.keys())
         if job is None:
             break
         taken += 1
-        run(Work(job, connections, stop), runners[job.kind], pulse)
+        run_job(Work(job, connections, stop), runners[job.kind], pulse)
     return taken
 
 
-def run(work: Work, runner: Runner, pulse: Pulse = PULSE) -> None:
+def run_job(work: Work, runner: Runner, pulse: Pulse = PULSE) -> None:
     """Run one job that was taken, and record its result."""
     job = work.job
     log.info("job begins", job=job.id, kind=job.kind, pod=job.pod, why=job.why, taken=job.taken)
     over = threading.Event()
-    beating = threading.Thread(target=_beat, args=(work, over, pulse), name=f"pulse-{job.id}", daemon=True)
+    beating = threading.Thread(target=_beat_until_over, args=(work, over, pulse), name=f"pulse-{job.id}", daemon=True)
     beating.start()
     try:
         ending = runner(work)
         with work.connections.use() as connection, connection.transaction():
-            jobs.hold(connection, job)
-            jobs.finish(connection, job, ending(connection))
+            jobs.lock_job(connection, job)
+            jobs.finish_job(connection, job, ending(connection))
         log.info("job done", job=job.id, kind=job.kind, pod=job.pod)
     except StoppedError:
         with work.connections.use() as connection:
-            jobs.release(connection, job, work.progress())
+            jobs.release_job(connection, job, work.progress())
     except TakenOverError as error:
         log.warning("job lost", job=job.id, reason=str(error))
     except BaleenError as error:
         log.warning("job failed", job=job.id, kind=job.kind, pod=job.pod, reason=str(error))
-        _fail(work, str(error))
+        _record_failure(work, str(error))
     except Exception as error:
         log.exception("job failed", job=job.id, kind=job.kind, pod=job.pod)
-        _fail(work, f"Internal error ({type(error).__name__}): see the scheduler's log.")
+        _record_failure(work, f"Internal error ({type(error).__name__}): see the scheduler's log.")
     finally:
         over.set()
         beating.join()
 
 
-def ask_for_needed(connection: Any, settings: Settings) -> list[int]:
+def request_due_jobs(connection: Any, settings: Settings) -> list[int]:
     """Request the reconciles and collections that are due; return the jobs' ids. The scheduler calls it every 10 s."""
-    asked = jobs.ask_for_needed(
+    asked = jobs.request_needed_reconciles(
         connection,
         every=timedelta(seconds=settings.reconcile_every),
         request_bound=timedelta(seconds=settings.safety_request_bound),
     )
-    collection = jobs.ask_for_collection(connection, every=timedelta(seconds=settings.gc_every))
+    collection = jobs.request_collection(connection, every=timedelta(seconds=settings.gc_every))
     return asked if collection is None else [*asked, collection]
 
 
-def _beat(work: Work, over: threading.Event, pulse: Pulse) -> None:
+def _beat_until_over(work: Work, over: threading.Event, pulse: Pulse) -> None:
     silent = 0.0
     reported = work.progress()
     try:
@@ -163,9 +163,9 @@ def _beat(work: Work, over: threading.Event, pulse: Pulse) -> None:
         work.connections.release()
 
 
-def _fail(work: Work, why: str) -> None:
+def _record_failure(work: Work, why: str) -> None:
     try:
         with work.connections.use() as connection:
-            jobs.fail(connection, work.job, work.progress(), why)
+            jobs.fail_job(connection, work.job, work.progress(), why)
     except TakenOverError as error:
         log.warning("job lost", job=work.job.id, reason=str(error))

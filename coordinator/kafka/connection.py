@@ -40,17 +40,17 @@ def client_arguments(settings: Settings) -> dict[str, Any]:
         "client_id": "baleen",
     }
     if protocol.endswith("SSL"):
-        arguments["ssl_context"] = _tls(settings.kafka_ca_file)
+        arguments["ssl_context"] = _tls_context(settings.kafka_ca_file)
     if protocol.startswith("SASL"):
-        arguments |= _sasl(settings)
+        arguments |= _sasl_arguments(settings)
     return arguments
 
 
-def reader(arguments: dict[str, Any], timeout: float, **more: Any) -> KafkaConsumer:
+def make_consumer(arguments: dict[str, Any], timeout: float, **more: Any) -> KafkaConsumer:
     """Return a consumer in no group, which commits nothing and creates no topic. `timeout` in seconds."""
     consumer = KafkaConsumer(
         **arguments,
-        **timeouts(timeout),
+        **timeout_arguments(timeout),
         group_id=None,
         enable_auto_commit=False,
         allow_auto_create_topics=False,
@@ -62,7 +62,7 @@ def reader(arguments: dict[str, Any], timeout: float, **more: Any) -> KafkaConsu
     return consumer
 
 
-def timeouts(timeout: float) -> dict[str, int]:
+def timeout_arguments(timeout: float) -> dict[str, int]:
     milliseconds = round(timeout * 1000)
     return {"request_timeout_ms": milliseconds, "bootstrap_timeout_ms": milliseconds}
 
@@ -78,14 +78,14 @@ def security_hint(settings: Settings) -> str:
     return f" Check {' and '.join(f'BALEEN_{name}' for name in wanted)}, too." if wanted else ""
 
 
-def _tls(ca_file: str | None) -> ssl.SSLContext:
+def _tls_context(ca_file: str | None) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=ca_file)
     except OSError as error:
         raise SettingsError(f"BALEEN_KAFKA_CA_FILE {ca_file!r} cannot be read as certificates: {error}.") from error
 
 
-def _sasl(settings: Settings) -> dict[str, Any]:
+def _sasl_arguments(settings: Settings) -> dict[str, Any]:
     if settings.kafka_sasl_username is None or settings.kafka_sasl_password is None:
         raise SettingsError("BALEEN_KAFKA_SASL_USERNAME and BALEEN_KAFKA_SASL_PASSWORD are both needed for SASL.")
     return {

@@ -19,18 +19,18 @@ from kafka import KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
 from coordinator.errors import NotFoundError, UnavailableError
-from coordinator.kafka.connection import client_arguments, reader
+from coordinator.kafka.connection import client_arguments, make_consumer
 from coordinator.kafka.log import LogInspector
 from coordinator.kafka.topics import LIFECYCLE
 from coordinator.settings import Settings
-from schemas.records import BlobLifecycle, headers
+from schemas.records import BlobLifecycle, headers_of
 
 #: Time limit for all records of one call. Their rows are locked meanwhile, so it is well below the database's limit.
 TIMEOUT_S: Final = 15.0
 
 POLL_S: Final = 1.0
 #: The most records that one call writes.
-TAIL: Final = 500
+TAIL_RECORDS: Final = 500
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(BlobLifecycle)
@@ -54,14 +54,14 @@ class LifecycleProducer:
 
         Raises UnavailableError if Kafka did not acknowledge all of them in time.
         """
-        assert len(records) <= TAIL
+        assert len(records) <= TAIL_RECORDS
         deadline = time.monotonic() + self._timeout
         try:
             ends, published = self._read_published(deadline)
-            client = self._connected()
+            client = self._connect()
             sent = [
                 client.send(
-                    LIFECYCLE, key=record.digest.encode(), value=_encoder.encode(record), headers=headers(record)
+                    LIFECYCLE, key=record.digest.encode(), value=_encoder.encode(record), headers=headers_of(record)
                 )
                 for record in records
                 if record.id not in published and record.id not in self._written
@@ -88,18 +88,18 @@ class LifecycleProducer:
 
     def _read_published(self, deadline: float) -> tuple[dict[int, int], set[int]]:
         """Return where each partition ends, and the ids of the changes after what this process has written."""
-        state = self._inspector.state(LIFECYCLE)
+        state = self._inspector.read_state(LIFECYCLE)
         ends = {number: offsets.latest for number, offsets in state.partitions.items()}
         known = self._ends
         begins = {
-            number: max(offsets.earliest, ends[number] - TAIL if known is None else known.get(number, 0))
+            number: max(offsets.earliest, ends[number] - TAIL_RECORDS if known is None else known.get(number, 0))
             for number, offsets in state.partitions.items()
         }
         unread = {number: begin for number, begin in begins.items() if begin < ends[number]}
-        return ends, self._read(unread, ends, deadline) if unread else set()
+        return ends, self._read_ids(unread, ends, deadline) if unread else set()
 
-    def _read(self, begins: Mapping[int, int], ends: Mapping[int, int], deadline: float) -> set[int]:
-        consumer = reader(self._arguments, self._timeout, auto_offset_reset="earliest")
+    def _read_ids(self, begins: Mapping[int, int], ends: Mapping[int, int], deadline: float) -> set[int]:
+        consumer = make_consumer(self._arguments, self._timeout, auto_offset_reset="earliest")
         found: set[int] = set()
         try:
             waiting = {TopicPartition(LIFECYCLE, number) for number in begins}
@@ -111,14 +111,14 @@ class LifecycleProducer:
                 if left <= 0:
                     raise TimeoutError
                 for records in consumer.poll(timeout_ms=round(min(left, POLL_S) * 1000)).values():
-                    found |= {published for record in records if (published := _id(record.value)) is not None}
+                    found |= {published for record in records if (published := _change_id(record.value)) is not None}
                 waiting = {at for at in waiting if consumer.position(at, timeout_ms=1000) < ends[at.partition]}
         finally:
             with contextlib.suppress(KafkaError, OSError):
                 consumer.close()
         return found
 
-    def _connected(self) -> KafkaProducer:
+    def _connect(self) -> KafkaProducer:
         if self._client is None:
             self._client = KafkaProducer(
                 **self._arguments,
@@ -141,7 +141,7 @@ class LifecycleProducer:
         client._sender.force_close()  # noqa: SLF001
 
 
-def _id(value: bytes | None) -> int | None:
+def _change_id(value: bytes | None) -> int | None:
     """Return the id of a record's change; None for a record that Baleen did not write."""
     try:
         return _decoder.decode(value or b"").id

@@ -23,7 +23,7 @@ from kafka.admin import OffsetSpec
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from coordinator.errors import NotFoundError, UnavailableError
-from coordinator.kafka.connection import client_arguments, reader, timeouts
+from coordinator.kafka.connection import client_arguments, make_consumer, timeout_arguments
 from coordinator.settings import Settings
 
 TIMEOUT: Final = 10.0
@@ -68,24 +68,24 @@ class LogInspector:
         with self._lock:
             self._disconnect()
 
-    def state(self, topic: str) -> TopicState:
+    def read_state(self, topic: str) -> TopicState:
         """Return a topic's id and offsets; raises NotFoundError if there is no such topic."""
-        return self._guarded(lambda: self._state(topic))
+        return self._run_guarded(lambda: self._read_state(topic))
 
-    def fingerprint(self, topic: str, partition: int, offset: int) -> int | None:
+    def read_fingerprint(self, topic: str, partition: int, offset: int) -> int | None:
         """Return the fingerprint (signed, 64 bits) of the record at exactly this offset, or None if there is none."""
-        return self._guarded(lambda: self._fingerprint(TopicPartition(topic, partition), offset))
+        return self._run_guarded(lambda: self._read_fingerprint(TopicPartition(topic, partition), offset))
 
-    def first(self, topic: str, partition: int, offset: int) -> int | None:
+    def first_offset(self, topic: str, partition: int, offset: int) -> int | None:
         """Return the offset of the first committed record at or after an offset, or None if there is none."""
 
         def ask() -> int | None:
-            record = self._first(TopicPartition(topic, partition), offset)
+            record = self._first_record(TopicPartition(topic, partition), offset)
             return None if record is None else int(record.offset)
 
-        return self._guarded(ask)
+        return self._run_guarded(ask)
 
-    def _guarded(self, ask: Callable[[], _Result]) -> _Result:
+    def _run_guarded(self, ask: Callable[[], _Result]) -> _Result:
         if not self._lock.acquire(timeout=2 * self._timeout):
             raise UnavailableError("Kafka answers too slowly to read the state of its log: try again later.")
         try:
@@ -96,33 +96,35 @@ class LogInspector:
         finally:
             self._lock.release()
 
-    def _state(self, topic: str) -> TopicState:
-        described = self._administrator().describe_topics([topic])[0]
+    def _read_state(self, topic: str) -> TopicState:
+        described = self._connect_administrator().describe_topics([topic])[0]
         if described["error_code"] == _UNKNOWN_TOPIC:
             raise NotFoundError(f"Kafka has no topic {topic}: create it with `baleen topics create`.")
-        offsets = self._offsets([TopicPartition(topic, at["partition_index"]) for at in described["partitions"]])
-        return TopicState(_topic_id(described.get("topic_id")), {at.partition: offsets[at] for at in sorted(offsets)})
+        offsets = self._read_offsets([TopicPartition(topic, at["partition_index"]) for at in described["partitions"]])
+        return TopicState(
+            _parse_topic_id(described.get("topic_id")), {at.partition: offsets[at] for at in sorted(offsets)}
+        )
 
-    def _offsets(self, asked: list[TopicPartition]) -> dict[TopicPartition, Offsets]:
+    def _read_offsets(self, asked: list[TopicPartition]) -> dict[TopicPartition, Offsets]:
         # The consumer's own method sometimes returns without some of the partitions.
-        ask = self._administrator().list_partition_offsets
+        ask = self._connect_administrator().list_partition_offsets
         milliseconds = round(self._timeout * 1000)
         earliest = ask(dict.fromkeys(asked, OffsetSpec.EARLIEST), timeout_ms=milliseconds)
         latest = ask(dict.fromkeys(asked, OffsetSpec.LATEST), timeout_ms=milliseconds)
         return {at: Offsets(earliest[at].offset, latest[at].offset) for at in asked}
 
-    def _fingerprint(self, asked: TopicPartition, offset: int) -> int | None:
-        record = self._first(asked, offset)
+    def _read_fingerprint(self, asked: TopicPartition, offset: int) -> int | None:
+        record = self._first_record(asked, offset)
         if record is None or record.offset != offset:
             return None  # a later one comes where this offset holds a transaction's marker, for example
         return fingerprint_of(record.timestamp, record.key, record.value)
 
-    def _first(self, asked: TopicPartition, offset: int) -> Any:
+    def _first_record(self, asked: TopicPartition, offset: int) -> Any:
         """Return the first committed record at or after an offset that is in the log, else None."""
-        offsets = self._offsets([asked])[asked]
+        offsets = self._read_offsets([asked])[asked]
         if not offsets.earliest <= offset < offsets.latest:
             return None
-        consumer = self._connected()
+        consumer = self._connect_consumer()
         consumer.assign([asked])
         try:
             consumer.seek(asked, offset)
@@ -141,14 +143,14 @@ class LogInspector:
                 return None  # nothing but what was aborted, and markers
         raise TimeoutError(f"no record at offset {offset} of {asked.topic}/{asked.partition} came")
 
-    def _administrator(self) -> KafkaAdminClient:
+    def _connect_administrator(self) -> KafkaAdminClient:
         if self._admin is None:
-            self._admin = KafkaAdminClient(**self._arguments, **timeouts(self._timeout))
+            self._admin = KafkaAdminClient(**self._arguments, **timeout_arguments(self._timeout))
         return self._admin
 
-    def _connected(self) -> KafkaConsumer:
+    def _connect_consumer(self) -> KafkaConsumer:
         if self._consumer is None:
-            self._consumer = reader(
+            self._consumer = make_consumer(
                 self._arguments,
                 self._timeout,
                 # Records of an aborted transaction do not count.
@@ -178,6 +180,6 @@ def fingerprint_of(timestamp: int, key: bytes | None, value: bytes | None) -> in
     return int.from_bytes(digest.digest(), "big", signed=True)
 
 
-def _topic_id(value: object) -> uuid.UUID | None:
+def _parse_topic_id(value: object) -> uuid.UUID | None:
     topic_id = uuid.UUID(str(value)) if value else None
     return topic_id if topic_id and topic_id.int else None

@@ -39,12 +39,12 @@ from coordinator.ingest.normalise import (
     Origin,
     Outcome,
     Reported,
-    dead_letter,
+    make_dead_letter,
 )
 from coordinator.kafka.connection import client_arguments
-from coordinator.kafka.topics import DEAD_LETTERS, EVENTS, largest_event
+from coordinator.kafka.topics import DEAD_LETTERS, EVENTS, largest_event_bytes
 from coordinator.settings import Settings
-from schemas.records import RECORD_CONTENT_TYPE, Record, RegistryWatermark, headers, key_of
+from schemas.records import RECORD_CONTENT_TYPE, Record, RegistryWatermark, headers_of, partition_key_of
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class EventProducer:
         await asyncio.gather(*self._closing, return_exceptions=True)
 
     @property
-    def connected(self) -> bool:
+    def is_connected(self) -> bool:
         """Whether there is a client that has not failed."""
         return self._client is not None
 
@@ -156,15 +156,15 @@ class EventProducer:
                     waiting = await self._deliver(written, waiting)
                 # Later events of the envelope may be there already: a watermark covers only events before it.
                 if reports:
-                    await self._report(reports)
+                    await self._send_reports(reports)
         except TimeoutError:
             raise UnavailableError("Kafka did not acknowledge the events in time: send them again.") from None
         return written
 
     async def _deliver(self, written: list[Outcome], waiting: list[int]) -> list[int]:
         """Send waiting outcomes in order; return those to send again, because another of their batch was too large."""
-        async with self._using() as client:
-            sent = [(at, await self._send(client, written, at)) for at in waiting]
+        async with self._use_client() as client:
+            sent = [(at, await self._send_waiting(client, written, at)) for at in waiting]
             await asyncio.wait([future for _, future in sent])
         failed = [(at, problem) for at, future in sent if (problem := future.exception()) is not None]
         if not failed:
@@ -177,14 +177,16 @@ class EventProducer:
             written[at] = _as_oversized(written[at])
         return [at for at, _ in failed]
 
-    async def _report(self, reports: Sequence[RegistryWatermark]) -> None:
+    async def _send_reports(self, reports: Sequence[RegistryWatermark]) -> None:
         """Write each to every partition of both topics."""
-        async with self._using() as client:
-            partitions = await _partitions(client)
+        async with self._use_client() as client:
+            partitions = await _read_partitions(client)
             sent = [
-                _expected(await client.send(topic, value, key=key, partition=number, headers=headers(report)))
+                _mark_failure_seen(
+                    await client.send(topic, value, key=key, partition=number, headers=headers_of(report))
+                )
                 for report in reports
-                for topic, number, key, value in _copies(report, partitions)
+                for topic, number, key, value in _make_copies(report, partitions)
             ]
             await asyncio.wait(sent)
         if problem := next((problem for future in sent if (problem := future.exception()) is not None), None):
@@ -192,9 +194,9 @@ class EventProducer:
             raise UnavailableError(f"Kafka does not accept the watermark: {problem!r}.") from problem
 
     @contextlib.asynccontextmanager
-    async def _using(self) -> AsyncIterator[Client]:
+    async def _use_client(self) -> AsyncIterator[Client]:
         """Give a client; it is discarded if it fails or its work is cancelled."""
-        client = await self._any_client()
+        client = await self._wait_for_client()
         try:
             yield client
         except KafkaError as error:
@@ -204,15 +206,15 @@ class EventProducer:
             self._discard(client)
             raise
 
-    async def _send(self, client: Client, written: list[Outcome], at: int) -> asyncio.Future[object]:
+    async def _send_waiting(self, client: Client, written: list[Outcome], at: int) -> asyncio.Future[object]:
         while True:
             try:
-                return _expected(await _hand_over(client, written[at]))
+                return _mark_failure_seen(await _send_outcome(client, written[at]))
             except MessageSizeTooLargeError:
                 # This ends: the event gets shorter each time, and at last this raises.
                 written[at] = _as_oversized(written[at])
 
-    async def _any_client(self) -> Client:
+    async def _wait_for_client(self) -> Client:
         while self._client is None:
             await self._connected.wait()
         return self._client
@@ -227,7 +229,7 @@ class EventProducer:
                 linger_ms=0,
                 partitioner=_partitioner,
                 max_batch_size=BATCH_BYTES,
-                max_request_size=largest_event(self._settings),
+                max_request_size=largest_event_bytes(self._settings),
                 request_timeout_ms=round(self._timeout * 1000),
             )
             try:
@@ -261,23 +263,25 @@ class EventProducer:
             self._connector = asyncio.create_task(self._connect())
 
 
-async def _hand_over(client: Client, outcome: Outcome) -> asyncio.Future[object]:
+async def _send_outcome(client: Client, outcome: Outcome) -> asyncio.Future[object]:
     """Put one record into the client's buffer, waiting for a place in it."""
     topic: str
     record: Record
     match outcome:
         case Accepted(event):
-            topic, record, key = EVENTS, event, key_of(event)
+            topic, record, key = EVENTS, event, partition_key_of(event)
         case DeadLettered(substitute):
             topic, record, key = DEAD_LETTERS, substitute, substitute.pod.encode()
         case Reported() | Dropped():  # pragma: no cover
             raise AssertionError("What is reported is published in another way, and what is dropped is not.")
     _check_topic(client, topic)
-    future: asyncio.Future[object] = await client.send(topic, _encoder.encode(record), key=key, headers=headers(record))
+    future: asyncio.Future[object] = await client.send(
+        topic, _encoder.encode(record), key=key, headers=headers_of(record)
+    )
     return future
 
 
-def _copies(report: RegistryWatermark, partitions: _Partitions) -> Iterable[tuple[str, int, bytes | None, bytes]]:
+def _make_copies(report: RegistryWatermark, partitions: _Partitions) -> Iterable[tuple[str, int, bytes | None, bytes]]:
     """Yield topic, partition, key and value of each copy of a watermark; each copy names the partitions of the others.
 
     A pod's dead letters are in one partition, and in another one once there are more partitions. The earlier ones get a
@@ -294,7 +298,7 @@ def _copies(report: RegistryWatermark, partitions: _Partitions) -> Iterable[tupl
         yield EVENTS, number, None, value
 
 
-def _expected(future: asyncio.Future[object]) -> asyncio.Future[object]:
+def _mark_failure_seen(future: asyncio.Future[object]) -> asyncio.Future[object]:
     """Mark a failure that nothing waits for as seen, so that asyncio does not log it."""
     future.add_done_callback(lambda done: done.cancelled() or done.exception())
     return future
@@ -310,7 +314,7 @@ def _as_oversized(outcome: Outcome) -> Outcome:
             origin = Origin(event.pod, (), dt.datetime.now(dt.UTC), RECORD_CONTENT_TYPE)
             detail = "Kafka accepts no record as large as this event: fix the topic as `baleen topics create` says."
             sent = _encoder.encode(event)
-            return DeadLettered(dead_letter(origin, "oversized", detail, sent, about=repositories_in(sent)))
+            return DeadLettered(make_dead_letter(origin, "oversized", detail, sent, about=repositories_in(sent)))
         case DeadLettered(substitute) if len(substitute.payload) > SHORT_PAYLOAD:
             return DeadLettered(msgspec.structs.replace(substitute, payload=substitute.payload[:SHORT_PAYLOAD]))
         case _:
@@ -324,17 +328,17 @@ async def _check_topics(client: Client) -> None:
         _check_topic(client, topic)
 
 
-async def _partitions(client: Client) -> _Partitions:
+async def _read_partitions(client: Client) -> _Partitions:
     """Ask the brokers for the present partitions: the client's metadata may be minutes old."""
-    now = _partitions_in(await client.client.fetch_all_metadata())
-    if _partitions_in(client.client.cluster) != now:
+    now = _partitions_of(await client.client.fetch_all_metadata())
+    if _partitions_of(client.client.cluster) != now:
         await client.client.force_metadata_update()
-    if _partitions_in(client.client.cluster) != now or not all(now):
+    if _partitions_of(client.client.cluster) != now or not all(now):
         raise UnavailableError("Kafka's topics are being changed: send the events again.")
     return now
 
 
-def _partitions_in(cluster: ClusterMetadata) -> _Partitions:
+def _partitions_of(cluster: ClusterMetadata) -> _Partitions:
     events, dead_letters = (cluster.partitions_for_topic(topic) or () for topic in _TOPICS)
     return _Partitions(sorted(events), sorted(dead_letters))
 

@@ -14,7 +14,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from coordinator.errors import UnavailableError
-from coordinator.kafka.connection import client_arguments, reader
+from coordinator.kafka.connection import client_arguments, make_consumer
 from coordinator.kafka.log import LogInspector
 from coordinator.kafka.topics import EVENTS
 from coordinator.settings import Settings
@@ -58,9 +58,9 @@ class EventTail:
 
     def begin(self) -> None:
         """Start: `poll` returns records written after this."""
-        ends = {number: offsets.latest for number, offsets in self._inspector.state(EVENTS).partitions.items()}
+        ends = {number: offsets.latest for number, offsets in self._inspector.read_state(EVENTS).partitions.items()}
         try:
-            self._consumer = reader(
+            self._consumer = make_consumer(
                 client_arguments(self._settings),
                 self._timeout,
                 isolation_level="read_committed",
@@ -70,7 +70,7 @@ class EventTail:
             for number, end in ends.items():
                 self._consumer.seek(TopicPartition(EVENTS, number), end)
         except (KafkaError, OSError) as error:
-            raise _away(error) from error
+            raise _unavailable(error) from error
 
     def poll(self, seconds: float) -> list[TailedRecord]:
         """Wait up to `seconds` for records and return the pod's; raises UnavailableError."""
@@ -78,27 +78,27 @@ class EventTail:
         try:
             found = self._consumer.poll(timeout_ms=round(seconds * 1000), max_records=POLL_RECORDS)
         except (KafkaError, OSError) as error:
-            raise _away(error) from error
+            raise _unavailable(error) from error
         return [
             TailedRecord(at.partition, record.offset, read)
             for at, records in found.items()
-            for record in self._own(records)
-            if (read := _read(record)) is not None and read.pod == self._pod
+            for record in self._records_of_pod(records)
+            if (read := _decode_record(record)) is not None and read.pod == self._pod
         ]
 
-    def _own(self, records: Iterable[Any]) -> Iterable[Any]:
+    def _records_of_pod(self, records: Iterable[Any]) -> Iterable[Any]:
         for record in records:
             key = record.key or b""
             if key.startswith(self._key) or (not key and self._name in (record.value or b"")):
                 yield record
 
 
-def _read(record: Any) -> RegistryEvent | RegistryWatermark | None:
+def _decode_record(record: Any) -> RegistryEvent | RegistryWatermark | None:
     for decoder in (_event, _watermark):
         with contextlib.suppress(msgspec.MsgspecError, ValueError):
             return decoder.decode(record.value)
     return None
 
 
-def _away(error: BaseException) -> UnavailableError:
+def _unavailable(error: BaseException) -> UnavailableError:
     return UnavailableError(f"The events cannot be read from Kafka ({type(error).__name__}): try again.")

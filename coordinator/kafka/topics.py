@@ -31,7 +31,7 @@ LONG_RETENTION: Final = 30 * 24 * 3600.0
 TIMEOUT_MS: Final = 10_000
 
 #: For these a higher value is also right; for the others only the exact value is.
-_AT_LEAST: Final = frozenset({"retention.ms", "retention.bytes", "min.insync.replicas", "max.message.bytes"})
+_AT_LEAST_SETTINGS: Final = frozenset({"retention.ms", "retention.bytes", "min.insync.replicas", "max.message.bytes"})
 
 
 class TopicSpec(NamedTuple):
@@ -60,7 +60,7 @@ class TopicReport(NamedTuple):
     unverified: tuple[str, ...] = ()
 
 
-def largest_event(settings: Settings) -> int:
+def largest_event_bytes(settings: Settings) -> int:
     """Bytes of the largest record that ingest writes to registry.events."""
     return settings.ingest_body_limit + RECORD_MARGIN
 
@@ -95,7 +95,7 @@ def topic_specs(settings: Settings, brokers: int) -> list[TopicSpec]:
             common | {"retention.ms": str(round(kept * 1000)), "max.message.bytes": str(largest)},
         )
         for name, kept, largest in (
-            (EVENTS, retention, largest_event(settings)),
+            (EVENTS, retention, largest_event_bytes(settings)),
             (DEAD_LETTERS, long_retention, SMALL_RECORD),
             (LIFECYCLE, long_retention, SMALL_RECORD),
         )
@@ -109,15 +109,15 @@ class _Cluster(NamedTuple):
 
 def ensure_topics(settings: Settings, timeout_ms: int = TIMEOUT_MS) -> list[TopicReport]:
     """Create the topics that are missing and verify the others; raises UnavailableError."""
-    return _reports(settings, timeout_ms, create=True)
+    return _report_topics(settings, timeout_ms, create=True)
 
 
 def verify_topics(settings: Settings) -> list[TopicReport]:
     """Verify the topics without changing anything; raises NotFoundError if one is missing, and UnavailableError."""
-    return _reports(settings, TIMEOUT_MS, create=False)
+    return _report_topics(settings, TIMEOUT_MS, create=False)
 
 
-def _reports(settings: Settings, timeout_ms: int, *, create: bool) -> list[TopicReport]:
+def _report_topics(settings: Settings, timeout_ms: int, *, create: bool) -> list[TopicReport]:
     try:
         admin = KafkaAdminClient(
             **client_arguments(settings), request_timeout_ms=timeout_ms, bootstrap_timeout_ms=timeout_ms
@@ -128,29 +128,29 @@ def _reports(settings: Settings, timeout_ms: int, *, create: bool) -> list[Topic
             f"BALEEN_KAFKA_BOOTSTRAP.{security_hint(settings)}"
         ) from error
     try:
-        cluster = _Cluster(_broker_count(admin), (settings.kafka_bootstrap or "").partition(",")[0])
+        cluster = _Cluster(_count_brokers(admin), (settings.kafka_bootstrap or "").partition(",")[0])
         specs = topic_specs(settings, cluster.brokers)
         existing = set(admin.list_topics())
         missing = [spec for spec in specs if spec.name not in existing]
         if missing and not create:
             raise NotFoundError(f"Kafka has no topic {missing[0].name}: create it with `baleen topics create`.")
-        _create(admin, missing, cluster.brokers)
+        _create_topics(admin, missing, cluster.brokers)
         created = {spec.name for spec in missing}
         described = {topic["name"]: topic for topic in admin.describe_topics([spec.name for spec in specs])}
-        return [_verify(admin, spec, described[spec.name], created, cluster) for spec in specs]
+        return [_verify_topic(admin, spec, described[spec.name], created, cluster) for spec in specs]
     except KafkaError as error:
         raise UnavailableError(f"Kafka refused to create or describe the topics: {error}.") from error
     finally:
         admin.close()
 
 
-def _broker_count(admin: KafkaAdminClient) -> int:
+def _count_brokers(admin: KafkaAdminClient) -> int:
     # The public describe_cluster() of kafka-python 3.0 fails on brokers that support only the first version of
     # that request (Apache Kafka before 3.7, the embedded broker), so the brokers are read from the metadata.
     return len(admin._manager.cluster.brokers())  # noqa: SLF001
 
 
-def _create(admin: KafkaAdminClient, missing: list[TopicSpec], brokers: int) -> None:
+def _create_topics(admin: KafkaAdminClient, missing: list[TopicSpec], brokers: int) -> None:
     for spec in missing:
         topic = {
             "num_partitions": spec.partitions,
@@ -165,7 +165,7 @@ def _create(admin: KafkaAdminClient, missing: list[TopicSpec], brokers: int) -> 
         admin.wait_for_topics([spec.name for spec in missing], timeout_ms=TIMEOUT_MS)
 
 
-def _verify(
+def _verify_topic(
     admin: KafkaAdminClient, spec: TopicSpec, topic: dict[str, Any], created: set[str], cluster: _Cluster
 ) -> TopicReport:
     partitions = len(topic["partitions"])
@@ -184,7 +184,7 @@ def _verify(
             f"kafka-reassign-partitions.sh --bootstrap-server {cluster.server} --execute --reassignment-json-file FILE"
         )
         findings.append(TopicProblem(problem, fix))
-    configs = _configs(admin, spec.name)
+    configs = _read_configs(admin, spec.name)
     unverified = tuple(name for name in spec.configs if name not in configs)
     for name, wanted in spec.configs.items():
         if name in configs and not _suffices(name, configs[name], wanted):
@@ -197,7 +197,7 @@ def _verify(
     return TopicReport(spec.name, spec.name in created, partitions, replication, tuple(findings), unverified)
 
 
-def _configs(admin: KafkaAdminClient, topic: str) -> dict[str, str]:
+def _read_configs(admin: KafkaAdminClient, topic: str) -> dict[str, str]:
     """Return the topic's configuration; empty if the broker does not support the request."""
     try:
         answer = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)], config_filter="all")
@@ -208,7 +208,7 @@ def _configs(admin: KafkaAdminClient, topic: str) -> dict[str, str]:
 
 
 def _suffices(name: str, value: str, wanted: str) -> bool:
-    if name not in _AT_LEAST:
+    if name not in _AT_LEAST_SETTINGS:
         return value == wanted
     # -1 means no limit, which is more than any number.
     return value == "-1" or (wanted != "-1" and int(value) >= int(wanted))

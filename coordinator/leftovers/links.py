@@ -16,9 +16,9 @@ to have bytes. The row is deleted only once no client can have relied on the lin
 landed or never will; then R has passed, so every request that had read the link has ended; and the blob is still purged
 without bytes. Had a manifest that relies on the link been accepted, there would be bytes, since only Baleen deletes
 them.
-Links are written back by workers, all the time, if the table says that they are needed (`give_back`); and by each
-collection, after a look-up in storage (`resolve`). A link that is written back needlessly gives a repository what it
-had before, and costs 71 bytes.
+Links are written back by workers, all the time, if the table says that they are needed (`write_needed_links_back`); and
+by each collection, after a look-up in storage (`resolve_links`). A link that is written back needlessly gives a
+repository what it had before, and costs 71 bytes.
 Not here: when collection looks for links, and the machinery of a run (run.py, sweep.py).
 """
 
@@ -35,7 +35,7 @@ from coordinator.domain.pods import prefixes_of
 from coordinator.errors import UnavailableError
 from coordinator.jobs.table import Job
 from coordinator.leftovers import table
-from coordinator.leftovers.sweep import PAGE, Batch, Item, Sweep
+from coordinator.leftovers.sweep import PAGE_SIZE, Batch, Item, Sweep
 from coordinator.leftovers.table import Unlink
 from coordinator.storage.layout import blob_key, layer_link_key
 from coordinator.storage.port import ObjectStore, Permit, Target
@@ -43,7 +43,7 @@ from coordinator.storage.port import ObjectStore, Permit, Target
 log = structlog.get_logger()
 
 
-class Links:
+class LinkDeleter:
     """Decides which links are deleted, page by page, and adds them to a batch (`allow`, `check_again`)."""
 
     def __init__(self, sweep: Sweep) -> None:
@@ -52,38 +52,38 @@ class Links:
             self._room = sweep.sizes.watched_links - table.count_unlinks(connection)
 
     @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         """Whether as many links are watched as may be: the next run takes the others, once these are resolved."""
         return self._room <= 0
 
-    def decide(self, page: Sequence[tuple[RepositoryName, Digest]], batch: Batch) -> None:
+    def decide_page(self, page: Sequence[tuple[RepositoryName, Digest]], batch: Batch) -> None:
         """Add the links of blobs that were purged long ago, if they are older than the purge."""
-        if self.full:
+        if self.is_full:
             return
-        before = self._sweep.before(self._sweep.ages.links)
+        before = self._sweep.cut_off(self._sweep.ages.links)
         with self._sweep.connections.use() as connection:
-            prefixes = set(table.linked_prefixes(connection))
-            purged = table.gone(connection, {digest for _, digest in page})
+            prefixes = set(table.read_manifest_prefixes(connection))
+            purged = table.read_purge_times(connection, {digest for _, digest in page})
         wanted = [
             (repository, digest)
             for repository, digest in dict.fromkeys(page)
             if digest in purged and purged[digest] <= before and not prefixes.isdisjoint(prefixes_of(repository))
         ]
-        for item in self._sweep.pool.map(lambda link: self._check(link[0], link[1], purged[link[1]]), wanted):
-            if item is not None and not self.full:
+        for item in self._sweep.pool.map(lambda link: self._check_link(link[0], link[1], purged[link[1]]), wanted):
+            if item is not None and not self.is_full:
                 self._room -= 1
                 batch.add(item)
 
-    def _check(self, repository: RepositoryName, digest: Digest, purged_at: datetime.datetime) -> Item | None:
+    def _check_link(self, repository: RepositoryName, digest: Digest, purged_at: datetime.datetime) -> Item | None:
         """Check a link and its blob in storage; return the item to delete, None if the link stays."""
         key = layer_link_key(repository, digest)
-        states = self._sweep.store.versions(key)
+        states = self._sweep.store.list_versions(key)
         if not states or states[0].is_marker:
             return None
         # The store's clock and the database's differ by less than the bound of a request.
         if any(each.modified_at + self._sweep.facts.times.request_bound > purged_at for each in states):
             return None
-        if any(not each.is_marker for each in self._sweep.store.versions(blob_key(digest))):
+        if any(not each.is_marker for each in self._sweep.store.list_versions(blob_key(digest))):
             return None
         # Delete all versions: without the newest, an older one would be the link again. If there are more than one
         # request may delete, delete the oldest: the link stays as it is, and the next run takes more.
@@ -94,41 +94,41 @@ class Links:
 
     @contextmanager
     def allow(self, items: Sequence[Item]) -> Iterator[Permit]:
-        job, before = self._sweep.work.job, self._sweep.before(self._sweep.ages.links)
+        job, before = self._sweep.work.job, self._sweep.cut_off(self._sweep.ages.links)
         with self._sweep.connections.use() as connection:
-            unlinks = table.unlink(connection, job, [item.about for item in items])
-        yield self._sweep.asking(lambda connection: table.permit_unlink(connection, job, unlinks, before))
+            unlinks = table.record_unlinks(connection, job, [item.about for item in items])
+        yield self._sweep.make_permit(lambda connection: table.permit_unlink(connection, job, unlinks, before))
 
     def check_again(self, items: Sequence[Item]) -> None:
-        """Write back at once the links of blobs that have bytes again; later checks follow (`resolve`)."""
+        """Write back at once the links of blobs that have bytes again; later checks follow (`resolve_links`)."""
         heads = self._sweep.pool.map(lambda item: self._sweep.store.head(blob_key(item.about[1])), items)
         for item, head in zip(items, heads, strict=True):
             if head is not None:
-                put_back(self._sweep.store, *item.about)
+                write_link_back(self._sweep.store, *item.about)
 
 
-def give_back(connections: Connections, store: ObjectStore) -> int:
+def write_needed_links_back(connections: Connections, store: ObjectStore) -> int:
     """Write back links of blobs that the table says are needed again; return how many.
 
     Raises UnavailableError, after it has done all that it could.
     """
 
     def given_back(found: Unlink) -> bool:
-        put_back(store, found.repository, found.digest)
+        write_link_back(store, found.repository, found.digest)
         return True
 
     with connections.use() as connection:
-        found = table.open_unlinks(connection, 0, PAGE, needed=True)
-    over, refused = _those_over(store, found, given_back)
+        found = table.read_open_unlinks(connection, 0, PAGE_SIZE, needed=True)
+    over, refused = _find_resolved(store, found, given_back)
     if over:
         with connections.use() as connection:
-            table.close_unlinks(connection, over)
+            table.delete_unlinks(connection, over)
     if refused is not None:
         raise refused
     return len(over)
 
 
-def resolve(connections: Connections, store: ObjectStore, job: Job, bound: timedelta) -> int:
+def resolve_links(connections: Connections, store: ObjectStore, job: Job, bound: timedelta) -> int:
     """Check every deleted link: write it back, forget it, or leave it for later; return how many are left.
 
     `bound`: how long after its permit a delete, or a request that read the link before, may still be under way.
@@ -138,21 +138,21 @@ def resolve(connections: Connections, store: ObjectStore, job: Job, bound: timed
     failed: UnavailableError | None = None
     while True:
         with connections.use() as connection:
-            found = table.open_unlinks(connection, after, PAGE)
+            found = table.read_open_unlinks(connection, after, PAGE_SIZE)
         if not found:
             if failed is not None:
                 raise failed
             return left
         after = found[-1].id
         # The order matters: the table and the time were read first, the bytes are checked last.
-        over, refused = _those_over(store, found, lambda each: _is_over(store, each, job, bound))
+        over, refused = _find_resolved(store, found, lambda each: _is_resolved(store, each, job, bound))
         failed = failed or refused
         with connections.use() as connection:
-            table.close_unlinks(connection, over)
+            table.delete_unlinks(connection, over)
         left += len(found) - len(over)
 
 
-def _those_over(
+def _find_resolved(
     store: ObjectStore, found: Sequence[Unlink], is_over: Callable[[Unlink], bool]
 ) -> tuple[list[int], UnavailableError | None]:
     """Return the ids that are resolved, and the error of one that failed: the others go on while the store answers."""
@@ -168,9 +168,9 @@ def _those_over(
     return over, refused
 
 
-def _is_over(store: ObjectStore, found: Unlink, job: Job, bound: timedelta) -> bool:
+def _is_resolved(store: ObjectStore, found: Unlink, job: Job, bound: timedelta) -> bool:
     if found.needed or store.head(blob_key(found.digest)) is not None:
-        put_back(store, found.repository, found.digest)
+        write_link_back(store, found.repository, found.digest)
         return True
     if found.permitted_at is None:
         # If its job has lost the lease, it will never be permitted.
@@ -178,7 +178,7 @@ def _is_over(store: ObjectStore, found: Unlink, job: Job, bound: timedelta) -> b
     return found.permitted_at + bound < found.now
 
 
-def put_back(store: ObjectStore, repository: RepositoryName, digest: Digest) -> None:
+def write_link_back(store: ObjectStore, repository: RepositoryName, digest: Digest) -> None:
     """Write a link again, also if it exists: a delete of it may be under way."""
     store.put(layer_link_key(repository, digest), format_digest(digest).encode())
     log.info("link was written back", repository=repository, digest=format_digest(digest))

@@ -14,7 +14,7 @@
 | `probes`   | older versions of the link that probes write         | written before the age of         | versioned |
 |            |                                                      | versions                          |           |
 
-Route: gc/collect.py, when the last run is long enough ago -> `DeleteLeftovers.run`: list storage, name old states of
+Route: gc/collect.py, when the last run is long enough ago -> `LeftoversDeleter.run`: list storage, name old states of
 objects, and delete them by `delete_many` or `abort` with a permit (sweep.py).
 
 Why nothing is lost by it:
@@ -46,13 +46,13 @@ from coordinator.db.connection import Connections
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.errors import UnavailableError
 from coordinator.gc.conditions import FactsReader
-from coordinator.gc.leftovers import VERSIONED, Kind, State, Tally
+from coordinator.gc.leftovers import VERSIONED_KINDS, LeftoverKind, LeftoverState, Tally
 from coordinator.jobs.work import Work
 from coordinator.leftovers import hides, links, probes, table
 from coordinator.leftovers import unfinished_uploads as uploads
 from coordinator.leftovers import uploads as sweep_uploads
-from coordinator.leftovers.sweep import PAGE, PRODUCTION, Ages, BlockedError, Entry, Sizes, Sweep, pages
-from coordinator.storage.layout import LAYERS, UPLOADS, parse_layer_link, upload_session
+from coordinator.leftovers.sweep import PAGE_SIZE, PRODUCTION, Ages, BlockedError, Entry, Sizes, Sweep, split_pages
+from coordinator.storage.layout import LAYERS, UPLOADS, parse_layer_link, parse_upload_session
 from coordinator.storage.port import ObjectStore
 
 log = structlog.get_logger()
@@ -61,15 +61,15 @@ log = structlog.get_logger()
 CALLS_AT_ONCE = 16
 #: Kinds that one listing finds together.
 PASSES = (
-    frozenset({Kind.UPLOADS, Kind.VERSIONS, Kind.LINKS}),
-    frozenset({Kind.PARTS}),
-    frozenset({Kind.COPIES}),
-    frozenset({Kind.MARKERS}),
-    frozenset({Kind.PROBES}),
+    frozenset({LeftoverKind.UPLOADS, LeftoverKind.VERSIONS, LeftoverKind.LINKS}),
+    frozenset({LeftoverKind.PARTS}),
+    frozenset({LeftoverKind.COPIES}),
+    frozenset({LeftoverKind.MARKERS}),
+    frozenset({LeftoverKind.PROBES}),
 )
 
 
-class DeleteLeftovers:
+class LeftoversDeleter:
     """Deletes leftovers, in one run after another."""
 
     def __init__(
@@ -98,7 +98,7 @@ class DeleteLeftovers:
 
     def resolve(self, work: Work, request_bound: timedelta) -> None:
         """Check the links that earlier runs deleted (links.py), also while GC is blocked. Raises UnavailableError."""
-        links.resolve(self._connections, self._store, work.job, self._ages.delete_bound + request_bound)
+        links.resolve_links(self._connections, self._store, work.job, self._ages.delete_bound + request_bound)
 
     def run(
         self, work: Work, read_facts: FactsReader, tally: Tally, *, versioned: bool, dry: bool, now: bool = False
@@ -109,12 +109,14 @@ class DeleteLeftovers:
         the next run.
         """
         with self._connections.use() as connection:
-            recent = set() if now else table.swept_since(connection, self._every)
-        due = frozenset(kind for kind in Kind if kind not in recent and (versioned or kind not in VERSIONED))
-        tally.set(State.NOT_DUE, Kind)
+            recent = set() if now else table.read_swept_kinds(connection, self._every)
+        due = frozenset(
+            kind for kind in LeftoverKind if kind not in recent and (versioned or kind not in VERSIONED_KINDS)
+        )
+        tally.set(LeftoverState.NOT_DUE, LeftoverKind)
         if not versioned:
-            tally.set(State.UNVERSIONED, VERSIONED)
-        tally.set(State.WAITS, due)
+            tally.set(LeftoverState.UNVERSIONED, VERSIONED_KINDS)
+        tally.set(LeftoverState.WAITS, due)
         sweep = Sweep(
             self._connections,
             self._store,
@@ -130,76 +132,84 @@ class DeleteLeftovers:
         )
         for kinds in PASSES:
             if wanted := kinds & due:
-                self._through(sweep, wanted)
+                self._run_pass(sweep, wanted)
 
-    def _through(self, sweep: Sweep, kinds: frozenset[Kind]) -> None:
+    def _run_pass(self, sweep: Sweep, kinds: frozenset[LeftoverKind]) -> None:
         """Delete all leftovers of one listing. If something stops it, log that, and leave the rest to the next run."""
-        sweep.tally.set(State.WALKS, kinds)
+        sweep.tally.set(LeftoverState.WALKS, kinds)
         job = sweep.work.job
         try:
             if not sweep.dry:
                 ages = {name: f"{age.total_seconds():g}s" for name, age in self._ages._asdict().items()}
                 with self._connections.use() as connection:
-                    table.begin(connection, job, kinds, {"ages": ages})
+                    table.record_begin(connection, job, kinds, {"ages": ages})
             ended, evidence = _sweep_kinds(sweep, kinds, self._probed)
             if not sweep.dry:
                 with self._connections.use() as connection:
-                    table.end(connection, job, ended, evidence)
+                    table.record_end(connection, job, ended, evidence)
         except BlockedError as error:
-            sweep.tally.set(State.HELD, kinds)
+            sweep.tally.set(LeftoverState.HELD, kinds)
             log.info("leftovers remain for the next run", kinds=sorted(kinds), reason=str(error))
         except UnavailableError as error:
-            sweep.tally.set(State.FAILED, kinds)
+            sweep.tally.set(LeftoverState.FAILED, kinds)
             log.warning("leftovers remain for the next run", kinds=sorted(kinds), reason=str(error))
         else:
-            sweep.tally.set(State.DONE, ended)
-            sweep.tally.set(State.FULL, kinds - ended)
+            sweep.tally.set(LeftoverState.DONE, ended)
+            sweep.tally.set(LeftoverState.FULL, kinds - ended)
 
 
-def _sweep_kinds(sweep: Sweep, kinds: frozenset[Kind], probed: Digest) -> tuple[frozenset[Kind], dict[str, Any]]:
+def _sweep_kinds(
+    sweep: Sweep, kinds: frozenset[LeftoverKind], probed: Digest
+) -> tuple[frozenset[LeftoverKind], dict[str, Any]]:
     """Delete leftovers of these kinds; return the kinds that were done to the end, and evidence for the next run."""
-    if Kind.PARTS in kinds:
-        sweep_uploads.give_up_parts(sweep)
-    elif Kind.COPIES in kinds:
-        hides.copies(sweep)
-    elif Kind.MARKERS in kinds:
-        return kinds, {"through": hides.markers(sweep)}
-    elif Kind.PROBES in kinds:
-        probes.versions(sweep, probed)
-    elif not _repositories(sweep, kinds):
-        return kinds - {Kind.LINKS}, {}
+    if LeftoverKind.PARTS in kinds:
+        sweep_uploads.abort_old_uploads(sweep)
+    elif LeftoverKind.COPIES in kinds:
+        hides.delete_copies(sweep)
+    elif LeftoverKind.MARKERS in kinds:
+        return kinds, {"through": hides.delete_markers(sweep)}
+    elif LeftoverKind.PROBES in kinds:
+        probes.delete_probe_versions(sweep, probed)
+    elif not _sweep_repositories(sweep, kinds):
+        return kinds - {LeftoverKind.LINKS}, {}
     return kinds, {}
 
 
-def _repositories(sweep: Sweep, kinds: frozenset[Kind]) -> bool:
+def _sweep_repositories(sweep: Sweep, kinds: frozenset[LeftoverKind]) -> bool:
     """Delete leftovers of uploads and, with versions, links of layers; return False if more links are left."""
-    linked = links.Links(sweep)
+    linked = links.LinkDeleter(sweep)
     with (
-        sweep.batch(Kind.UPLOADS, sweep.allow) as begun,
-        sweep.batch(Kind.VERSIONS, sweep.allow, lambda items: sweep_uploads.unmark(sweep, items)) as ended,
-        sweep.batch(Kind.LINKS, linked.allow, linked.check_again) as to_delete,
+        sweep.batch(LeftoverKind.UPLOADS, sweep.allow) as begun,
+        sweep.batch(
+            LeftoverKind.VERSIONS, sweep.allow, lambda items: sweep_uploads.delete_bare_markers(sweep, items)
+        ) as ended,
+        sweep.batch(LeftoverKind.LINKS, linked.allow, linked.check_again) as to_delete,
     ):
-        sessions = sweep_uploads.Sessions(sweep, kinds, begun, ended)
+        sessions = sweep_uploads.SessionDeleter(sweep, kinds, begun, ended)
         if not sweep.versioned:
-            before = sweep.before(sweep.ages.uploads)
-            for session in uploads.sessions(sweep.store, sweep.pool):
+            before = sweep.cut_off(sweep.ages.uploads)
+            for session in uploads.list_sessions(sweep.store, sweep.pool):
                 # A session that began later is too young; a key without a slash is no session.
                 if session.begun_at <= before and session.prefix.endswith("/"):
-                    sessions.decide(session.prefix, sweep.entries(session.prefix))
+                    sessions.decide_session(session.prefix, sweep.list_entries(session.prefix))
             return True
-        wanted = ({UPLOADS} if kinds - {Kind.LINKS} else set()) | ({LAYERS} if Kind.LINKS in kinds else set())
-        for folder in uploads.folders_named(wanted, sweep.store.version_folders, sweep.pool):
+        wanted = ({UPLOADS} if kinds - {LeftoverKind.LINKS} else set()) | (
+            {LAYERS} if LeftoverKind.LINKS in kinds else set()
+        )
+        for folder in uploads.list_folders_named(wanted, sweep.store.list_version_folders, sweep.pool):
             if folder.endswith(UPLOADS):
-                for prefix, entries in groupby(sweep.entries(folder), key=lambda each: upload_session(each.key)):
+                for prefix, entries in groupby(
+                    sweep.list_entries(folder), key=lambda each: parse_upload_session(each.key)
+                ):
                     if prefix is not None:
-                        sessions.decide(prefix, entries)
-            elif not linked.full:
-                for page in pages(_links(sweep.entries(folder)), PAGE):
-                    linked.decide(page, to_delete)
-    return not linked.full
+                        sessions.decide_session(prefix, entries)
+            elif not linked.is_full:
+                for page in split_pages(_links_in(sweep.list_entries(folder)), PAGE_SIZE):
+                    linked.decide_page(page, to_delete)
+    return not linked.is_full
 
 
-def _links(entries: Iterable[Entry]) -> Iterator[tuple[RepositoryName, Digest]]:
+def _links_in(entries: Iterable[Entry]) -> Iterator[tuple[RepositoryName, Digest]]:
     for each in entries:
         if each.served and (link := parse_layer_link(each.key)) is not None:
             yield link

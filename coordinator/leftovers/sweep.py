@@ -19,11 +19,11 @@ from typing import Any, NamedTuple, TypeVar
 import structlog
 
 from coordinator.db.connection import Connections
-from coordinator.domain.gc import Facts, holds
+from coordinator.domain.gc import Facts, block_reasons
 from coordinator.errors import BaleenError
 from coordinator.gc import table as gc
 from coordinator.gc.conditions import FactsReader
-from coordinator.gc.leftovers import Amounts, Kind, Tally
+from coordinator.gc.leftovers import Amounts, LeftoverKind, Tally
 from coordinator.gc.table import DisturbedError
 from coordinator.jobs.work import Work
 from coordinator.leftovers import table
@@ -34,7 +34,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 #: Links, copies, purges that one query is about.
-PAGE = 500
+PAGE_SIZE = 500
 BEGINNING = datetime.datetime.min.replace(tzinfo=datetime.UTC)
 
 
@@ -136,11 +136,11 @@ class Sweep:
         self._read_facts = read_facts
         self.facts: Facts = read_facts()
 
-    def before(self, age: timedelta) -> datetime.datetime:
+    def cut_off(self, age: timedelta) -> datetime.datetime:
         """Return the time `age` before the run's begin: everything newer is too young."""
         return self.facts.now - age
 
-    def entries(self, prefix: str) -> Iterator[Entry]:
+    def list_entries(self, prefix: str) -> Iterator[Entry]:
         if not self.versioned:
             for found in self.store.walk(prefix):
                 self.work.check()
@@ -150,10 +150,10 @@ class Sweep:
             self.work.check()
             yield Entry(key, state.version, state.size, state.modified_at, state.latest)
 
-    def ours(self, connection: Any) -> None:
-        gc.permit_others(connection, self.work.job)
+    def check_ours(self, connection: Any) -> None:
+        gc.permit_leftovers(connection, self.work.job)
 
-    def asking(self, ask: Callable[[Any], None]) -> Permit:
+    def make_permit(self, ask: Callable[[Any], None]) -> Permit:
         def permit() -> None:
             with self.connections.use() as connection:
                 ask(connection)
@@ -162,22 +162,22 @@ class Sweep:
 
     @contextmanager
     def allow(self, _: Sequence[Item]) -> Iterator[Permit]:
-        yield self.asking(self.ours)
+        yield self.make_permit(self.check_ours)
 
     @contextmanager
     def batch(
         self,
-        kind: Kind,
+        kind: LeftoverKind,
         allow: Allow,
         afterwards: Callable[[Sequence[Item]], None] = lambda items: None,
     ) -> Iterator["Batch"]:
         """Give a batch that deletes its items, as many as one request may hold; the last ones at the block's end."""
-        batch = Batch(lambda items: self._delete(kind, items, allow, afterwards), self.sizes.deletes)
+        batch = Batch(lambda items: self._delete_items(kind, items, allow, afterwards), self.sizes.deletes)
         yield batch
         batch.flush()
 
-    def _delete(
-        self, kind: Kind, items: Sequence[Item], allow: Allow, afterwards: Callable[[Sequence[Item]], None]
+    def _delete_items(
+        self, kind: LeftoverKind, items: Sequence[Item], allow: Allow, afterwards: Callable[[Sequence[Item]], None]
     ) -> None:
         if self.dry:
             for item in items:
@@ -200,17 +200,17 @@ class Sweep:
         done = [item for item in items if wrong.keys().isdisjoint(item.targets)]
         amounts = Amounts(sum(item.things for item in done), sum(item.size for item in done), len(items) - len(done))
         self.tally.add(kind, amounts)
-        self.note(kind, amounts, items[0].name)
+        self.record_deleted(kind, amounts, items[0].name)
         afterwards(items)
         self.pause(len(targets))
 
-    def note(self, kind: Kind, amounts: Amounts, first: str) -> None:
+    def record_deleted(self, kind: LeftoverKind, amounts: Amounts, first: str) -> None:
         with self.connections.use() as connection:
-            table.deleted(connection, self.work.job, kind, amounts.things, amounts.size, amounts.left, first)
+            table.record_deleted(connection, self.work.job, kind, amounts.things, amounts.size, amounts.left, first)
 
     def check_holds(self) -> None:
         self.work.check()
-        held = holds(self._read_facts())
+        held = block_reasons(self._read_facts())
         if held:
             raise BlockedError(held[0])
 
@@ -218,13 +218,13 @@ class Sweep:
         if self._rate:
             self.work.pause(requests / self._rate)
 
-    def bare_markers(self, key: str) -> Sequence[Entry]:
+    def list_bare_markers(self, key: str) -> Sequence[Entry]:
         """Return all states of an object if all are markers; else none.
 
         If there are more than one request may delete, return the oldest: the newest, which hides what may be below it,
         is left to a later run.
         """
-        states = self.store.versions(key)
+        states = self.store.list_versions(key)
         if not all(each.is_marker for each in states):
             return []
         states = states[-self.sizes.deletes :]
@@ -252,7 +252,7 @@ class Batch:
             self._deal(items)
 
 
-def pages(things: Iterable[T], size: int) -> Iterator[list[T]]:
+def split_pages(things: Iterable[T], size: int) -> Iterator[list[T]]:
     remaining = iter(things)
     while page := list(islice(remaining, size)):
         yield page

@@ -33,37 +33,37 @@ class Session(NamedTuple):
     bytes: int
 
 
-def sessions(store: ObjectStore, pool: Executor) -> Iterator[Session]:
+def list_sessions(store: ObjectStore, pool: Executor) -> Iterator[Session]:
     """Give every upload session in storage."""
-    folders = folders_named({_UPLOADS}, store.folders, pool)
+    folders = list_folders_named({_UPLOADS}, store.list_folders, pool)
     while window := list(islice(folders, WINDOW)):
-        for found in pool.map(lambda folder: _first(_sessions_of(store, folder)), window):
+        for found in pool.map(lambda folder: _prefetch(_list_sessions_in(store, folder)), window):
             yield from found
 
 
-def folders_named(
+def list_folders_named(
     names: Collection[str], children: Callable[[str], Iterator[str]], pool: Executor, below: Iterator[str] | None = None
 ) -> Iterator[str]:
     """Give the folders of these names, such as `_uploads/`, in all repositories; `children` lists a folder."""
     folders = children(REPOSITORIES) if below is None else below
     while window := list(islice(folders, WINDOW)):
-        yield from (folder for folder in window if _name(folder) in names)
-        outer = [folder for folder in window if not _name(folder).startswith("_")]
-        for found in pool.map(lambda folder: _first(children(folder)), outer):
-            yield from folders_named(names, children, pool, iter(found))
+        yield from (folder for folder in window if _last_part(folder) in names)
+        outer = [folder for folder in window if not _last_part(folder).startswith("_")]
+        for found in pool.map(lambda folder: _prefetch(children(folder)), outer):
+            yield from list_folders_named(names, children, pool, iter(found))
 
 
-def _name(folder: str) -> str:
+def _last_part(folder: str) -> str:
     """The last part of a folder's path, with its slash."""
     return folder[folder.rfind("/", 0, -1) + 1 :]
 
 
-def _first(found: Iterator[T]) -> Iterable[T]:
+def _prefetch(found: Iterator[T]) -> Iterable[T]:
     """Fetch the first WINDOW items here, in the pool's thread, and the rest as they are read."""
     return chain(list(islice(found, WINDOW)), found)
 
 
-def _sessions_of(store: ObjectStore, folder: str) -> Iterator[Session]:
+def _list_sessions_in(store: ObjectStore, folder: str) -> Iterator[Session]:
     def session(entry: ObjectInfo) -> str:
         return entry.key[: entry.key.find("/", len(folder)) + 1] or entry.key
 

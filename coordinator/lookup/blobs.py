@@ -14,7 +14,7 @@ from typing import Any, Literal
 from sqlalchemy import Engine, Row, text
 
 from coordinator.db import paging
-from coordinator.db.session import reading
+from coordinator.db.session import read_connection
 from coordinator.db.threads import in_thread
 from coordinator.domain.lifecycle import STATE_NUMBERS, STATES, BlobState, StateName
 from coordinator.domain.names import Digest, PodName, format_digest
@@ -79,35 +79,35 @@ class BlobQueries:
         self._sizes = sizes
         self._hot = HotUsage(engine, sizes)
         self._ranking = Ranking(engine, sizes)
-        self._single: Coalescer[Digest, Row[Any] | None] = Coalescer(self._ask)
+        self._single: Coalescer[Digest, Row[Any] | None] = Coalescer(self._look_up)
 
     async def lookup(self, digests: Sequence[Digest]) -> list[Blob | None]:
         """Return what is known of each digest, in order; None for one that no registry has reported."""
         if len(digests) > LOOKUP_LIMIT:
             raise UsageError(f"At most {LOOKUP_LIMIT} digests can be looked up at once.")
-        rows = await self._ask(digests)
-        hot = await self._hot.of([row for row in rows if row is not None and not row.live])
-        return [None if row is None else _blob(row, hot) for row in rows]
+        rows = await self._look_up(digests)
+        hot = await self._hot.count_usage([row for row in rows if row is not None and not row.live])
+        return [None if row is None else _make_blob(row, hot) for row in rows]
 
     async def get(self, digest: Digest) -> Blob:
         """Return what is known of one digest; raises NotFoundError."""
         row = await self._single.ask(digest)
         if row is None:
             raise NotFoundError(f"No registry has reported {format_digest(digest)} yet: check the digest.")
-        return _blob(row, {} if row.live else await self._hot.of([row]))
+        return _make_blob(row, {} if row.live else await self._hot.count_usage([row]))
 
-    async def _ask(self, digests: Sequence[Digest]) -> list[Row[Any] | None]:
-        return await in_thread(self._rows, digests)
+    async def _look_up(self, digests: Sequence[Digest]) -> list[Row[Any] | None]:
+        return await in_thread(self._read_rows, digests)
 
-    def _rows(self, digests: Sequence[Digest]) -> list[Row[Any] | None]:
+    def _read_rows(self, digests: Sequence[Digest]) -> list[Row[Any] | None]:
         values = {"digests": list(digests), "live": self._sizes.live, "total": self._sizes.live_total}
         rows: list[Row[Any] | None] = [None] * len(digests)
-        with reading(self._engine) as connection:
+        with read_connection(self._engine) as connection:
             for row in connection.execute(_LOOKUP, values):
                 rows[row.position - 1] = row
         return rows
 
-    async def browse(
+    async def read_page(
         self,
         *,
         state: StateName | None = None,
@@ -134,23 +134,23 @@ class BlobQueries:
         return await in_thread(self._browse_by_id, filters, cursor)
 
     def _browse_by_id(self, filters: dict[str, Any], cursor: str | None) -> BlobPage:
-        after = paging.decode("blobs", cursor, int) or 0
-        with reading(self._engine) as connection:
+        after = paging.decode_cursor("blobs", cursor, int) or 0
+        with read_connection(self._engine) as connection:
             edge = None
             if filters["state"] == BlobState.MISSING:
                 # They have an index of their own.
                 rows = connection.execute(_MISSING, filters | {"after": after}).all()
-                return BlobPage(items=_summaries(rows), next=_next_by_id(rows, filters["limit"], None))
+                return BlobPage(items=_make_summaries(rows), next=_next_cursor(rows, filters["limit"], None))
             if filters["state"] is not None or filters["min"] > 0:
                 edge = connection.scalar(_ID_EDGE, {"after": after, "walk": self._sizes.walk})
             rows = connection.execute(_BY_ID, filters | {"after": after, "edge": edge}).all()
-        return BlobPage(items=_summaries(rows), next=_next_by_id(rows, filters["limit"], edge))
+        return BlobPage(items=_make_summaries(rows), next=_next_cursor(rows, filters["limit"], edge))
 
     def _browse_unreferenced(self, filters: dict[str, Any], cursor: str | None) -> BlobPage:
-        key = paging.decode("unreferenced", cursor, tuple[dt.datetime, int])
+        key = paging.decode_cursor("unreferenced", cursor, tuple[dt.datetime, int])
         since, after = key or (dt.datetime.min.replace(tzinfo=dt.UTC), 0)
         values = filters | {"since": since, "after": after, "walk": self._sizes.walk}
-        with reading(self._engine) as connection:
+        with read_connection(self._engine) as connection:
             edge = connection.execute(_UNREFERENCED_EDGE, values).one_or_none()
             end = (None, None) if edge is None else (edge.unreferenced_since, edge.id)
             bounds = {"edge_since": end[0], "edge_id": end[1]}
@@ -159,38 +159,38 @@ class BlobQueries:
         if len(rows) == filters["limit"]:
             last = rows[-1]
         return BlobPage(
-            items=_summaries(rows),
-            next=None if last is None else paging.encode("unreferenced", (last.unreferenced_since, last.id)),
+            items=_make_summaries(rows),
+            next=None if last is None else paging.encode_cursor("unreferenced", (last.unreferenced_since, last.id)),
         )
 
     async def _browse_ranked(self, filters: dict[str, Any], cursor: str | None) -> BlobPage:
-        after = paging.decode("ranking", cursor, tuple[int, int])
-        ranked = await self._ranking.page(filters["state"], filters["min"], after, filters["limit"])
+        after = paging.decode_cursor("ranking", cursor, tuple[int, int])
+        ranked = await self._ranking.read_page(filters["state"], filters["min"], after, filters["limit"])
         # A ranking is cached, so read the present pins.
-        pinned = await in_thread(self._pinned, [bytes(row.digest) for row in ranked.rows])
+        pinned = await in_thread(self._read_pinned, [bytes(row.digest) for row in ranked.rows])
         return BlobPage(
-            items=[_summary(row, pinned=bytes(row.digest) in pinned) for row in ranked.rows],
-            next=None if ranked.next is None else paging.encode("ranking", ranked.next),
+            items=[_make_summary(row, pinned=bytes(row.digest) in pinned) for row in ranked.rows],
+            next=None if ranked.next is None else paging.encode_cursor("ranking", ranked.next),
             counted_at=ranked.counted_at,
         )
 
-    def _pinned(self, digests: Sequence[bytes]) -> set[bytes]:
-        with reading(self._engine) as connection:
+    def _read_pinned(self, digests: Sequence[bytes]) -> set[bytes]:
+        with read_connection(self._engine) as connection:
             return {bytes(row.digest) for row in connection.execute(_PINNED, {"digests": digests})}
 
     async def _browse_pod(self, pod: PodName, filters: dict[str, Any], cursor: str | None) -> BlobPage:
         """Read blobs in order, and keep those of the pod. Hot ones are looked up together."""
-        after = paging.decode("blobs", cursor, int) or 0
-        rows, seen, edge = await in_thread(self._in_pod, pod, filters, after)
-        hot = await self._hot.of([row for row in rows if not row.live and row.id not in seen])
+        after = paging.decode_cursor("blobs", cursor, int) or 0
+        rows, seen, edge = await in_thread(self._read_page_of_pod, pod, filters, after)
+        hot = await self._hot.count_usage([row for row in rows if not row.live and row.id not in seen])
         kept = [row for row in rows if row.live or row.id in seen or pod in hot[row.id].pods]
-        return BlobPage(items=_summaries(kept), next=_next_by_id(rows, filters["limit"], edge))
+        return BlobPage(items=_make_summaries(kept), next=_next_cursor(rows, filters["limit"], edge))
 
-    def _in_pod(
+    def _read_page_of_pod(
         self, pod: PodName, filters: dict[str, Any], after: int
     ) -> tuple[Sequence[Row[Any]], set[int], int | None]:
         """Return blobs of the pod and hot ones, the hot ones that it surely has, and where the page ends."""
-        with reading(self._engine) as connection:
+        with read_connection(self._engine) as connection:
             if connection.scalar(text("SELECT id FROM pods WHERE name = :pod"), {"pod": pod}) is None:
                 raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
             edge = connection.scalar(_ID_EDGE, {"after": after, "walk": self._sizes.pod_walk})
@@ -255,13 +255,13 @@ WHERE x.id = ANY(CAST(:ids AS bigint[]))
 """)
 
 
-def _next_by_id(rows: Sequence[Row[Any]], limit: int, edge: int | None) -> str | None:
+def _next_cursor(rows: Sequence[Row[Any]], limit: int, edge: int | None) -> str | None:
     """Return the cursor of the next page: after the last row of a full page, else after the last blob that was read."""
     last = rows[-1].id if len(rows) == limit else edge
-    return None if last is None else paging.encode("blobs", last)
+    return None if last is None else paging.encode_cursor("blobs", last)
 
 
-def _blob(row: Row[Any], hot: Mapping[int, Usage]) -> Blob:
+def _make_blob(row: Row[Any], hot: Mapping[int, Usage]) -> Blob:
     usage = Usage(row.repositories, row.pods, row.counted_at) if row.live else hot[row.id]
     return Blob(
         digest=format_digest(Digest(row.digest)),
@@ -278,11 +278,11 @@ def _blob(row: Row[Any], hot: Mapping[int, Usage]) -> Blob:
     )
 
 
-def _summaries(rows: Sequence[Row[Any]]) -> list[BlobSummary]:
-    return [_summary(row, pinned=row.pinned) for row in rows]
+def _make_summaries(rows: Sequence[Row[Any]]) -> list[BlobSummary]:
+    return [_make_summary(row, pinned=row.pinned) for row in rows]
 
 
-def _summary(row: Row[Any], *, pinned: bool) -> BlobSummary:
+def _make_summary(row: Row[Any], *, pinned: bool) -> BlobSummary:
     return BlobSummary(
         digest=format_digest(Digest(row.digest)),
         size=None if row.size < 0 else row.size,

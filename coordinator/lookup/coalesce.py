@@ -13,7 +13,7 @@ Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
 IN_FLIGHT = 2
-TOGETHER = 100
+BATCH_LIMIT = 100
 
 
 class Coalescer(Generic[Question, Answer]):
@@ -35,7 +35,7 @@ class Coalescer(Generic[Question, Answer]):
 
     async def _run(self) -> None:
         while self._waiting:
-            batch, self._waiting = self._waiting[:TOGETHER], self._waiting[TOGETHER:]
+            batch, self._waiting = self._waiting[:BATCH_LIMIT], self._waiting[BATCH_LIMIT:]
             try:
                 answers = await self._ask_all([question for question, _ in batch])
             except BaseException as error:

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, Row, text
 
-from coordinator.db.session import reading
+from coordinator.db.session import read_connection
 from coordinator.db.threads import in_thread
 from coordinator.domain.gc import Facts
-from coordinator.domain.history import Entry, Hidden, KnownBlob, explanation_of
+from coordinator.domain.history import Entry, KnownBlob, PendingHide, explain_blob
 from coordinator.domain.lifecycle import STATES, BlobState
 from coordinator.domain.names import Digest, format_digest
 from coordinator.domain.pods import PodMode
@@ -21,13 +21,13 @@ from coordinator.errors import NotFoundError
 from coordinator.gc.conditions import ReadFacts
 from coordinator.gc.shapes import Pin
 from coordinator.lookup.blobs import BlobQueries
-from coordinator.lookup.references import references
+from coordinator.lookup.references import read_references
 from coordinator.lookup.shapes import Blob, Chapter, DirectLink, Explanation, MountMade, OpenHide, Reason
 from coordinator.lookup.sizes import Sizes
 from coordinator.table.ledger import Decision
 
 #: Holdings and links that are named.
-NAMED = 10
+EXAMPLES = 10
 
 _BLOB = text("""
 SELECT b.id, b.state, b.size, b.reference_count, b.link_count, b.first_seen, b.unreferenced_since,
@@ -48,17 +48,19 @@ SELECT id, at, decision, why, run_id, evidence FROM gc_ledger WHERE digest = :di
 """)
 
 
-async def explain(
+async def read_explanation(
     engine: Engine, sizes: Sizes, blobs: BlobQueries, read_facts: ReadFacts, link_grace: dt.timedelta, digest: Digest
 ) -> Explanation:
     """Return a blob's state and history; raises NotFoundError for one that no registry has reported."""
-    facts, row, links, mounts, entries = await in_thread(_read, engine, sizes.entries, read_facts, link_grace, digest)
+    facts, row, links, mounts, entries = await in_thread(
+        _read_rows, engine, sizes.entries, read_facts, link_grace, digest
+    )
     counted = await blobs.get(digest)
-    holdings = await in_thread(references, engine, sizes, digest, limit=NAMED)
+    holdings = await in_thread(read_references, engine, sizes, digest, limit=EXAMPLES)
     earlier = len(entries) > sizes.entries
-    history = [_chapter(digest, entry) for entry in reversed(entries[: sizes.entries])]
-    explanation = explanation_of(
-        _known(row, counted),
+    history = [_make_chapter(digest, entry) for entry in reversed(entries[: sizes.entries])]
+    explanation = explain_blob(
+        _make_known_blob(row, counted),
         facts,
         [Entry(each.at, each.decision.value, each.why, each.run, each.evidence) for each in history],
         earlier=earlier,
@@ -80,8 +82,8 @@ async def explain(
         mounts=[MountMade(at=each.at, repository=each.repository, source=each.source) for each in mounts],
         first_seen=row.first_seen,
         unreferenced_since=row.unreferenced_since,
-        pin=_pin(digest, row),
-        hide=_hide(row),
+        pin=_make_pin(digest, row),
+        hide=_make_hide(row),
         history=history,
         earlier=earlier,
     )
@@ -98,8 +100,8 @@ class _Rows(NamedTuple):
     entries: Sequence[Row[Any]]
 
 
-def _read(engine: Engine, entries: int, read_facts: ReadFacts, link_grace: dt.timedelta, digest: Digest) -> _Rows:
-    with reading(engine) as connection:
+def _read_rows(engine: Engine, entries: int, read_facts: ReadFacts, link_grace: dt.timedelta, digest: Digest) -> _Rows:
+    with read_connection(engine) as connection:
         facts = read_facts(connection)
         row = connection.execute(_BLOB, {"digest": digest}).one_or_none()
         if row is None:
@@ -107,14 +109,14 @@ def _read(engine: Engine, entries: int, read_facts: ReadFacts, link_grace: dt.ti
         return _Rows(
             facts,
             row,
-            _links(connection, row.id, link_grace) if row.link_count else [],
-            connection.execute(_MOUNTS, {"blob": row.id, "limit": NAMED}).all(),
+            _read_links(connection, row.id, link_grace) if row.link_count else [],
+            connection.execute(_MOUNTS, {"blob": row.id, "limit": EXAMPLES}).all(),
             connection.execute(_LEDGER, {"digest": digest, "limit": entries + 1}).all(),
         )
 
 
-def _known(row: Row[Any], counted: Blob) -> KnownBlob:
-    hide = None if row.hide_id is None else Hidden(row.run_id, row.hidden_at, row.disturbed, row.asked_why)
+def _make_known_blob(row: Row[Any], counted: Blob) -> KnownBlob:
+    hide = None if row.hide_id is None else PendingHide(row.run_id, row.hidden_at, row.disturbed, row.asked_why)
     return KnownBlob(
         BlobState(row.state),
         row.reference_count,
@@ -128,7 +130,7 @@ def _known(row: Row[Any], counted: Blob) -> KnownBlob:
     )
 
 
-def _links(connection: Connection, blob: int, grace: dt.timedelta) -> list[DirectLink]:
+def _read_links(connection: Connection, blob: int, grace: dt.timedelta) -> list[DirectLink]:
     return [
         DirectLink(
             pod=row.pod,
@@ -136,11 +138,11 @@ def _links(connection: Connection, blob: int, grace: dt.timedelta) -> list[Direc
             linked_at=row.linked_at,
             counts_until=row.linked_at + grace if row.mode == PodMode.MANIFEST else None,
         )
-        for row in connection.execute(_LINKS, {"blob": blob, "limit": NAMED})
+        for row in connection.execute(_LINKS, {"blob": blob, "limit": EXAMPLES})
     ]
 
 
-def _chapter(digest: Digest, row: Row[Any]) -> Chapter:
+def _make_chapter(digest: Digest, row: Row[Any]) -> Chapter:
     return Chapter(
         id=row.id,
         at=row.at,
@@ -152,13 +154,13 @@ def _chapter(digest: Digest, row: Row[Any]) -> Chapter:
     )
 
 
-def _pin(digest: Digest, row: Row[Any]) -> Pin | None:
+def _make_pin(digest: Digest, row: Row[Any]) -> Pin | None:
     if row.pin_why is None:
         return None
     return Pin(digest=format_digest(digest), why=row.pin_why, pinned_at=row.pinned_at, state=STATES[row.state])
 
 
-def _hide(row: Row[Any]) -> OpenHide | None:
+def _make_hide(row: Row[Any]) -> OpenHide | None:
     if row.hide_id is None:
         return None
     return OpenHide(

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, Row, text
 
-from coordinator.db.session import writing
+from coordinator.db.session import write_transaction
 from coordinator.db.threads import in_thread
 from coordinator.errors import UnavailableError
 from coordinator.lookup.sizes import Sizes
@@ -62,7 +62,7 @@ class HotUsage:
         self._hot: OrderedDict[int, tuple[float, Usage]] = OrderedDict()
         self._counting = asyncio.Lock()
 
-    async def of(self, rows: Sequence[Row[Any]]) -> dict[int, Usage]:
+    async def count_usage(self, rows: Sequence[Row[Any]]) -> dict[int, Usage]:
         if not rows:
             return {}
         clock = time.monotonic
@@ -70,7 +70,7 @@ class HotUsage:
         # One caller counts at a time: the others then find most of their blobs counted already.
         async with self._counting:
             missing = [row for row in rows if row.id not in self._hot or self._hot[row.id][0] < clock()]
-            for group in _groups(missing, self._sizes.hot_group):
+            for group in _group_ids(missing, self._sizes.hot_group):
                 if clock() > deadline:
                     raise UnavailableError(
                         "Counting so many references takes longer than one request may. Send the request again: it "
@@ -85,7 +85,7 @@ class HotUsage:
     def _count(self, ids: Sequence[int]) -> None:
         clock = time.monotonic
         began = clock()
-        with writing(self._engine) as connection:
+        with write_transaction(self._engine) as connection:
             connection.execute(_HOT_MEMORY)
             rows = connection.execute(_HOT, {"ids": list(ids)}).all()
         until = clock() + max(self._sizes.hot_s, self._sizes.cost_factor * (clock() - began))
@@ -99,7 +99,7 @@ class HotUsage:
             self._hot.move_to_end(blob)
 
 
-def _groups(rows: Sequence[Row[Any]], holdings: int) -> Iterator[list[int]]:
+def _group_ids(rows: Sequence[Row[Any]], holdings: int) -> Iterator[list[int]]:
     """Split the blobs into groups, so that no pass reads many more than this number of holdings."""
     group: list[int] = []
     size = 0

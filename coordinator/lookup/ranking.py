@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, Row, text
 
-from coordinator.db.session import reading
+from coordinator.db.session import read_connection
 from coordinator.db.threads import in_thread
 from coordinator.lookup.sizes import Sizes
 
@@ -28,13 +28,13 @@ ORDER BY b.reference_count DESC, b.id LIMIT :ranked
 """)
 
 
-class Ranked(NamedTuple):
+class RankedPage(NamedTuple):
     rows: Sequence[Row[Any]]
     next: Key | None
     counted_at: dt.datetime | None
 
 
-class _Kept(NamedTuple):
+class _CachedRanking(NamedTuple):
     """A ranking; times are the event loop's, in seconds."""
 
     read_at: float
@@ -48,36 +48,36 @@ class Ranking:
     def __init__(self, engine: Engine, sizes: Sizes) -> None:
         self._engine = engine
         self._sizes = sizes
-        self._kept: dict[int | None, _Kept] = {}
+        self._kept: dict[int | None, _CachedRanking] = {}
         self._reading = asyncio.Lock()
 
-    async def page(self, state: int | None, minimum: int, after: Key | None, limit: int) -> Ranked:
+    async def read_page(self, state: int | None, minimum: int, after: Key | None, limit: int) -> RankedPage:
         """Return up to `limit` rows with at least `minimum` references, of those that are ranked, after a key."""
-        rows = await self._rows(state)
-        begin = 0 if after is None else bisect_right(rows, (-after[0], after[1]), key=_order)
+        rows = await self._cached_rows(state)
+        begin = 0 if after is None else bisect_right(rows, (-after[0], after[1]), key=_sort_key)
         page = [row for row in rows[begin : begin + limit] if row.reference_count >= minimum]
         more = len(page) == limit and begin + limit < len(rows)
-        return Ranked(page, (page[-1].reference_count, page[-1].id) if more else None, _time(rows))
+        return RankedPage(page, (page[-1].reference_count, page[-1].id) if more else None, _counted_at(rows))
 
-    async def _rows(self, state: int | None) -> Sequence[Row[Any]]:
+    async def _cached_rows(self, state: int | None) -> Sequence[Row[Any]]:
         clock, sizes = asyncio.get_running_loop().time, self._sizes
         # One caller reads, and the others wait for its result.
         async with self._reading:
             kept = self._kept.get(state)
             began = clock()
             if kept is None or began - kept.read_at >= max(sizes.ranking_s, sizes.cost_factor * kept.cost):
-                rows = await in_thread(self._read, state)
-                kept = self._kept[state] = _Kept(clock(), clock() - began, rows)
+                rows = await in_thread(self._read_rows, state)
+                kept = self._kept[state] = _CachedRanking(clock(), clock() - began, rows)
             return kept.rows
 
-    def _read(self, state: int | None) -> Sequence[Row[Any]]:
-        with reading(self._engine) as connection:
+    def _read_rows(self, state: int | None) -> Sequence[Row[Any]]:
+        with read_connection(self._engine) as connection:
             return connection.execute(_TOP, {"state": state, "ranked": self._sizes.ranked}).all()
 
 
-def _order(row: Row[Any]) -> tuple[int, int]:
+def _sort_key(row: Row[Any]) -> tuple[int, int]:
     return (-row.reference_count, row.id)
 
 
-def _time(rows: Sequence[Row[Any]]) -> dt.datetime | None:
+def _counted_at(rows: Sequence[Row[Any]]) -> dt.datetime | None:
     return rows[0].counted_at if rows else None

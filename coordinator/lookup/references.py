@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Engine, Row, text
 
 from coordinator.db import paging
-from coordinator.db.session import reading
+from coordinator.db.session import read_connection
 from coordinator.domain.names import Digest, format_digest
 from coordinator.domain.references import ManifestKind, reference_kind
 from coordinator.errors import NotFoundError
@@ -63,12 +63,12 @@ _BLOB = text("SELECT id, reference_count FROM blobs WHERE digest = :digest")
 BEFORE_REPOSITORIES = 0
 
 
-def references(
+def read_references(
     engine: Engine, sizes: Sizes, digest: Digest, *, cursor: str | None = None, limit: int = paging.DEFAULT_LIMIT
 ) -> ReferencePage:
     """Return a page of the holdings that need the blob."""
-    manifest, repository = paging.decode("references", cursor, Key) or Key(0, BEFORE_REPOSITORIES)
-    with reading(engine) as connection:
+    manifest, repository = paging.decode_cursor("references", cursor, Key) or Key(0, BEFORE_REPOSITORIES)
+    with read_connection(engine) as connection:
         blob = connection.execute(_BLOB, {"digest": digest}).one_or_none()
         if blob is None:
             raise NotFoundError(f"No registry has reported {format_digest(digest)} yet: check the digest.")
@@ -87,12 +87,12 @@ def references(
     elif edge is not None:
         after = Key(edge, BEFORE_REPOSITORIES)
     return ReferencePage(
-        items=[_reference(row) for row in rows],
-        next=None if after is None else paging.encode("references", after),
+        items=[_make_reference(row) for row in rows],
+        next=None if after is None else paging.encode_cursor("references", after),
     )
 
 
-def _reference(row: Row[Any]) -> Reference:
+def _make_reference(row: Row[Any]) -> Reference:
     kind = "self"
     if row.position is not None:
         kind = reference_kind(ManifestKind(row.kind), row.position - 1).name.lower()

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, text
 
 from coordinator.db import paging
-from coordinator.db.session import reading
+from coordinator.db.session import read_connection
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.domain.own import is_own
 from coordinator.errors import NotFoundError
@@ -69,17 +69,17 @@ _OWNED = text("SELECT prefix FROM pod_prefixes WHERE prefix = ANY(CAST(:prefixes
 _PREFIXES = text("SELECT ARRAY(SELECT prefix FROM pod_prefixes WHERE pod_id = p.id) FROM pods p WHERE p.name = :pod")
 
 
-def repository(engine: Engine, name: RepositoryName) -> Repository:
+def read_repository(engine: Engine, name: RepositoryName) -> Repository:
     """Return a repository with its figures; raises NotFoundError."""
-    with reading(engine) as connection:
+    with read_connection(engine) as connection:
         row = connection.execute(_ONE, {"name": name}).one_or_none()
         if row is None:
             raise NotFoundError(f"No pod has reported repository {name}: check the name.")
-        figures = _figures(connection, [row.id])
-    return _repository(row, figures)
+        figures = _read_figures(connection, [row.id])
+    return _make_repository(row, figures)
 
 
-def repositories(
+def read_repository_page(
     engine: Engine,
     sizes: Sizes,
     *,
@@ -89,28 +89,28 @@ def repositories(
     limit: int = paging.DEFAULT_LIMIT,
 ) -> RepositoryPage:
     """Return a page of repositories in the order of their names' bytes, without those that Baleen made."""
-    values: dict[str, Any] = {"after": paging.decode("repositories", cursor, str) or "", "limit": limit}
-    with reading(engine) as connection:
+    values: dict[str, Any] = {"after": paging.decode_cursor("repositories", cursor, str) or "", "limit": limit}
+    with read_connection(engine) as connection:
         if pod is None and prefix is None:
             rows = connection.execute(_PAGE_OF_ALL, values).all()
         else:
-            prefixes = _prefixes(connection, pod, prefix)
+            prefixes = _read_prefixes(connection, pod, prefix)
             rows = connection.execute(_PAGE_UNDER, values | {"prefixes": prefixes}).all()
-        own = _own(connection, rows)
+        own = _find_own(connection, rows)
         shown = [row for row in rows if row.id not in own]
         budget, chosen = sizes.list_manifests, []
         for row in shown:
             if row.manifests <= budget:
                 budget -= row.manifests
                 chosen.append(row.id)
-        figures = _figures(connection, chosen)
+        figures = _read_figures(connection, chosen)
     return RepositoryPage(
-        items=[_repository(row, figures) for row in shown],
-        next=paging.encode("repositories", rows[-1].name) if len(rows) == limit else None,
+        items=[_make_repository(row, figures) for row in shown],
+        next=paging.encode_cursor("repositories", rows[-1].name) if len(rows) == limit else None,
     )
 
 
-def _own(connection: Connection, rows: Sequence[Row[Any]]) -> set[int]:
+def _find_own(connection: Connection, rows: Sequence[Row[Any]]) -> set[int]:
     """Return the ids of those that Baleen itself made."""
     named = [row for row in rows if is_own(RepositoryName(row.name), {row.name.rpartition("/")[0]})]
     if not named:
@@ -120,7 +120,7 @@ def _own(connection: Connection, rows: Sequence[Row[Any]]) -> set[int]:
     return {row.id for row in named if is_own(RepositoryName(row.name), owned)}
 
 
-def _prefixes(connection: Connection, pod: PodName | None, prefix: str | None) -> list[str]:
+def _read_prefixes(connection: Connection, pod: PodName | None, prefix: str | None) -> list[str]:
     """Return the prefixes to list: those of the pod, narrowed to the requested one."""
     if pod is None:
         return [] if prefix is None else [prefix]
@@ -136,7 +136,7 @@ def _prefixes(connection: Connection, pod: PodName | None, prefix: str | None) -
     return [each for each in own if each.startswith(f"{prefix}/")]
 
 
-def _figures(connection: Connection, ids: Sequence[int]) -> dict[int, Row[Any]]:
+def _read_figures(connection: Connection, ids: Sequence[int]) -> dict[int, Row[Any]]:
     if not ids:
         return {}
     rows = connection.execute(_FIGURES, {"ids": list(ids)}).all()
@@ -144,7 +144,7 @@ def _figures(connection: Connection, ids: Sequence[int]) -> dict[int, Row[Any]]:
     return found | {row.repository_id: row for row in rows}
 
 
-def _repository(row: Row[Any], figures: dict[int, Any]) -> Repository:
+def _make_repository(row: Row[Any], figures: dict[int, Any]) -> Repository:
     known, of = row.id in figures, figures.get(row.id)
     nothing = 0 if known else None
     return Repository(

@@ -51,7 +51,7 @@ class MountPods:
         self._pods: Mapping[str, MountPod] = {}
         self._loaded_at = float("-inf")
 
-    def owner(self, repository: RepositoryName) -> MountPod | None:
+    def find_owner(self, repository: RepositoryName) -> MountPod | None:
         """Return the pod that owns the repository; raises UnavailableError if the pods are not known."""
         self._refresh(self._refresh_s)
         found = self._find(repository)

@@ -16,7 +16,7 @@ import httpx
 from coordinator.domain.names import RepositoryName
 from coordinator.errors import UnavailableError
 from coordinator.mounts.directory import MountPod
-from coordinator.registry.transport import tls_context, why
+from coordinator.registry.transport import describe_error, tls_context
 
 CONNECT_S: Final = 2.0
 ANSWER_S: Final = 30.0
@@ -26,7 +26,7 @@ ANSWER_BYTES: Final = 1 << 20
 Header = tuple[bytes, bytes]
 
 #: Headers of one connection only (RFC 9110, 7.6.1), and headers that describe a body that is not forwarded.
-_OURS: Final = frozenset(
+_NOT_FORWARDED: Final = frozenset(
     {
         b"connection",
         b"keep-alive",
@@ -69,11 +69,11 @@ class Forwarder:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def upload(
+    async def open_upload(
         self, pod: MountPod, repository: RepositoryName, query: bytes, headers: Iterable[Header]
     ) -> PodAnswer:
         """Open an upload at the pod; `query` is without its `?`. Raises UnavailableError."""
-        sent = [(name, value) for name, value in headers if name not in _OURS] + [(b"content-length", b"0")]
+        sent = [(name, value) for name, value in headers if name not in _NOT_FORWARDED] + [(b"content-length", b"0")]
         last: httpx.HTTPError | None = None
         for registry in pod.registries:
             base = httpx.URL(registry)
@@ -82,7 +82,7 @@ class Forwarder:
             request = httpx.Request("POST", base.copy_with(raw_path=path), headers=sent)
             try:
                 async with asyncio.timeout(self._answer_s):
-                    return await self._answer(request)
+                    return await self._send(request)
             except TimeoutError as error:
                 # httpx limits only each silence: a registry that sends slowly would hold a connection forever.
                 late = f"A registry of pod {pod.name} did not answer within {self._answer_s:g} s."
@@ -90,11 +90,13 @@ class Forwarder:
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 last = error
             except httpx.HTTPError as error:
-                raise UnavailableError(f"A registry of pod {pod.name} did not answer ({why(error)}).") from error
-        reason = "it has none" if last is None else why(last)
+                raise UnavailableError(
+                    f"A registry of pod {pod.name} did not answer ({describe_error(error)})."
+                ) from error
+        reason = "it has none" if last is None else describe_error(last)
         raise UnavailableError(f"No registry of pod {pod.name} can be reached ({reason}).") from last
 
-    async def _answer(self, request: httpx.Request) -> PodAnswer:
+    async def _send(self, request: httpx.Request) -> PodAnswer:
         response = await self._http.send(request, stream=True)
         try:
             body = b""
@@ -108,6 +110,6 @@ class Forwarder:
         kept = [
             (name.lower(), value)
             for name, value in response.headers.raw
-            if name.lower() not in _OURS - {b"content-type", b"content-encoding"}
+            if name.lower() not in _NOT_FORWARDED - {b"content-type", b"content-encoding"}
         ]
         return PodAnswer(response.status_code, kept, body)

@@ -15,7 +15,7 @@ from coordinator.storage.layout import layer_link_key
 from coordinator.storage.port import ObjectStore
 
 
-class Job(NamedTuple):
+class MountJob(NamedTuple):
     """One mount for a linker."""
 
     pod: MountPod
@@ -37,17 +37,17 @@ class Job(NamedTuple):
         return f"Job({self.repository}, {format_digest(self.digest)}, from {self.source_repository})"
 
 
-class Linker(Protocol):
-    def link(self, job: Job) -> None:
+class BlobLinker(Protocol):
+    def link(self, job: MountJob) -> None:
         """Make the pod serve the blob in the repository; raises UnavailableError or NotMountedError if it fails."""
         ...
 
 
-class LinkObjects:
+class LinkWriter:
     """Writes links in shared storage (kind `link`)."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
 
-    def link(self, job: Job) -> None:
+    def link(self, job: MountJob) -> None:
         self._store.put(layer_link_key(job.repository, job.digest), format_digest(job.digest).encode())

@@ -20,24 +20,24 @@ import structlog
 
 from coordinator.db.connection import Connections
 from coordinator.domain.access import Access
-from coordinator.domain.mounts import SOURCES_LIMIT, NotMountedError, Reason, Wanted
+from coordinator.domain.mounts import SOURCES_LIMIT, MountRequest, NotMountedError, Reason
 from coordinator.domain.names import RepositoryName, parse_repository
 from coordinator.domain.pods import PodKind
 from coordinator.errors import InvalidNameError, UnavailableError
 from coordinator.mounts import table
 from coordinator.mounts.directory import MountPod, MountPods
-from coordinator.mounts.linker import Job, Linker
+from coordinator.mounts.linker import BlobLinker, MountJob
 from coordinator.mounts.sources import Size, Sources
-from coordinator.mounts.table import Reserved
+from coordinator.mounts.table import Reservation
 from coordinator.table.batch import NotServedError, StateChangedError
 
 log = structlog.get_logger()
 
 #: Returns what a token permits; None if registries do not authenticate. Raises NotMountedError.
-Rights = Callable[[str | None], Access | None]
+ReadRights = Callable[[str | None], Access | None]
 
 
-class Mounted(NamedTuple):
+class MadeMount(NamedTuple):
     """A mount that was made."""
 
     pod: MountPod
@@ -53,9 +53,9 @@ class FoundSource(NamedTuple):
     repository: RepositoryName
     size: Size
 
-    def job(self, wanted: Wanted, target: MountPod, authorization: str | None) -> Job:
+    def make_job(self, wanted: MountRequest, target: MountPod, authorization: str | None) -> MountJob:
         """Wait for the blob's size and return the job; raises NotMountedError or UnavailableError."""
-        return Job(target, wanted.repository, wanted.digest, self.size(), self.pod, self.repository, authorization)
+        return MountJob(target, wanted.repository, wanted.digest, self.size(), self.pod, self.repository, authorization)
 
 
 class Mounter:
@@ -66,8 +66,8 @@ class Mounter:
         connections: Connections,
         pods: MountPods,
         sources: Sources,
-        linkers: Mapping[PodKind, Linker],
-        rights: Rights,
+        linkers: Mapping[PodKind, BlobLinker],
+        rights: ReadRights,
         *,
         margin: timedelta,
         relay_limit: int,
@@ -86,81 +86,81 @@ class Mounter:
     def close(self) -> None:
         self._sources.close()
 
-    def mount(self, wanted: Wanted, authorization: str | None) -> Mounted:
+    def mount(self, wanted: MountRequest, authorization: str | None) -> MadeMount:
         """Mount a blob; raises NotMountedError or UnavailableError: then the client has to upload it."""
         access = self._rights(authorization)
         target = self.target(wanted.repository)
         if not target.managed:
             raise NotMountedError(Reason.UNMANAGED)
-        if access is not None and not all(access.may(wanted.repository, action) for action in ("pull", "push")):
+        if access is not None and not all(access.permits(wanted.repository, action) for action in ("pull", "push")):
             raise NotMountedError(Reason.NO_RIGHT)
         found = self._find(wanted, access, authorization)
         if not (target.kind.links_in_store and found.pod.kind.links_in_store):
-            self._check(found.job(wanted, target, authorization))
+            self._check_job(found.make_job(wanted, target, authorization))
         # Meanwhile another thread looks up the bytes.
         reserved = self._reserve(wanted, target, found)
         try:
-            job = found.job(wanted, target, authorization)
+            job = found.make_job(wanted, target, authorization)
             if reserved.is_unsized:
-                self._learn(job)
+                self._record_size(job)
             self._linkers[target.kind].link(job)
-            if not self._stands(reserved):
+            if not self._is_in_table(reserved):
                 # A check looked for the link before it was made (reconcile/resolve.py). A check from now on finds it.
                 reserved = self._reserve(wanted, target, found)
         except BaseException:
             # If the link was made after all, the pod reports it as an upload, or a reconcile finds it.
-            self._give_back(reserved)
+            self._undo_reservation(reserved)
             raise
-        return Mounted(target, found.repository, job.size)
+        return MadeMount(target, found.repository, job.size)
 
     def target(self, repository: RepositoryName) -> MountPod:
         """Return the pod that owns the repository; raises NotMountedError if none does, and UnavailableError."""
-        found = self._pods.owner(repository)
+        found = self._pods.find_owner(repository)
         if found is None:
             raise NotMountedError(Reason.UNKNOWN_TARGET)
         return found
 
-    def _find(self, wanted: Wanted, access: Access | None, authorization: str | None) -> FoundSource:
+    def _find(self, wanted: MountRequest, access: Access | None, authorization: str | None) -> FoundSource:
         """Find a source that has the blob, among the repositories that the client may pull from."""
         if wanted.source is not None:
-            if access is not None and not access.may(wanted.source, "pull"):
+            if access is not None and not access.permits(wanted.source, "pull"):
                 raise NotMountedError(Reason.NO_RIGHT)
-            return self._from(wanted, wanted.source, authorization)
+            return self._find_in(wanted, wanted.source, authorization)
         why = NotMountedError(Reason.NO_SOURCE)
         # The shared store first: it answers at once, and its answer needs no proof.
-        for source in sorted(_pullable(access, wanted.repository), key=self._is_apart):
+        for source in sorted(_pullable_repositories(access, wanted.repository), key=self._is_relayed_pod):
             try:
-                return self._from(wanted, source, authorization)
+                return self._find_in(wanted, source, authorization)
             except NotMountedError as error:
                 why = error
         raise why
 
-    def _is_apart(self, source: RepositoryName) -> bool:
-        pod = self._pods.owner(source)
+    def _is_relayed_pod(self, source: RepositoryName) -> bool:
+        pod = self._pods.find_owner(source)
         return pod is not None and not pod.kind.links_in_store
 
-    def _from(self, wanted: Wanted, source: RepositoryName, authorization: str | None) -> FoundSource:
-        pod = self._pods.owner(source)
+    def _find_in(self, wanted: MountRequest, source: RepositoryName, authorization: str | None) -> FoundSource:
+        pod = self._pods.find_owner(source)
         if pod is None:
             raise NotMountedError(Reason.UNKNOWN_SOURCE)
         return FoundSource(pod, source, self._sources.find(pod, source, wanted.digest, authorization))
 
-    def _check(self, job: Job) -> None:
+    def _check_job(self, job: MountJob) -> None:
         """Check a blob that has to be relayed, or that only its source's own registry claims to have."""
         relayed = job.pod.kind.is_uploaded_to
         if job.size > self._relay_limit and (relayed or not job.is_known):
             raise NotMountedError(Reason.TOO_LARGE)
         if not relayed and not job.is_known:
             # What is linked is in the shared store: perhaps other pods' bytes, which the source only claims to have.
-            self._sources.prove(job)
+            self._sources.verify_source(job)
             # Checked only now: the proof would show the source's operator that other pods have the blob.
-            if self._sources.stored(job.digest) != job.size:
+            if self._sources.stored_size(job.digest) != job.size:
                 raise NotMountedError(Reason.NOT_SHARED)
 
-    def _reserve(self, wanted: Wanted, target: MountPod, found: FoundSource) -> Reserved:
+    def _reserve(self, wanted: MountRequest, target: MountPod, found: FoundSource) -> Reservation:
         try:
             with self._connections.use() as connection:
-                return table.reserve(
+                return table.reserve_link(
                     connection,
                     target.id,
                     wanted.repository,
@@ -174,25 +174,25 @@ class Mounter:
         except StateChangedError as error:
             raise UnavailableError(str(error)) from error
 
-    def _learn(self, job: Job) -> None:
+    def _record_size(self, job: MountJob) -> None:
         with self._connections.use() as connection:
-            table.learn_size(connection, job.digest, job.size)
+            table.record_size(connection, job.digest, job.size)
 
-    def _stands(self, reserved: Reserved) -> bool:
+    def _is_in_table(self, reserved: Reservation) -> bool:
         with self._connections.use() as connection:
-            return table.stands(connection, reserved)
+            return table.is_in_table(connection, reserved)
 
-    def _give_back(self, reserved: Reserved) -> None:
+    def _undo_reservation(self, reserved: Reservation) -> None:
         try:
             with self._connections.use() as connection:
-                table.give_back(connection, reserved)
+                table.undo_reservation(connection, reserved)
         except UnavailableError as error:
             log.warning("a reference stays for the grace of links", reason=str(error))
 
 
-def _pullable(access: Access | None, but: RepositoryName) -> Iterable[RepositoryName]:
+def _pullable_repositories(access: Access | None, but: RepositoryName) -> Iterable[RepositoryName]:
     """Yield some repositories that a token permits to pull from."""
-    for name in () if access is None else access.pullable()[:SOURCES_LIMIT]:
+    for name in () if access is None else access.pullable_repositories()[:SOURCES_LIMIT]:
         try:
             repository = parse_repository(name)
         except InvalidNameError:

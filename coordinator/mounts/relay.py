@@ -23,9 +23,9 @@ from coordinator.domain.mounts import NotMountedError, Reason
 from coordinator.domain.names import format_digest
 from coordinator.errors import UnavailableError
 from coordinator.mounts import table
-from coordinator.mounts.linker import Job
-from coordinator.mounts.replicas import any_of
-from coordinator.mounts.sources import token_of
+from coordinator.mounts.linker import MountJob
+from coordinator.mounts.replicas import ask_any_registry
+from coordinator.mounts.sources import bearer_token_of
 from coordinator.registry.auth import Credentials
 from coordinator.registry.client import RegistryClient
 from coordinator.registry.errors import RegistryError, RegistryUnreachableError
@@ -46,7 +46,7 @@ LEAST_RATE: Final = 1024 * 1024.0
 PIECE_BYTES: Final = 256 * 1024
 
 #: Yields the blob's bytes from the beginning, in pieces.
-ReadSource = Callable[[Job], AbstractContextManager[Iterator[bytes]]]
+ReadSource = Callable[[MountJob], AbstractContextManager[Iterator[bytes]]]
 
 
 class Relay:
@@ -82,11 +82,11 @@ class Relay:
         self._head_start = head_start
         self._least_rate = least_rate
 
-    def link(self, job: Job) -> None:
+    def link(self, job: MountJob) -> None:
         if not self._waiting.acquire(blocking=False):
             raise NotMountedError(Reason.BUSY, "as many relays are under way as may be")
         try:
-            with self._alone(job):
+            with self._lock_relay(job):
                 self._link(job)
         except RegistryError as error:
             if isinstance(error, UnavailableError):
@@ -95,16 +95,16 @@ class Relay:
         finally:
             self._waiting.release()
 
-    def _link(self, job: Job) -> None:
-        token = token_of(job.authorization)
-        client, is_there = any_of(
+    def _link(self, job: MountJob) -> None:
+        token = bearer_token_of(job.authorization)
+        client, is_there = ask_any_registry(
             job.pod,
             # Without a token anonymously: Baleen's own credentials permit more than the client's.
             lambda url: self._client(url, token=token),
             lambda client: client.has_blob(job.repository, format_digest(job.digest)),
         )
         with client:
-            if is_there or self._mounted_within(job):
+            if is_there or self._mount_within_pod(job):
                 return
             if not self._sending.acquire(timeout=self._patience):
                 raise NotMountedError(Reason.BUSY, "as many relays are under way as may be")
@@ -113,18 +113,18 @@ class Relay:
             finally:
                 self._sending.release()
 
-    def _mounted_within(self, job: Job) -> bool:
+    def _mount_within_pod(self, job: MountJob) -> bool:
         """Mount from another repository of the pod, with Baleen's credentials: the client may lack rights to it."""
         # A claim of only the source's registry may be false, about a blob of others in this pod: it has to be sent.
         if not job.is_known:
             return False
         with self._connections.use() as connection:
             # More than mounts can be pending here: among these one has the blob, if any has.
-            others = table.elsewhere_in(connection, job.pod.id, job.digest, job.repository, self._most)
+            others = table.find_other_repositories(connection, job.pod.id, job.digest, job.repository, self._most)
         if not others:
             return False
         try:
-            ours, is_mounted = any_of(
+            ours, is_mounted = ask_any_registry(
                 job.pod,
                 lambda url: self._client(url, credentials=self._credentials),
                 lambda client: any(
@@ -137,18 +137,18 @@ class Relay:
         ours.close()
         return is_mounted
 
-    def _upload(self, client: RegistryClient, job: Job) -> None:
+    def _upload(self, client: RegistryClient, job: MountJob) -> None:
         session = client.begin_upload(job.repository)
         pace = _Pace(job, self._head_start, self._least_rate)
         try:
             offset = 0
             with self._read(job) as pieces:
-                for chunk in _chunks(_checked(job, pace.reading(pieces)), self._chunk_bytes):
+                for chunk in _join_pieces(_check_digest(job, pace.pace_reading(pieces)), self._chunk_bytes):
                     session = self._send(client, session, chunk, offset, pace)
                     offset += len(chunk)
             client.finish_upload(session, format_digest(job.digest), iter(()), 0)
         except BaseException:
-            _give_up(client, session)
+            _cancel_upload(client, session)
             raise
 
     def _send(self, client: RegistryClient, session: str, chunk: bytes, offset: int, pace: "_Pace") -> str:
@@ -163,7 +163,7 @@ class Relay:
                 if stands == offset + len(chunk):
                     return session
                 rest = memoryview(chunk)[stands - offset :]
-                return client.append_upload(session, pace.sending(rest), len(rest), stands)
+                return client.append_upload(session, pace.pace_sending(rest), len(rest), stands)
             except RegistryUnreachableError:
                 if attempt == ATTEMPTS - 1:
                     raise
@@ -180,41 +180,41 @@ class Relay:
         )
 
     @contextmanager
-    def _alone(self, job: Job) -> Iterator[None]:
+    def _lock_relay(self, job: MountJob) -> Iterator[None]:
         """Let only this thread, across all processes, send this blob to this pod; wait for another that does."""
         deadline = time.monotonic() + self._patience
         # The thread's one connection holds the lock all the time.
         with self._connections.use() as connection:
-            while not table.enter_relay(connection, job.pod.id, job.digest):
+            while not table.lock_relay(connection, job.pod.id, job.digest):
                 if time.monotonic() > deadline:
                     raise NotMountedError(Reason.BUSY, "another relay of the blob to the pod takes long")
                 time.sleep(POLL_S)
             try:
                 yield
             finally:
-                table.leave_relay(connection, job.pod.id, job.digest)
+                table.unlock_relay(connection, job.pod.id, job.digest)
 
 
 class _Pace:
     """Aborts slow relays: a slow registry would occupy one of the few places for as long as it likes."""
 
-    def __init__(self, job: Job, head_start: float, least_rate: float) -> None:
+    def __init__(self, job: MountJob, head_start: float, least_rate: float) -> None:
         self._job = job
         self._until = time.monotonic() + head_start
         self._least_rate = least_rate
 
-    def reading(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    def pace_reading(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         for piece in pieces:
             self._until += len(piece) / self._least_rate
-            self._check_waiting()
+            self._check_pace()
             yield piece
 
-    def sending(self, chunk: memoryview) -> Iterator[bytes]:
+    def pace_sending(self, chunk: memoryview) -> Iterator[bytes]:
         for at in range(0, len(chunk), PIECE_BYTES):
-            self._check_waiting()
+            self._check_pace()
             yield bytes(chunk[at : at + PIECE_BYTES])
 
-    def _check_waiting(self) -> None:
+    def _check_pace(self) -> None:
         if time.monotonic() > self._until:
             raise UnavailableError(
                 f"The relay of {format_digest(self._job.digest)} from pod {self._job.source.name} to pod "
@@ -222,14 +222,14 @@ class _Pace:
             )
 
 
-def _give_up(client: RegistryClient, session: str) -> None:
+def _cancel_upload(client: RegistryClient, session: str) -> None:
     try:
         client.cancel_upload(session)
     except RegistryError as error:
         log.info("an upload is left to the registry", reason=str(error))
 
 
-def _chunks(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
+def _join_pieces(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
     """Join pieces to chunks of this size; the last may be smaller, and none is empty."""
     chunk = bytearray()
     for piece in pieces:
@@ -241,7 +241,7 @@ def _chunks(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
         yield bytes(chunk)
 
 
-def _checked(job: Job, pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _check_digest(job: MountJob, pieces: Iterator[bytes]) -> Iterator[bytes]:
     """Yield the pieces; raises before the last if the digest differs, and as soon as there are too many bytes."""
     seen, held, left = hashlib.sha256(), b"", job.size
     for piece in pieces:

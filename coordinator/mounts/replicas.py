@@ -14,7 +14,7 @@ from coordinator.registry.errors import RegistryUnreachableError
 T = TypeVar("T")
 
 
-def any_of(
+def ask_any_registry(
     pod: MountPod, connect: Callable[[str], RegistryClient], ask: Callable[[RegistryClient], T]
 ) -> tuple[RegistryClient, T]:
     """Try the pod's registries in turn, by their URLs, until one can be reached; return its client and answer.

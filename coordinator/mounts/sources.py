@@ -11,7 +11,8 @@ A registry is shown a token that permits only pull from this one repository, if 
 permits push to the target, which may be another pod's, and the operator of the source could use it.
 
 A registry can only vouch for its own pod. Where its answer would give access to a blob that other pods hold, it has to
-prove that it has the bytes (`prove`): else the operator of one registry could get every blob whose digest they know.
+prove that it has the bytes (`verify_source`): else the operator of one registry could get every blob whose digest they
+know.
 """
 
 import threading
@@ -25,8 +26,8 @@ from coordinator.domain.mounts import NotMountedError, Reason
 from coordinator.domain.names import Digest, RepositoryName, format_digest
 from coordinator.errors import UnavailableError
 from coordinator.mounts.directory import MountPod
-from coordinator.mounts.linker import Job
-from coordinator.mounts.replicas import any_of
+from coordinator.mounts.linker import MountJob
+from coordinator.mounts.replicas import ask_any_registry
 from coordinator.registry.client import RegistryClient
 from coordinator.registry.errors import RegistryError, RegistryNotFoundError, RegistryUnreachableError
 from coordinator.storage.layout import blob_key, layer_link_key
@@ -43,7 +44,7 @@ PROOFS: Final = 4
 #: Waits for the blob's size in bytes; raises NotMountedError or UnavailableError.
 Size = Callable[[], int]
 #: Narrows a client's `Authorization` to what a source's registry is shown to pull from the repository; None: nothing.
-Shown = Callable[[str | None, RepositoryName], str | None]
+NarrowToken = Callable[[str | None, RepositoryName], str | None]
 
 
 class Sources:
@@ -54,13 +55,13 @@ class Sources:
         store: ObjectReader,
         *,
         ca_file: str | None = None,
-        shown: Shown | None = None,
+        narrow: NarrowToken | None = None,
         read_timeout_s: float = READ_TIMEOUT_S,
         proof_s: float = PROOF_S,
     ) -> None:
-        """`shown` narrows a client's token for registries; without it they are shown the token itself."""
+        """`narrow` narrows a client's token for registries; without it they are shown the token itself."""
         self._store = store
-        self._shown = shown or (lambda authorization, _: token_of(authorization))
+        self._narrow = narrow or (lambda authorization, _: bearer_token_of(authorization))
         self._ca_file = ca_file
         self._read_timeout_s, self._proof_s = read_timeout_s, proof_s
         self._checks = ThreadPoolExecutor(CHECKS_AT_ONCE, thread_name_prefix="mount-looks")
@@ -79,7 +80,7 @@ class Sources:
             # depends on other repositories (measured: bench/mounts.py).
             if self._store.head(layer_link_key(repository, digest)) is None:
                 raise NotMountedError(Reason.NOT_THERE)
-            check = self._checks.submit(self.stored, digest)
+            check = self._checks.submit(self.stored_size, digest)
 
             def seen() -> int:
                 size = check.result()
@@ -89,7 +90,7 @@ class Sources:
 
             return seen
         try:
-            with self._asked(pod, repository, digest, authorization, TIMEOUT_S) as (_, size):
+            with self._find_registry(pod, repository, digest, authorization, TIMEOUT_S) as (_, size):
                 pass
         except RegistryUnreachableError:
             raise
@@ -101,12 +102,12 @@ class Sources:
         reported = size
         return lambda: reported
 
-    def stored(self, digest: Digest) -> int | None:
+    def stored_size(self, digest: Digest) -> int | None:
         """Return the blob's size in the shared store; None if it serves no such blob."""
         found = self._store.head(blob_key(digest))
         return None if found is None else found.size
 
-    def prove(self, job: Job) -> None:
+    def verify_source(self, job: MountJob) -> None:
         """Read the blob from its source's own registry; raises NotMountedError or UnavailableError unless it has it."""
         if not self._proving.acquire(blocking=False):
             raise NotMountedError(Reason.BUSY, "the limit of proofs at once is reached")
@@ -127,7 +128,7 @@ class Sources:
             self._proving.release()
 
     @contextmanager
-    def read(self, job: Job) -> Iterator[Iterator[bytes]]:
+    def read(self, job: MountJob) -> Iterator[Iterator[bytes]]:
         """Yield the blob's bytes in pieces; raises UnavailableError."""
         if job.source.kind.links_in_store:
             try:
@@ -136,7 +137,9 @@ class Sources:
             except ObjectNotFoundError as error:
                 raise UnavailableError(f"{format_digest(job.digest)} is not served any more.") from error
             return
-        asked = self._asked(job.source, job.source_repository, job.digest, job.authorization, self._read_timeout_s)
+        asked = self._find_registry(
+            job.source, job.source_repository, job.digest, job.authorization, self._read_timeout_s
+        )
         with asked as (client, size):
             try:
                 if size is not None:
@@ -147,12 +150,12 @@ class Sources:
         raise UnavailableError(f"{format_digest(job.digest)} is not served any more.")
 
     @contextmanager
-    def _asked(
+    def _find_registry(
         self, pod: MountPod, repository: RepositoryName, digest: Digest, authorization: str | None, timeout: float
     ) -> Iterator[tuple[RegistryClient, int | None]]:
         """Return the client of a registry of the pod, and the blob's size there; None if it has no such blob."""
-        shown = self._shown(authorization, repository)
-        client, size = any_of(
+        shown = self._narrow(authorization, repository)
+        client, size = ask_any_registry(
             pod,
             lambda url: RegistryClient(url, token=shown, ca_file=self._ca_file, timeout=timeout, user_agent="baleen"),
             lambda client: client.blob_size(repository, format_digest(digest)),
@@ -161,7 +164,7 @@ class Sources:
             yield client, size
 
 
-def token_of(authorization: str | None) -> str | None:
+def bearer_token_of(authorization: str | None) -> str | None:
     """Return the bearer token of an `Authorization` header; None if there is none, or it could not be forwarded."""
     scheme, _, token = (authorization or "").partition(" ")
     return token.strip() or None if scheme.lower() == "bearer" and token.isascii() else None

@@ -1,6 +1,6 @@
 """Write a mount's reference to the table, before the pod's link is made.
 
-Route: coordinator/mounts -> `reserve` -> link or relay -> 201.
+Route: coordinator/mounts -> `reserve_link` -> link or relay -> 201.
 The reference is a direct link, as if an event had reported it: in a pod of mode `manifest` it counts for the grace of
 links, within which the client pushes the manifest that lists the blob.
 Not here: whether the client is permitted, and whether the source has the blob.
@@ -18,7 +18,7 @@ from coordinator.domain.names import Digest, PodName, RepositoryName
 from coordinator.domain.pods import PodKind
 from coordinator.mounts.directory import MountPod
 from coordinator.table import statements
-from coordinator.table.apply import BatchApply
+from coordinator.table.apply import BatchApplier
 from coordinator.table.batch import Item, StateChangedError
 
 #: How long mounts are kept for `explain`.
@@ -28,13 +28,13 @@ STATEMENT_MS = 2000
 FORGET_LIMIT = 10_000
 
 
-def prepare(connection: Connection[Any]) -> None:
+def prepare_connection(connection: Connection[Any]) -> None:
     """Set up a connection for mounts: statements time out, because a client waits and can upload instead."""
-    statements.prepare(connection)
+    statements.prepare_connection(connection)
     connection.execute(f"SET statement_timeout = {STATEMENT_MS}")
 
 
-def pods(connection: Connection[Any]) -> list[MountPod]:
+def read_pods(connection: Connection[Any]) -> list[MountPod]:
     """Return what mounts need to know of every pod."""
     found = connection.execute(
         """
@@ -45,7 +45,7 @@ def pods(connection: Connection[Any]) -> list[MountPod]:
     return [MountPod(row[0], PodName(row[1]), PodKind(row[2]), tuple(row[3]), tuple(row[4]), row[5]) for row in found]
 
 
-class Reserved(NamedTuple):
+class Reservation(NamedTuple):
     """A reference that a mount has made."""
 
     repository: RepositoryName
@@ -59,7 +59,7 @@ class Reserved(NamedTuple):
     mount: int
 
 
-def reserve(
+def reserve_link(
     connection: Connection[Any],
     pod_id: int,
     repository: RepositoryName,
@@ -67,14 +67,14 @@ def reserve(
     source: RepositoryName,
     at: datetime,
     margin: timedelta,
-) -> Reserved:
+) -> Reservation:
     """Add the link of `repository` to the blob to the table, as of `at`; a repetition changes only the time.
 
     In one transaction, so that a hide of the blob is either before or after it. Raises NotServedError if it is before.
     """
     found: list[tuple[int, bool]] = []
 
-    def note() -> None:
+    def record_mount() -> None:
         # An existing link may have a time of a registry whose clock is ahead: it counts from now all the same.
         noted = connection.execute(
             """
@@ -97,17 +97,17 @@ def reserve(
         found[:] = [noted]
 
     fact = BlobLinked(repository, digest, at, None)
-    applied = BatchApply(connection, margin).apply_served(Item(0, 0, pod_id, fact, None), digest, note)
+    applied = BatchApplier(connection, margin).apply_if_served(Item(0, 0, pod_id, fact, None), digest, record_mount)
     ((mount, unsized),) = found
-    return Reserved(repository, digest, fact.at, applied.links_added > 0, unsized, mount)
+    return Reservation(repository, digest, fact.at, applied.links_added > 0, unsized, mount)
 
 
-def learn_size(connection: Connection[Any], digest: Digest, size: int) -> None:
+def record_size(connection: Connection[Any], digest: Digest, size: int) -> None:
     """Record the size of a blob whose size is not known yet."""
     connection.execute("UPDATE blobs SET size = %s WHERE digest = %s AND size < 0", (size, digest))
 
 
-def stands(connection: Connection[Any], reserved: Reserved) -> bool:
+def is_in_table(connection: Connection[Any], reserved: Reservation) -> bool:
     """Whether the reference is still in the table."""
     row = connection.execute(
         """
@@ -119,7 +119,7 @@ def stands(connection: Connection[Any], reserved: Reserved) -> bool:
     return row is not None
 
 
-def give_back(connection: Connection[Any], reserved: Reserved) -> None:
+def undo_reservation(connection: Connection[Any], reserved: Reservation) -> None:
     """Undo the new reference of a mount that certainly failed, unless something relies on it since.
 
     Where links count until a delete is reported (mode `link`), it would stay forever. If they are not in the bucket it
@@ -128,7 +128,7 @@ def give_back(connection: Connection[Any], reserved: Reserved) -> None:
     would cost.
     """
     with connection.transaction():
-        locks.enter(connection)
+        locks.lock_facts(connection)
         connection.execute("DELETE FROM mounts WHERE id = %s", (reserved.mount,))
         if not reserved.is_new:
             return
@@ -144,10 +144,10 @@ def give_back(connection: Connection[Any], reserved: Reserved) -> None:
             (reserved.digest, reserved.repository, reserved.at, reserved.mount),
         ).fetchone()
         if row is not None:
-            statements.recount(connection, [], [row[0]], by=-1)
+            statements.count_rows(connection, [], [row[0]], by=-1)
 
 
-def elsewhere_in(
+def find_other_repositories(
     connection: Connection[Any], pod_id: int, digest: Digest, but: RepositoryName, limit: int
 ) -> list[RepositoryName]:
     """Return some other repositories of the pod that link the blob, by the table, to mount it from one of them.
@@ -165,24 +165,24 @@ def elsewhere_in(
     return [RepositoryName(row[0]) for row in found]
 
 
-def enter_relay(connection: Connection[Any], pod_id: int, digest: Digest) -> bool:
-    """Lock the relay of the blob to the pod, until `leave_relay` or the end of the connection; False if it is locked
+def lock_relay(connection: Connection[Any], pod_id: int, digest: Digest) -> bool:
+    """Lock the relay of the blob to the pod, until `unlock_relay` or the end of the connection; False if it is locked
     already.
     """
-    return _ask(connection, "SELECT pg_try_advisory_lock(%s)", pod_id, digest)
+    return _ask_lock(connection, "SELECT pg_try_advisory_lock(%s)", pod_id, digest)
 
 
-def leave_relay(connection: Connection[Any], pod_id: int, digest: Digest) -> None:
-    _ask(connection, "SELECT pg_advisory_unlock(%s)", pod_id, digest)
+def unlock_relay(connection: Connection[Any], pod_id: int, digest: Digest) -> None:
+    _ask_lock(connection, "SELECT pg_advisory_unlock(%s)", pod_id, digest)
 
 
-def _ask(connection: Connection[Any], statement: str, pod_id: int, digest: Digest) -> bool:
+def _ask_lock(connection: Connection[Any], statement: str, pod_id: int, digest: Digest) -> bool:
     key = int.from_bytes(hashlib.sha256(f"relay {pod_id} ".encode() + digest).digest()[:8], signed=True)
     row = connection.execute(statement, (key,)).fetchone()
     return row is not None and bool(row[0])
 
 
-def forget_old(connection: Connection[Any]) -> int:
+def delete_old_mounts(connection: Connection[Any]) -> int:
     """Delete a batch of old mounts; return how many."""
     return connection.execute(
         """

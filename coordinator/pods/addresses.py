@@ -16,7 +16,7 @@ Resolve = Callable[[str, int], Sequence[str]]
 #: Names that are looked up in parallel.
 LOOK_UPS_AT_ONCE = 32
 
-_NONE = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
+_NO_ADDRESS = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
 
 def resolve(host: str, port: int) -> Sequence[str]:
@@ -25,7 +25,7 @@ def resolve(host: str, port: int) -> Sequence[str]:
         # On a machine without an IPv6 address, IPv6 addresses are useless.
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
     except socket.gaierror as error:
-        if error.errno in _NONE:
+        if error.errno in _NO_ADDRESS:
             return ()
         raise UnavailableError(f"The name {host} cannot be looked up now ({error.strerror}): try again.") from error
     except UnicodeError:
@@ -33,14 +33,14 @@ def resolve(host: str, port: int) -> Sequence[str]:
     return sorted({str(address[0]) for *_, address in found})
 
 
-def places(
+def look_up_all(
     registries: Iterable[RegistryUrl], *, within: float, resolve: Resolve = resolve
 ) -> Mapping[RegistryUrl, frozenset[str]]:
     """Return the addresses of registries that could be looked up within `within` seconds. Does not raise."""
     waiting = list(dict.fromkeys(registries))
     found: dict[RegistryUrl, frozenset[str]] = {}
 
-    def look_up() -> None:
+    def look_up_waiting() -> None:
         while True:
             try:
                 registry = waiting.pop()
@@ -53,7 +53,7 @@ def places(
             found[registry] = frozenset(str(ipaddress.ip_address(address)) for address in at if is_address(address))
 
     # Daemon threads: a hanging resolver delays neither the caller nor the end of the process.
-    threads = [threading.Thread(target=look_up, daemon=True) for _ in waiting[:LOOK_UPS_AT_ONCE]]
+    threads = [threading.Thread(target=look_up_waiting, daemon=True) for _ in waiting[:LOOK_UPS_AT_ONCE]]
     deadline = time.monotonic() + within
     for thread in threads:
         thread.start()

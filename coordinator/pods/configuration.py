@@ -1,10 +1,10 @@
 """Generate the configuration of a pod's registry, in distribution's YAML, version 2.8 or 3.
 
-`notifications` is the section with a pod's token, `whole` a complete file that a registry can be started with.
-If probes are pushes, pulls are ignored: a registry sends one event at a time, and many pulls would delay its pushes. If
-probes are pulls, nothing is ignored. There is no descriptor cache: it would report a blob as present for ever.
-`threshold` is when distribution pauses, not when it drops events; GitLab's registry drops events, and the comment in
-the file says how to delay that. docs/REGISTRIES.md explains each line.
+`notifications_section` is the section with a pod's token, `whole_configuration` a complete file that a registry can be
+started with. If probes are pushes, pulls are ignored: a registry sends one event at a time, and many pulls would delay
+its pushes. If probes are pulls, nothing is ignored. There is no descriptor cache: it would report a blob as present for
+ever. `threshold` is when distribution pauses, not when it drops events; GitLab's registry drops events, and the comment
+in the file says how to delay that. docs/REGISTRIES.md explains each line.
 Not here: whether a running registry has this configuration (doctor/).
 """
 
@@ -42,7 +42,7 @@ class Store(NamedTuple):
     http_secret: str = HTTP_SECRET
 
 
-def notifications(url: str, token: str, probe: ProbeMethod = ProbeMethod.PUSH) -> str:
+def notifications_section(url: str, token: str, probe: ProbeMethod = ProbeMethod.PUSH) -> str:
     ignore = IGNORE_PULLS if probe is ProbeMethod.PUSH else ""
     return f"""\
 notifications:
@@ -65,11 +65,13 @@ notifications:
 {ignore}"""
 
 
-def whole(store: Store, listen: str, events_url: str, token: str = TOKEN, probe: ProbeMethod = ProbeMethod.PUSH) -> str:
+def whole_configuration(
+    store: Store, listen: str, events_url: str, token: str = TOKEN, probe: ProbeMethod = ProbeMethod.PUSH
+) -> str:
     endpoint = ""
     if store.endpoint_url is not None:
         endpoint = f"""\
-    regionendpoint: {_quoted(store.endpoint_url)}
+    regionendpoint: {_quote(store.endpoint_url)}
     secure: {str(store.endpoint_url.startswith("https:")).lower()}
     forcepathstyle: true
 """
@@ -79,12 +81,12 @@ log:
   level: info
 storage:
   s3:
-    bucket: {_quoted(store.bucket)}
-    rootdirectory: {_quoted("/" + store.root.strip("/"))}
-    region: {_quoted(store.region)}
+    bucket: {_quote(store.bucket)}
+    rootdirectory: {_quote("/" + store.root.strip("/"))}
+    region: {_quote(store.region)}
 {endpoint}\
-    accesskey: {_quoted(store.access_key)}
-    secretkey: {_quoted(store.secret_key)}
+    accesskey: {_quote(store.access_key)}
+    secretkey: {_quote(store.secret_key)}
   delete:
     enabled: true
   redirect:
@@ -93,16 +95,16 @@ storage:
     uploadpurging:
       enabled: false
 http:
-  addr: {_quoted(listen)}
-  secret: {_quoted(store.http_secret)}
+  addr: {_quote(listen)}
+  secret: {_quote(store.http_secret)}
   relativeurls: true
 health:
   storagedriver:
     enabled: false
-{notifications(events_url, token, probe)}"""
+{notifications_section(events_url, token, probe)}"""
 
 
-def listening(registry: RegistryUrl | None) -> str:
+def listen_address(registry: RegistryUrl | None) -> str:
     """Return the address on which a registry of this URL listens: loopback if the URL is, else all interfaces."""
     if registry is None:
         return ":5000"
@@ -111,6 +113,6 @@ def listening(registry: RegistryUrl | None) -> str:
     return f":{registry.port}"
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     # A JSON string is valid YAML.
     return json.dumps(text, ensure_ascii=False)

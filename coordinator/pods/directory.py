@@ -16,13 +16,13 @@ class Directory(NamedTuple):
     owners: dict[str, PodName]
 
 
-def load(connection: Connection[Any]) -> Directory:
+def read_directory(connection: Connection[Any]) -> Directory:
     pods = {PodName(row[1]): int(row[0]) for row in connection.execute("SELECT id, name FROM pods")}
     owners = connection.execute("SELECT x.prefix, p.name FROM pod_prefixes x JOIN pods p ON p.id = x.pod_id")
     return Directory(pods, {row[0]: PodName(row[1]) for row in owners})
 
 
-def read_manifests(connection: Connection[Any], wanted: set[Digest]) -> set[Digest]:
+def find_verified_manifests(connection: Connection[Any], wanted: set[Digest]) -> set[Digest]:
     """Return which of these digests are manifests whose own bytes were read: no report changes what they list."""
     found = connection.execute(
         "SELECT b.digest FROM unnest(%s::bytea[]) d (digest) JOIN blobs b ON b.digest = d.digest"
@@ -32,7 +32,7 @@ def read_manifests(connection: Connection[Any], wanted: set[Digest]) -> set[Dige
     return {Digest(row[0]) for row in found}
 
 
-def unread_manifests(connection: Connection[Any], wanted: set[Digest]) -> dict[Digest, set[int]]:
+def find_unread_manifests(connection: Connection[Any], wanted: set[Digest]) -> dict[Digest, set[int]]:
     """Return which of these digests are manifests with unknown contents, and the pods that hold each by a link."""
     if not connection.execute("SELECT FROM manifests WHERE refs IS NULL LIMIT 1").rowcount:
         return {}

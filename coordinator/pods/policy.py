@@ -4,10 +4,10 @@ A pod's key may read and write `blobs/`, may not delete there, and has all right
 prefixes. Everything else is forbidden, since it is not listed: other pods' repositories, `quarantine/`, the mark
 (`collected-by.json`), versions of objects, and the settings of the bucket.
 
-`document` is the policy of one user (IAM). `bucket_document` is a bucket policy, for stores or operators that use
+`pod_policy` is the policy of one user (IAM). `bucket_policy` is a bucket policy, for stores or operators that use
 these: a bucket has one policy, so it has the statements of all pods.
-Each line has a name (`Line`), which the doctor's findings refer to. The lines were tried on docker-registry 2.8.2 for
-push, pull, mount, delete, tags, and uploads that are resumed and cancelled (tests/perimeter/test_keys_of_pods.py).
+Each line has a name (`PolicyLine`), which the doctor's findings refer to. The lines were tried on docker-registry 2.8.2
+for push, pull, mount, delete, tags, and uploads that are resumed and cancelled (tests/perimeter/test_keys_of_pods.py).
 Not here: whether a key has this policy (doctor/key.py).
 """
 
@@ -25,7 +25,7 @@ _PATTERNS = frozenset("*?$")
 _ALL_BLOBS = f"{BLOBS.removesuffix('sha256/')}*"
 
 
-class Line(StrEnum):
+class PolicyLine(StrEnum):
     """The statements of the policy, by their `Sid`."""
 
     #: A registry lists below a name to find out whether it exists. With this right the store answers 404 for a missing
@@ -38,33 +38,35 @@ class Line(StrEnum):
     REPOSITORIES = "OwnRepositories"
 
 
-def document(bucket: str, root: str, prefixes: Sequence[str]) -> dict[str, Any]:
+def pod_policy(bucket: str, root: str, prefixes: Sequence[str]) -> dict[str, Any]:
     """Return the policy for the user of one pod's key; raises UsageError if the root cannot be written in one."""
-    return {"Version": VERSION, "Statement": list(_statements(bucket, root, prefixes))}
+    return {"Version": VERSION, "Statement": list(_make_statements(bucket, root, prefixes))}
 
 
-def bucket_document(bucket: str, root: str, pods: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Return the policy of a bucket, for the prefixes of each principal; raises UsageError as `document`."""
+def bucket_policy(bucket: str, root: str, pods: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return the policy of a bucket, for the prefixes of each principal; raises UsageError as `pod_policy`."""
     statements: list[dict[str, Any]] = []
     for number, (principal, prefixes) in enumerate(pods.items(), 1):
-        for each in _statements(bucket, root, prefixes):
+        for each in _make_statements(bucket, root, prefixes):
             # Names of statements must be unique, and of letters and digits.
             name = each["Sid"] if len(pods) == 1 else f"{each['Sid']}{number}"
             statements.append(each | {"Sid": name, "Principal": {"AWS": [principal]}})
     return {"Version": VERSION, "Statement": statements}
 
 
-def _statements(bucket: str, root: str, prefixes: Sequence[str]) -> Iterable[dict[str, Any]]:
+def _make_statements(bucket: str, root: str, prefixes: Sequence[str]) -> Iterable[dict[str, Any]]:
     if _PATTERNS & set(root):
         raise UsageError(f"No policy can name the root {root!r}: move the layer to a root without `*`, `?` and `$`.")
     base = f"{root.strip('/')}/" if root.strip("/") else ""
     blobs, own = f"{base}{_ALL_BLOBS}", [f"{base}{REPOSITORIES}{prefix}/*" for prefix in prefixes]
     arn = f"arn:aws:s3:::{bucket}"
-    yield _allow(Line.LIST, ["s3:ListBucket"], [arn]) | {"Condition": {"StringLike": {"s3:prefix": [blobs, *own]}}}
-    yield _allow(Line.UPLOADS, ["s3:ListBucketMultipartUploads", "s3:GetBucketLocation"], [arn])
-    yield _allow(Line.BLOBS, ["s3:GetObject", "s3:PutObject"], [f"{arn}/{blobs}"])
-    yield _allow(
-        Line.REPOSITORIES,
+    yield _make_statement(PolicyLine.LIST, ["s3:ListBucket"], [arn]) | {
+        "Condition": {"StringLike": {"s3:prefix": [blobs, *own]}}
+    }
+    yield _make_statement(PolicyLine.UPLOADS, ["s3:ListBucketMultipartUploads", "s3:GetBucketLocation"], [arn])
+    yield _make_statement(PolicyLine.BLOBS, ["s3:GetObject", "s3:PutObject"], [f"{arn}/{blobs}"])
+    yield _make_statement(
+        PolicyLine.REPOSITORIES,
         [
             "s3:GetObject",
             "s3:PutObject",
@@ -76,5 +78,5 @@ def _statements(bucket: str, root: str, prefixes: Sequence[str]) -> Iterable[dic
     )
 
 
-def _allow(line: Line, actions: list[str], resources: list[str]) -> dict[str, Any]:
+def _make_statement(line: PolicyLine, actions: list[str], resources: list[str]) -> dict[str, Any]:
     return {"Sid": str(line), "Effect": "Allow", "Action": actions, "Resource": resources}

@@ -37,7 +37,7 @@ from coordinator.domain.pods import ProbeMethod, parse_registry
 from coordinator.errors import BaleenError, UnavailableError
 from coordinator.pods.addresses import Resolve, resolve
 from coordinator.pods.metrics import PROBES, SECONDS
-from coordinator.pods.targets import Target, targets
+from coordinator.pods.targets import Target, read_targets
 from coordinator.registry.auth import Credentials
 from coordinator.registry.client import RegistryClient, RegistryError, RegistryGoneError
 from coordinator.registry.images import Image, make_image
@@ -69,14 +69,14 @@ REFUSED_PUSHES: Final = frozenset({401, 403, 405})
 T = TypeVar("T")
 
 
-def known_image() -> Image:
+def make_probe_image() -> Image:
     """Return the image that every pod holds: the same bytes everywhere."""
     return make_image(REPOSITORY, sizes=(64,))
 
 
-def known_digests() -> frozenset[Digest]:
+def probe_image_digests() -> frozenset[Digest]:
     """Return the digests of the probe image: its manifest, and what that lists."""
-    image = known_image()
+    image = make_probe_image()
     return frozenset(parse_digest(each) for each in (image.digest, *(blob.digest for blob in image.blobs)))
 
 
@@ -96,7 +96,7 @@ class _Place(NamedTuple):
         return f"{self.target.prefix}/{REPOSITORY}"
 
 
-class _Endpoint:
+class _EndpointState:
     """What this process remembers about one address. One probe at a time uses it."""
 
     def __init__(self, client: RegistryClient) -> None:
@@ -107,7 +107,7 @@ class _Endpoint:
         self.push_after = float("-inf")
 
 
-def _may_not_push(place: _Place, error: RegistryError) -> str | None:
+def _describe_refused_push(place: _Place, error: RegistryError) -> str | None:
     """Return what to do if the registry refuses pushes from Baleen, or all pushes; else None."""
     if place.target.probe is not ProbeMethod.PUSH or error.registry_status not in REFUSED_PUSHES:
         return None
@@ -135,7 +135,7 @@ class Prober:
         self._ca_file = ca_file
         self._timeout = timeout
         self._resolve = resolve
-        self._image = known_image()
+        self._image = make_probe_image()
         # One thread with one connection reads and writes all rows.
         self._desk = ThreadPoolExecutor(1, "probe-rows")
         self._look_ups = ThreadPoolExecutor(LOOK_UPS_AT_ONCE, "probe-names")
@@ -143,16 +143,16 @@ class Prober:
         self._lock = threading.Lock()
         self._closed = False
         self._busy: set[tuple[int, str, str]] = set()
-        self._endpoints: dict[tuple[int, str, str], _Endpoint] = {}
+        self._endpoints: dict[tuple[int, str, str], _EndpointState] = {}
         #: The result of the last successful look-up of each name.
         self._addresses: dict[tuple[int, str], Sequence[str]] = {}
 
     def round(self) -> None:
         """Begin a probe of every address that has none under way. Does not wait for the registries' answers."""
-        wanted = self._rows(targets)
+        wanted = self._in_transaction(read_targets)
         for target in wanted:
             for url in target.urls:
-                self._begin(self._look_ups, self._look_up, _Place(target, url, ""))
+                self._submit(self._look_ups, self._look_up, _Place(target, url, ""))
         self._forget({(target.pod_id, url) for target in wanted for url in target.urls})
 
     def close(self) -> None:
@@ -176,11 +176,11 @@ class Prober:
             self._addresses[target.pod_id, url] = addresses
             listed = [address for address in addresses if not self._is_vacant(_Place(target, url, address))]
             # With a time from before the look-up: it may take long, and its thread may be paused before this write.
-            self._rows(
-                lambda connection: processes.endpoints_seen(connection, target.pod_id, {url: listed}, target.read_at)
+            self._in_transaction(
+                lambda connection: processes.record_endpoints(connection, target.pod_id, {url: listed}, target.read_at)
             )
         for address in addresses:
-            self._begin(self._probes, self._probe, _Place(target, url, address))
+            self._submit(self._probes, self._probe, _Place(target, url, address))
 
     def _is_vacant(self, place: _Place) -> bool:
         """Whether no process listens there or ever did, while the registry answers at another address.
@@ -197,7 +197,7 @@ class Prober:
     # One address
 
     def _probe(self, place: _Place) -> None:
-        endpoint = self._endpoint(place)
+        endpoint = self._state_of(place)
         known = place.target.known.get((place.url, place.address))
         count = 1
         if known is not None and known.shared:
@@ -206,24 +206,24 @@ class Prober:
             if not self._probe_once(place, endpoint):
                 break
 
-    def _probe_once(self, place: _Place, endpoint: _Endpoint) -> bool:
-        nonce = self._nonce(place)
+    def _probe_once(self, place: _Place, endpoint: _EndpointState) -> bool:
+        nonce = self._insert_probe(place)
         try:
-            if not self._asked(place, endpoint, nonce):
+            if not self._send_probe(place, endpoint, nonce):
                 self._push_image(place, endpoint)
-                nonce = self._nonce(place)
-                self._demand_image(place, endpoint, nonce)
+                nonce = self._insert_probe(place)
+                self._send_required_probe(place, endpoint, nonce)
         except RegistryError as error:
-            self._failed(place, endpoint, nonce, error)
+            self._record_failure(place, endpoint, nonce, error)
             return False
-        self._answered(place, endpoint, nonce)
+        self._record_answer(place, endpoint, nonce)
         return True
 
-    def _nonce(self, place: _Place) -> str:
+    def _insert_probe(self, place: _Place) -> str:
         target, url, address = place
-        return self._rows(lambda connection: processes.insert_probe(connection, target.pod_id, url, address))
+        return self._in_transaction(lambda connection: processes.insert_probe(connection, target.pod_id, url, address))
 
-    def _asked(self, place: _Place, endpoint: _Endpoint, nonce: str) -> bool:
+    def _send_probe(self, place: _Place, endpoint: _EndpointState, nonce: str) -> bool:
         """Send one probe; return whether the registry has the image. If not, it sends no event."""
         image, agent = self._image, f"{AGENT}{nonce}"
         with SECONDS.time():
@@ -239,13 +239,13 @@ class Prober:
                 raise
         return True
 
-    def _demand_image(self, place: _Place, endpoint: _Endpoint, nonce: str) -> None:
-        if not self._asked(place, endpoint, nonce):
+    def _send_required_probe(self, place: _Place, endpoint: _EndpointState, nonce: str) -> None:
+        if not self._send_probe(place, endpoint, nonce):
             raise RegistryError(
                 f"The registry accepted {place.repository} and does not have it: see its log.", registry_status=404
             )
 
-    def _push_image(self, place: _Place, endpoint: _Endpoint) -> None:
+    def _push_image(self, place: _Place, endpoint: _EndpointState) -> None:
         now = time.monotonic()
         if now < endpoint.push_after:
             raise RegistryError(
@@ -257,21 +257,23 @@ class Prober:
         log.info("pushing the probe image", pod=place.target.pod, repository=place.repository)
         endpoint.client.push_image(place.repository, self._image, TAG)
 
-    def _answered(self, place: _Place, endpoint: _Endpoint, nonce: str) -> None:
+    def _record_answer(self, place: _Place, endpoint: _EndpointState, nonce: str) -> None:
         endpoint.refuses = False
         endpoint.push_pause, endpoint.push_after = PUSH_PAUSE_S, float("-inf")
-        self._rows(lambda connection: processes.probe_answered(connection, nonce))
+        self._in_transaction(lambda connection: processes.record_probe_answer(connection, nonce))
         PROBES.labels(place.target.pod, "answered").inc()
         if endpoint.failing:
             endpoint.failing = False
             log.info("registry answers again", pod=place.target.pod, url=place.url, address=place.address)
 
-    def _failed(self, place: _Place, endpoint: _Endpoint, nonce: str, error: RegistryError) -> None:
+    def _record_failure(self, place: _Place, endpoint: _EndpointState, nonce: str, error: RegistryError) -> None:
         refused = endpoint.refuses = isinstance(error, RegistryGoneError)
-        message = (_may_not_push(place, error) or str(error))[:ERROR_LENGTH]
+        message = (_describe_refused_push(place, error) or str(error))[:ERROR_LENGTH]
         answered = error.registry_status is not None
-        dead = self._rows(
-            lambda connection: processes.probe_failed(connection, nonce, message, refused=refused, answered=answered)
+        dead = self._in_transaction(
+            lambda connection: processes.record_probe_failure(
+                connection, nonce, message, refused=refused, answered=answered
+            )
         )
         PROBES.labels(place.target.pod, "refused" if refused else "failed").inc()
         where = {"pod": place.target.pod, "url": place.url, "address": place.address}
@@ -281,7 +283,7 @@ class Prober:
         if dead is not None:
             log.warning("registry process is dead", instance=dead, **where)
 
-    def _endpoint(self, place: _Place) -> _Endpoint:
+    def _state_of(self, place: _Place) -> _EndpointState:
         with self._lock:
             if (endpoint := self._endpoints.get(place.key)) is None:
                 client = RegistryClient(
@@ -292,20 +294,20 @@ class Prober:
                     keep_alive=False,
                     timeout=self._timeout,
                 )
-                endpoint = self._endpoints[place.key] = _Endpoint(client)
+                endpoint = self._endpoints[place.key] = _EndpointState(client)
         return endpoint
 
     # Around it
 
-    def _begin(self, pool: ThreadPoolExecutor, work: Callable[[_Place], None], place: _Place) -> None:
+    def _submit(self, pool: ThreadPoolExecutor, work: Callable[[_Place], None], place: _Place) -> None:
         """Do the work in the pool, unless the same is under way; an error in it affects nothing else."""
         with self._lock:
             if place.key in self._busy or self._closed:
                 return
             self._busy.add(place.key)
-            pool.submit(self._do, work, place)
+            pool.submit(self._run_logged, work, place)
 
-    def _do(self, work: Callable[[_Place], None], place: _Place) -> None:
+    def _run_logged(self, work: Callable[[_Place], None], place: _Place) -> None:
         try:
             work(place)
         except BaleenError as error:
@@ -317,14 +319,14 @@ class Prober:
             with self._lock:
                 self._busy.discard(place.key)
 
-    def _rows(self, write: Callable[[Any], T]) -> T:
+    def _in_transaction(self, write: Callable[[Any], T]) -> T:
         """Read or write rows, each call in a transaction."""
 
-        def done() -> T:
+        def run() -> T:
             with self._connections.use() as connection, connection.transaction():
                 return write(connection)
 
-        return self._desk.submit(done).result()
+        return self._desk.submit(run).result()
 
     def _forget(self, wanted: AbstractSet[tuple[int, str]]) -> None:
         """Forget registries and addresses that are no longer listed, and close their clients."""

@@ -9,12 +9,12 @@ from typing import Any
 from psycopg import Connection
 from sqlalchemy import Engine
 
-from coordinator.db.session import driver, writing
+from coordinator.db.session import driver_connection, write_transaction
 from coordinator.domain.names import PodName
 from coordinator.domain.refusals import PAUSE, Refusals
 
 # Rows are locked in one order, so that two replicas that record the same pods cannot deadlock.
-_NOTE = """
+_RECORD = """
 INSERT INTO token_refusals AS t (pod_id, since, last_at)
 SELECT id, statement_timestamp(), statement_timestamp() FROM pods
 WHERE name = ANY(CAST(%(names)s AS text[])) ORDER BY id
@@ -26,18 +26,18 @@ _FRESH = "t.last_at > clock_timestamp() - CAST(%(pause)s AS interval)"
 _ALL = f"SELECT p.name, t.since, t.last_at FROM token_refusals t JOIN pods p ON p.id = t.pod_id WHERE {_FRESH}"
 
 
-def note(engine: Engine, pods: Collection[PodName]) -> None:
+def record_refusals(engine: Engine, pods: Collection[PodName]) -> None:
     """Record that events of these pods were refused now; removed pods are skipped."""
-    with writing(engine) as connection:
-        driver(connection).execute(_NOTE, {"names": list(pods), "pause": PAUSE})
+    with write_transaction(engine) as connection:
+        driver_connection(connection).execute(_RECORD, {"names": list(pods), "pause": PAUSE})
 
 
-def recent_by_pod(connection: Connection[Any]) -> dict[str, Refusals]:
+def read_recent_by_pod(connection: Connection[Any]) -> dict[str, Refusals]:
     """Return the recent refusals by pod."""
     return {name: Refusals(since, last_at) for name, since, last_at in connection.execute(_ALL, {"pause": PAUSE})}
 
 
-def recent(connection: Connection[Any], pod_id: int, seconds: float) -> Refusals | None:
+def read_recent(connection: Connection[Any], pod_id: int, seconds: float) -> Refusals | None:
     """Return the pod's refusals, if the last one was within this number of seconds."""
     row = connection.execute(
         "SELECT since, last_at FROM token_refusals"

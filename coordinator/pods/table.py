@@ -15,26 +15,26 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
 
 from coordinator.db.locks import FACTS_LOCK, PODS_LOCK
-from coordinator.db.session import driver, reading, writing
+from coordinator.db.session import driver_connection, read_connection, write_transaction
 from coordinator.domain.names import Digest, PodName, RepositoryName
 from coordinator.domain.own import PROBE_REPOSITORY, is_own
 from coordinator.domain.pods import PodKind, PodMode, ProbeMethod, RegistryUrl, TokenIssuer, check_prefixes
 from coordinator.domain.progress import GapReason
-from coordinator.domain.reasons import reason
+from coordinator.domain.reasons import check_reason
 from coordinator.errors import ConflictError, NotFoundError, UsageError
 from coordinator.ingest.directory import KnownPod
 from coordinator.settings import Secret
 from coordinator.table.batch import StateChangedError
-from coordinator.table.dead_letters import FITS
-from coordinator.table.epochs import changing
-from coordinator.table.statements import recount
-from coordinator.tokens.table import hash_of, new_token
+from coordinator.table.dead_letters import GAP_FITS_POD
+from coordinator.table.epochs import epoch_transaction
+from coordinator.table.statements import count_rows
+from coordinator.tokens.table import hash_token, make_token
 
 PREFIXES_LIMIT = 1000
 #: Repositories that an error names.
 EXAMPLES = 3
 #: An operator who compares what a pod holds may not have seen pushes of this last time, by the registry's clock.
-COMPARED = datetime.timedelta(hours=1)
+COMPARED_WITHIN = datetime.timedelta(hours=1)
 
 #: Does storage have links that keep blobs, below these prefixes, in a pod of this mode?
 StillHolds = Callable[[Sequence[RepositoryName], PodMode], bool]
@@ -64,24 +64,24 @@ class NewPod(msgspec.Struct, frozen=True, kw_only=True):
     unmanaged: Unmanaged | None = None
 
 
-def add(engine: Engine, pod: NewPod) -> Secret:
+def add_pod(engine: Engine, pod: NewPod) -> Secret:
     """Register a pod and return its event token; raises ConflictError if its name, a prefix or a URL is taken.
 
     The caller must not pass on the token of a pod that is not managed.
     """
-    declared = _declared(pod.unmanaged)
+    declared = _unmanaged_columns(pod.unmanaged)
     if pod.unmanaged is not None and not pod.kind.links_in_store:
-        raise UsageError(_NO_LINKS)
+        raise UsageError(_RELAY_NEEDS_EVENTS)
     if not pod.prefixes or len(pod.prefixes) > PREFIXES_LIMIT:
         raise UsageError(f"A pod needs from 1 to {PREFIXES_LIMIT} prefixes: name them with --prefix.")
-    token = new_token()
-    with changing(engine) as connection:
-        _lock(connection, PODS_LOCK)
-        if _id(connection, pod.name) is not None:
+    token = make_token()
+    with epoch_transaction(engine) as connection:
+        _take_lock(connection, PODS_LOCK)
+        if _read_id(connection, pod.name) is not None:
             raise ConflictError(f"There is a pod {pod.name} already: choose another name, or remove it first.")
-        check_prefixes(pod.prefixes, _owners(connection))
+        check_prefixes(pod.prefixes, _read_owners(connection))
         registries = list(dict.fromkeys(map(str, pod.registries)))
-        _refuse_if_known(connection, pod.name, registries)
+        _refuse_known_urls(connection, pod.name, registries)
         connection.execute(
             text("""
                 WITH added AS (
@@ -101,8 +101,8 @@ def add(engine: Engine, pod: NewPod) -> Secret:
                 "probe": str(pod.probe),
                 "registries": registries,
                 "prefixes": list(pod.prefixes),
-                "sha256": hash_of(token.reveal()),
-                **_columns(pod.issuer),
+                "sha256": hash_token(token.reveal()),
+                **_issuer_columns(pod.issuer),
                 **declared,
             },
         )
@@ -115,53 +115,53 @@ def set_managed(engine: Engine, name: PodName, unmanaged: Unmanaged | None) -> N
     Either way the previous token is refused, and a doctor must examine the pod again: one that sends events has more
     to prove. Its holdings, gaps and reconciles stay. Raises UsageError for one whose links are not in shared storage.
     """
-    declared = _declared(unmanaged)
-    token = new_token()
-    with changing(engine) as connection:
-        _lock(connection, PODS_LOCK)
+    declared = _unmanaged_columns(unmanaged)
+    token = make_token()
+    with epoch_transaction(engine) as connection:
+        _take_lock(connection, PODS_LOCK)
         kind = connection.scalar(text("SELECT kind FROM pods WHERE name = :name"), {"name": name})
         if kind is None:
-            raise _no_pod(name)
+            raise _make_not_found(name)
         if unmanaged is not None and not PodKind(kind).links_in_store:
-            raise UsageError(_NO_LINKS)
+            raise UsageError(_RELAY_NEEDS_EVENTS)
         connection.execute(
             text("""
                 UPDATE pods SET managed = :managed, unmanaged_why = :why, unmanaged_by = :by,
                                 event_token_sha256 = :sha256 WHERE name = :name
             """),
-            {"name": name, "sha256": hash_of(token.reveal()), **declared},
+            {"name": name, "sha256": hash_token(token.reveal()), **declared},
         )
         connection.execute(
             text("DELETE FROM findings f USING pods p WHERE p.id = f.pod_id AND p.name = :name"), {"name": name}
         )
 
 
-_NO_LINKS = "Only events show what a pod holds whose links are not in shared storage: it must be managed."
+_RELAY_NEEDS_EVENTS = "Only events show what a pod holds whose links are not in shared storage: it must be managed."
 
 
-def _declared(unmanaged: Unmanaged | None) -> dict[str, Any]:
+def _unmanaged_columns(unmanaged: Unmanaged | None) -> dict[str, Any]:
     if unmanaged is None:
         return {"managed": True, "why": None, "by": None}
-    why = reason(unmanaged.why, "why the registry sends no events")
-    return {"managed": False, "why": why, "by": reason(unmanaged.by, "who declares it")}
+    why = check_reason(unmanaged.why, "why the registry sends no events")
+    return {"managed": False, "why": why, "by": check_reason(unmanaged.by, "who declares it")}
 
 
 def set_issuer(engine: Engine, name: PodName, issuer: TokenIssuer | None) -> None:
     """Set or remove the issuer of the tokens for the pod's registry; raises NotFoundError."""
-    with writing(engine) as connection:
+    with write_transaction(engine) as connection:
         done = connection.execute(
             text("""
                 UPDATE pods SET token_url = :url, token_issuer = :issuer, token_service = :service, token_keys = :keys,
                                 token_key_ids = CAST(:key_ids AS text[])
                 WHERE name = :name
             """),
-            {"name": name, **_columns(issuer)},
+            {"name": name, **_issuer_columns(issuer)},
         )
         if not done.rowcount:
-            raise _no_pod(name)
+            raise _make_not_found(name)
 
 
-def _columns(issuer: TokenIssuer | None) -> dict[str, Any]:
+def _issuer_columns(issuer: TokenIssuer | None) -> dict[str, Any]:
     if issuer is None:
         return dict.fromkeys(TokenIssuer._fields)
     return issuer._asdict() | {"key_ids": list(issuer.key_ids)}
@@ -174,12 +174,12 @@ def add_prefixes(engine: Engine, name: PodName, prefixes: Sequence[RepositoryNam
     GC is blocked until then by a gap, noticed after the lock (see `reconcile.pod`). Where no reconcile can read the
     links, an operator must confirm that nothing is lost: an earlier confirmation covered the other prefixes only.
     """
-    with changing(engine) as connection:
-        _lock(connection, PODS_LOCK)
-        pod = _id(connection, name)
+    with epoch_transaction(engine) as connection:
+        _take_lock(connection, PODS_LOCK)
+        pod = _read_id(connection, name)
         if pod is None:
-            raise _no_pod(name)
-        owners = _owners(connection)
+            raise _make_not_found(name)
+        owners = _read_owners(connection)
         new = [prefix for prefix in prefixes if owners.get(prefix) != name]
         check_prefixes(new, owners, name)
         if not new:
@@ -203,8 +203,8 @@ def rotate_token(engine: Engine, name: PodName) -> Secret:
 
     Raises ConflictError for a pod that is not managed.
     """
-    token = new_token()
-    with writing(engine) as connection:
+    token = make_token()
+    with write_transaction(engine) as connection:
         managed = connection.scalar(text("SELECT managed FROM pods WHERE name = :name"), {"name": name})
         if managed is False:
             raise ConflictError(
@@ -212,10 +212,10 @@ def rotate_token(engine: Engine, name: PodName) -> Secret:
             )
         done = connection.execute(
             text("UPDATE pods SET event_token_sha256 = :sha256 WHERE name = :name AND managed"),
-            {"name": name, "sha256": hash_of(token.reveal())},
+            {"name": name, "sha256": hash_token(token.reveal())},
         )
         if not done.rowcount:
-            raise _no_pod(name)
+            raise _make_not_found(name)
         # The recorded refusals were of the previous token.
         connection.execute(
             text("DELETE FROM token_refusals t USING pods p WHERE p.id = t.pod_id AND p.name = :name"), {"name": name}
@@ -225,11 +225,11 @@ def rotate_token(engine: Engine, name: PodName) -> Secret:
 
 def has_token(engine: Engine, name: PodName, token: str) -> bool:
     """Whether this is the pod's event token; raises NotFoundError."""
-    with reading(engine) as connection:
+    with read_connection(engine) as connection:
         known = connection.scalar(text("SELECT event_token_sha256 FROM pods WHERE name = :name"), {"name": name})
     if known is None:
-        raise _no_pod(name)
-    return hmac.compare_digest(bytes(known), hash_of(token))
+        raise _make_not_found(name)
+    return hmac.compare_digest(bytes(known), hash_token(token))
 
 
 def set_registries(engine: Engine, name: PodName, registries: Sequence[RegistryUrl]) -> None:
@@ -239,9 +239,9 @@ def set_registries(engine: Engine, name: PodName, registries: Sequence[RegistryU
     it met, so they are void after a new URL.
     """
     urls = list(dict.fromkeys(map(str, registries)))
-    with changing(engine) as connection:
-        _lock(connection, PODS_LOCK)
-        _refuse_if_known(connection, name, urls)
+    with epoch_transaction(engine) as connection:
+        _take_lock(connection, PODS_LOCK)
+        _refuse_known_urls(connection, name, urls)
         connection.execute(
             text("""
                 DELETE FROM findings f USING pods p
@@ -253,7 +253,7 @@ def set_registries(engine: Engine, name: PodName, registries: Sequence[RegistryU
             text("UPDATE pods SET registries = CAST(:urls AS text[]) WHERE name = :name"), {"urls": urls, "name": name}
         )
         if not done.rowcount:
-            raise _no_pod(name)
+            raise _make_not_found(name)
 
 
 def set_probe(engine: Engine, name: PodName, probe: ProbeMethod) -> None:
@@ -261,8 +261,8 @@ def set_probe(engine: Engine, name: PodName, probe: ProbeMethod) -> None:
 
     The doctor examined the events of the other kind of probe, so its findings are void after a change.
     """
-    with writing(engine) as connection:
-        _lock(connection, PODS_LOCK)
+    with write_transaction(engine) as connection:
+        _take_lock(connection, PODS_LOCK)
         connection.execute(
             text("""
                 DELETE FROM findings f USING pods p WHERE p.id = f.pod_id AND p.name = :name AND p.probe <> :probe
@@ -273,15 +273,15 @@ def set_probe(engine: Engine, name: PodName, probe: ProbeMethod) -> None:
             text("UPDATE pods SET probe = :probe WHERE name = :name"), {"name": name, "probe": str(probe)}
         )
         if not done.rowcount:
-            raise _no_pod(name)
+            raise _make_not_found(name)
 
 
-def probe_method(engine: Engine, name: PodName) -> ProbeMethod:
+def read_probe_method(engine: Engine, name: PodName) -> ProbeMethod:
     """Return how the pod's registry is probed; raises NotFoundError."""
-    with reading(engine) as connection:
+    with read_connection(engine) as connection:
         known = connection.scalar(text("SELECT probe FROM pods WHERE name = :name"), {"name": name})
     if known is None:
-        raise _no_pod(name)
+        raise _make_not_found(name)
     return ProbeMethod(known)
 
 
@@ -290,26 +290,26 @@ def resolve_gaps(engine: Engine, name: PodName, why: str) -> None:
 
     It resolves the open gaps and what the pod held before its first event, and cancels doubtful removals. Manifests
     whose bytes do not say all that they need no longer wait for a listing: what their bytes name and what the table has
-    as links of their repositories is kept (table/expiry.py). Those that were pushed within `COMPARED` still wait, since
-    the operator may not have seen them. Raises ConflictError for a pod that can be reconciled.
+    as links of their repositories is kept (table/expiry.py). Those that were pushed within `COMPARED_WITHIN` still
+    wait, since the operator may not have seen them. Raises ConflictError for a pod that can be reconciled.
     """
-    why = reason(why, "why nothing is lost")
-    with writing(engine) as connection:
+    why = check_reason(why, "why nothing is lost")
+    with write_transaction(engine) as connection:
         kind = connection.scalar(text("SELECT kind FROM pods WHERE name = :name"), {"name": name})
         if kind is None:
-            raise _no_pod(name)
+            raise _make_not_found(name)
         if PodKind(kind).is_reconcilable:
             raise ConflictError(
                 f"Pod {name} is of kind {kind}, so a reconcile resolves its gaps: run `baleen pods reconcile {name}`."
             )
         # Holdings change: no batch may be half applied.
-        _lock(connection, FACTS_LOCK)
+        _take_lock(connection, FACTS_LOCK)
         # The operator's name is not known: tokens belong to roles.
         values = {
             "name": name,
             "why": f"operator: {why.strip()}",
             "reason": GapReason.PREFIX_ADDED,
-            "compared": COMPARED,
+            "compared": COMPARED_WITHIN,
         }
         for statement in _RESOLVE_GAPS:
             connection.execute(text(statement), values)
@@ -329,7 +329,7 @@ _RESOLVE_GAPS = (
     f"""
     WITH resolved AS (
         UPDATE gaps g SET resolved_at = clock_timestamp(), resolved_why = :why
-        FROM pods p WHERE p.id = g.pod_id AND p.name = :name AND g.resolved_at IS NULL AND {FITS} RETURNING g.id
+        FROM pods p WHERE p.id = g.pod_id AND p.name = :name AND g.resolved_at IS NULL AND {GAP_FITS_POD} RETURNING g.id
     )
     INSERT INTO gaps (pod_id, topic, partition, reason, from_offset, resolved_at, resolved_why)
     SELECT id, '', -1, :reason, 0, clock_timestamp(), :why FROM pods
@@ -347,9 +347,9 @@ _RESOLVE_GAPS = (
 )
 
 
-def known_pods(engine: Engine) -> list[KnownPod]:
+def read_known_pods(engine: Engine) -> list[KnownPod]:
     """Return every pod, as the directory of ingest keeps it in memory."""
-    with reading(engine) as connection:
+    with read_connection(engine) as connection:
         rows = connection.execute(
             text("""
                 SELECT name, event_token_sha256 AS sha256,
@@ -373,7 +373,7 @@ def known_pods(engine: Engine) -> list[KnownPod]:
         ]
 
 
-def remove(engine: Engine, name: PodName, still_holds: StillHolds, image: Collection[Digest] = ()) -> None:
+def remove_pod(engine: Engine, name: PodName, still_holds: StillHolds, image: Collection[Digest] = ()) -> None:
     """Remove a pod; raises ConflictError while it has manifests, links, open gaps or open dead letters.
 
     The table may not have everything that the pod has: it was never reconciled, events are lost or under way. Nothing
@@ -382,16 +382,16 @@ def remove(engine: Engine, name: PodName, still_holds: StillHolds, image: Collec
     """
     gaps = _check_storage(engine, name, still_holds, image)
     try:
-        with changing(engine) as connection:
-            _lock(connection, PODS_LOCK)
+        with epoch_transaction(engine) as connection:
+            _take_lock(connection, PODS_LOCK)
             # No worker may add to a repository of the pod between the check and the deletion.
-            _lock(connection, FACTS_LOCK)
-            pod = _id(connection, name)
+            _take_lock(connection, FACTS_LOCK)
+            pod = _read_id(connection, name)
             if pod is None:
-                raise _no_pod(name)
-            own = _own(connection, pod, image)
+                raise _make_not_found(name)
+            own = _find_own_repositories(connection, pod, image)
             _refuse_if_needed(connection, name, pod, gaps, own)
-            _empty(connection, own)
+            _empty_repositories(connection, own)
             for statement in _REMOVE:
                 connection.execute(statement, {"pod": pod})
     except (IntegrityError, StateChangedError) as error:
@@ -415,7 +415,7 @@ _REMOVE = (
 )
 
 #: What refuses a removal if its query finds anything, with what to do; `{}` are examples of what it finds.
-_NEEDED: tuple[tuple[str, Any], ...] = (
+_NEEDED_ROWS: tuple[tuple[str, Any], ...] = (
     (
         "repositories that hold manifests ({}): delete these in the registry first",
         text("""
@@ -432,7 +432,7 @@ _NEEDED: tuple[tuple[str, Any], ...] = (
     ),
     (
         "a gap about repositories that are not below its prefixes: reconcile the pods that own them",
-        text(f"SELECT g.id FROM gaps g WHERE g.pod_id = :pod AND g.resolved_at IS NULL AND NOT {FITS} LIMIT 1"),
+        text(f"SELECT g.id FROM gaps g WHERE g.pod_id = :pod AND g.resolved_at IS NULL AND NOT {GAP_FITS_POD} LIMIT 1"),
     ),
     (
         "a gap that was noticed in this moment: try again",
@@ -449,7 +449,7 @@ _NEEDED: tuple[tuple[str, Any], ...] = (
 )
 
 
-def _own(connection: Connection, pod: int, image: Collection[Digest]) -> list[int]:
+def _find_own_repositories(connection: Connection, pod: int, image: Collection[Digest]) -> list[int]:
     """Return the pod's repositories that Baleen has made and that have nothing of others."""
     prefixes = set(connection.scalars(text("SELECT prefix FROM pod_prefixes WHERE pod_id = :pod"), {"pod": pod}))
     named = connection.execute(
@@ -474,7 +474,7 @@ def _own(connection: Connection, pod: int, image: Collection[Digest]) -> list[in
     return list(own)
 
 
-def _empty(connection: Connection, repositories: Sequence[int]) -> None:
+def _empty_repositories(connection: Connection, repositories: Sequence[int]) -> None:
     """Delete all manifests and links of these repositories, under the lock that excludes all other writers."""
     held, linked = [
         list(
@@ -485,7 +485,7 @@ def _empty(connection: Connection, repositories: Sequence[int]) -> None:
         )
         for table, column in (("repository_manifests", "manifest_id"), ("repository_blobs", "blob_id"))
     ]
-    recount(driver(connection), held, linked, by=-1)
+    count_rows(driver_connection(connection), held, linked, by=-1)
 
 
 def _check_storage(engine: Engine, name: PodName, still_holds: StillHolds, image: Collection[Digest]) -> Gaps:
@@ -493,7 +493,7 @@ def _check_storage(engine: Engine, name: PodName, still_holds: StillHolds, image
 
     The table is checked first: reading storage takes longer, and its error says less about what to do.
     """
-    with reading(engine) as connection:
+    with read_connection(engine) as connection:
         found = connection.execute(
             text("""
                 SELECT p.id, p.mode, p.kind,
@@ -504,12 +504,12 @@ def _check_storage(engine: Engine, name: PodName, still_holds: StillHolds, image
         )
         row = found.one_or_none()
         if row is None:
-            raise _no_pod(name)
+            raise _make_not_found(name)
         opened = connection.execute(
             text("SELECT id, resolves_from FROM gaps WHERE pod_id = :pod AND resolved_at IS NULL"), {"pod": row.id}
         )
         gaps = {gap.id: gap.resolves_from for gap in opened}
-        _refuse_if_needed(connection, name, row.id, gaps, _own(connection, row.id, image))
+        _refuse_if_needed(connection, name, row.id, gaps, _find_own_repositories(connection, row.id, image))
     # A pod whose links are not in shared storage cannot be checked: the operator's confirmation stands.
     if PodKind(row.kind).links_in_store and still_holds(row.prefixes, PodMode(row.mode)):
         raise ConflictError(f"Pod {name} has links in storage that the table lacks: reconcile it first.")
@@ -525,14 +525,14 @@ def _refuse_if_needed(connection: Connection, name: PodName, pod: int, gaps: Gap
         "own": list(own),
         "limit": EXAMPLES + 1,
     }
-    for what, question in _NEEDED:
+    for what, question in _NEEDED_ROWS:
         values = {parameter: known[parameter] for parameter in known if f":{parameter}" in str(question)}
         if found := list(connection.scalars(question, values)):
             examples = ", ".join(map(str, found[:EXAMPLES])) + (", …" if len(found) > EXAMPLES else "")
             raise ConflictError(f"Pod {name} still has {what.format(examples)}.")
 
 
-def _refuse_if_known(connection: Connection, pod: PodName, registries: Sequence[str]) -> None:
+def _refuse_known_urls(connection: Connection, pod: PodName, registries: Sequence[str]) -> None:
     """Raise ConflictError if another pod has one of the URLs: its events would be taken for this pod's."""
     known = connection.execute(
         text("""
@@ -548,20 +548,20 @@ def _refuse_if_known(connection: Connection, pod: PodName, registries: Sequence[
         )
 
 
-def _owners(connection: Connection) -> dict[str, PodName]:
+def _read_owners(connection: Connection) -> dict[str, PodName]:
     """Return the owner of each prefix."""
     rows = connection.execute(text("SELECT x.prefix, p.name FROM pod_prefixes x JOIN pods p ON p.id = x.pod_id"))
     return {row.prefix: PodName(row.name) for row in rows}
 
 
-def _lock(connection: Connection, key: int) -> None:
+def _take_lock(connection: Connection, key: int) -> None:
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
 
 
-def _id(connection: Connection, name: PodName) -> int | None:
+def _read_id(connection: Connection, name: PodName) -> int | None:
     found: int | None = connection.scalar(text("SELECT id FROM pods WHERE name = :name"), {"name": name})
     return found
 
 
-def _no_pod(name: PodName) -> NotFoundError:
+def _make_not_found(name: PodName) -> NotFoundError:
     return NotFoundError(f"There is no pod {name}: see `baleen pods list`.")

@@ -46,7 +46,7 @@ FROM pods p WHERE cardinality(p.registries) > 0 AND p.managed ORDER BY p.id
 _KNOWN = "SELECT pod_id, url, address, answered_at IS NOT NULL, shared FROM endpoints"
 
 
-def targets(connection: Connection[Any]) -> list[Target]:
+def read_targets(connection: Connection[Any]) -> list[Target]:
     """Return every managed pod that has registries: a pod that sends no events returns no probe."""
     known: dict[int, dict[tuple[str, str], KnownAddress]] = {}
     for pod_id, url, address, answered, shared in connection.execute(_KNOWN):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, Engine, text
 
 from coordinator.db import paging
-from coordinator.db.session import reading
+from coordinator.db.session import read_connection
 from coordinator.domain.names import Digest, PodName, RepositoryName, format_digest
 from coordinator.errors import NotFoundError
 from coordinator.pods.shapes import VanishedLink, VanishedPage
@@ -21,7 +21,7 @@ WHERE p.name = :pod AND x.vanished_since IS NOT NULL AND (x.repository_id, x.dig
   AND (CAST(:repository AS text) IS NULL OR r.name = :repository)
 ORDER BY x.repository_id, x.digest LIMIT :limit
 """)
-_IS_POD = text("SELECT EXISTS (SELECT FROM pods WHERE name = :pod)")
+_HAS_POD = text("SELECT EXISTS (SELECT FROM pods WHERE name = :pod)")
 _EXAMPLES = text("""
 SELECT p.name AS pod, x.repository, x.digest FROM pods p CROSS JOIN LATERAL (
     SELECT r.name AS repository, x.digest FROM removals x JOIN repositories r ON r.id = x.repository_id
@@ -35,7 +35,7 @@ class Key(NamedTuple):
     digest: bytes
 
 
-def vanished(
+def read_vanished_page(
     engine: Engine,
     pod: PodName,
     *,
@@ -44,9 +44,9 @@ def vanished(
     limit: int = paging.DEFAULT_LIMIT,
 ) -> VanishedPage:
     """Return a page of the pod's links that vanished; raises NotFoundError."""
-    after = paging.decode("vanished", cursor, Key) or Key(-1, b"")
-    with reading(engine) as connection:
-        if not connection.scalar(_IS_POD, {"pod": pod}):
+    after = paging.decode_cursor("vanished", cursor, Key) or Key(-1, b"")
+    with read_connection(engine) as connection:
+        if not connection.scalar(_HAS_POD, {"pod": pod}):
             raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
         values = {"pod": pod, "number": after.repository, "digest": after.digest, "repository": repository}
         rows = connection.execute(_PAGE, values | {"limit": limit}).all()
@@ -61,11 +61,11 @@ def vanished(
             )
             for row in rows
         ],
-        next=paging.encode("vanished", Key(rows[-1].id, bytes(rows[-1].digest))) if len(rows) == limit else None,
+        next=paging.encode_cursor("vanished", Key(rows[-1].id, bytes(rows[-1].digest))) if len(rows) == limit else None,
     )
 
 
-def examples(connection: Connection, pods: Sequence[str]) -> dict[str, list[str]]:
+def read_examples(connection: Connection, pods: Sequence[str]) -> dict[str, list[str]]:
     """Return a few vanished links of each pod, as `repository@digest`."""
     found: dict[str, list[str]] = {}
     for row in connection.execute(_EXAMPLES, {"pods": list(pods), "limit": EXAMPLES}):

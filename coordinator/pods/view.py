@@ -1,7 +1,7 @@
 """Read pods, and what blocks garbage collection for each.
 
-Route: `holds` counts, for each pod, everything that is unresolved, and `truths` adds the other facts; `pods show` and
-status turn them into sentences.
+Route: `read_open_items` counts, for each pod, everything that is unresolved, and `read_pod_states` adds the other
+facts; `pods show` and status turn them into sentences.
 Every count uses a partial index of unresolved rows, except that of repositories (an index-only count).
 Only the status shows dead letters of pods that are no longer registered.
 """
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Engine, Row, text
 
 from coordinator.db import paging
-from coordinator.db.session import driver, reading
-from coordinator.domain.findings import Failed, Result, hold, in_order
+from coordinator.db.session import driver_connection, read_connection
+from coordinator.domain.findings import FailedVisit, Result, describe_block, sort_findings
 from coordinator.domain.findings import Finding as Found
 from coordinator.domain.names import Digest, PodName, format_digest
-from coordinator.domain.refusals import Refusals, sentence
+from coordinator.domain.refusals import Refusals, describe_refusals_of_pod
 from coordinator.domain.watermarks import PodWatermark, ProcessReport
 from coordinator.errors import NotFoundError
 from coordinator.pods import refusals
@@ -31,17 +31,17 @@ from coordinator.pods.shapes import (
     TokenIssuer,
     WrongToken,
 )
-from coordinator.pods.vanished_view import EXAMPLES, examples
-from coordinator.pods.watermarks import watermarks
+from coordinator.pods.vanished_view import EXAMPLES, read_examples
+from coordinator.pods.watermarks import read_watermarks
 
 #: How open dead letters end without a loss.
-DEAD_LETTERS_END = (
+DEAD_LETTERS_REMEDY = (
     "the scheduler reconciles the pods that own their repositories, which resolves them; register repositories that no "
     "pod owns (`baleen pods add`, `baleen pods add-prefix`), then run `baleen dead-letters retry`"
 )
 
 
-class Open(NamedTuple):
+class OpenItems(NamedTuple):
     """What is unresolved for one pod."""
 
     dead_letters: int = 0
@@ -59,7 +59,7 @@ class Open(NamedTuple):
     vanished_links: int = 0
     vanished_examples: Sequence[str] = ()
 
-    def reasons(self, pod: str, *, is_reconcilable: bool = True) -> list[str]:
+    def describe_blocks(self, pod: str, *, is_reconcilable: bool = True) -> list[str]:
         """Return a sentence for each kind of thing that is unresolved; empty if nothing is."""
         if not is_reconcilable:
             resolve = f"`baleen pods resolve-gaps {pod} --why …`"
@@ -81,7 +81,7 @@ class Open(NamedTuple):
                 self.dead_letters,
                 "open dead letter",
                 "",
-                DEAD_LETTERS_END,
+                DEAD_LETTERS_REMEDY,
             ),
             (
                 self.dead_letters_not_kept,
@@ -108,10 +108,12 @@ class Open(NamedTuple):
                 unread,
             ),
         )
-        reasons = [f"{n} {what}{'' if n == 1 else 's'}{more}: {remedy}" for n, what, more, remedy in counts if n]
-        return reasons + self.vanished(pod)
+        describe_blocks = [
+            f"{n} {what}{'' if n == 1 else 's'}{more}: {remedy}" for n, what, more, remedy in counts if n
+        ]
+        return describe_blocks + self.describe_vanished(pod)
 
-    def vanished(self, pod: str) -> list[str]:
+    def describe_vanished(self, pod: str) -> list[str]:
         """Return a sentence about links that vanished; empty if none did."""
         if not self.vanished_links:
             return []
@@ -125,11 +127,11 @@ class Open(NamedTuple):
         return [sentence]
 
 
-class Truth(NamedTuple):
+class PodState(NamedTuple):
     """What is known about one pod, and what is unresolved."""
 
-    opened: Open
-    mark: PodWatermark
+    open_items: OpenItems
+    watermark: PodWatermark
     reconciled_at: dt.datetime | None
     #: When its first event was applied. Only a later reconcile shows what was pushed before.
     first_echo: dt.datetime | None = None
@@ -142,19 +144,19 @@ class Truth(NamedTuple):
     #: Of the doctor's last visit.
     findings: Sequence[Found] = ()
     #: Processes that count and that this visit did not examine.
-    newer: int = 0
+    unexamined: int = 0
     #: How long after the first event a request of an earlier process may still write.
     request_bound: dt.timedelta = dt.timedelta()
     #: The scheduler's own visit to the newer processes, if it did not prove every check it made.
-    failed: Failed | None = None
+    failed: FailedVisit | None = None
     #: Checks of a doctor that block nothing (settings.unsafe_findings).
-    in_spite_of: Collection[str] = ()
+    unsafe_findings: Collection[str] = ()
     #: Its registry sends events. If it does not, only reconciles show what it holds, and only they are required.
     managed: bool = True
     #: Reports of what manifests list that the manifests' bytes contradicted.
     false_reports: int = 0
 
-    def _remedy(self, pod: str) -> str:
+    def _describe_remedy(self, pod: str) -> str:
         if self.is_reconcilable:
             return f"run `baleen pods reconcile {pod}`"
         return (
@@ -162,44 +164,50 @@ class Truth(NamedTuple):
             f"`baleen pods resolve-gaps {pod} --why …`"
         )
 
-    def _not_proved(self, examined: Mapping[str, Result], pod: str) -> str | None:
-        newer = self.newer if self.managed else 0
-        return hold(examined, pod, newer, self.in_spite_of, managed=self.managed, failed=self.failed)
+    def _describe_unproved(self, examined: Mapping[str, Result], pod: str) -> str | None:
+        unexamined = self.unexamined if self.managed else 0
+        return describe_block(examined, pod, unexamined, self.unsafe_findings, managed=self.managed, failed=self.failed)
 
-    def reasons(self, pod: str, waits_at: str = "") -> list[str]:
+    def describe_blocks(self, pod: str, waits_at: str = "") -> list[str]:
         """Return the reasons why garbage collection may not run for the pod; empty if it may.
 
         `waits_at`: where everything that the watermark waits for is shown, if not by `pods show`.
         """
-        reasons = self.opened.reasons(pod, is_reconcilable=self.is_reconcilable)
+        describe_blocks = self.open_items.describe_blocks(pod, is_reconcilable=self.is_reconcilable)
         compared_at = self.reconciled_at if self.is_reconcilable else self.resolved_at
         if compared_at is None:
-            reasons.append(f"never reconciled: what it held before its first event is not known; {self._remedy(pod)}")
+            describe_blocks.append(
+                f"never reconciled: what it held before its first event is not known; {self._describe_remedy(pod)}"
+            )
         elif self.managed and self.first_echo is not None and compared_at < self.first_echo + self.request_bound:
             after = f"after {self.first_echo + self.request_bound:%Y-%m-%d %H:%M:%S} UTC"
-            reasons.append(
+            describe_blocks.append(
                 "reconciled before its first event, or before the requests of that time had ended: "
                 + (
                     f"the scheduler starts another reconcile {after}"
                     if self.is_reconcilable
-                    else f"{after}, {self._remedy(pod)}"
+                    else f"{after}, {self._describe_remedy(pod)}"
                 )
             )
-        if self.managed and self.mark.waits_for:
-            first, *others = self.mark.waits_for
+        if self.managed and self.watermark.waits_for:
+            first, *others = self.watermark.waits_for
             where = waits_at or f"`baleen pods show {pod}`"
             more = f" (and {len(others)} more: {where})" if others else ""
-            reasons.append(f"watermark: {first}{more}")
-        if self.managed and self.retried_at is not None and (self.mark.at is None or self.mark.at <= self.retried_at):
+            describe_blocks.append(f"watermark: {first}{more}")
+        if (
+            self.managed
+            and self.retried_at is not None
+            and (self.watermark.at is None or self.watermark.at <= self.retried_at)
+        ):
             # Until then its events may still be in Kafka, although the watermark is past their own times.
-            reasons.append(
+            describe_blocks.append(
                 "dead letter retried and perhaps not applied yet: wait until the watermark has passed "
                 f"{self.retried_at:%Y-%m-%d %H:%M:%S} UTC"
             )
         examined = {found.check: found.result for found in self.findings}
-        if (not_proved := self._not_proved(examined, pod)) is not None:
-            reasons.append(not_proved)
-        return reasons
+        if (not_proved := self._describe_unproved(examined, pod)) is not None:
+            describe_blocks.append(not_proved)
+        return describe_blocks
 
 
 _OPEN = text("""
@@ -248,7 +256,7 @@ _RECONCILED = text("""
 SELECT p.name, max(j.began_at) AS at FROM jobs j JOIN pods p ON p.id = j.pod_id
 WHERE j.kind = 'reconcile' AND j.state = 'done' AND j.began_at <= clock_timestamp() GROUP BY 1
 """)
-_BESIDE = text("""
+_POD_FACTS = text("""
 SELECT p.name, p.is_reconcilable, p.managed,
        (SELECT max(g.resolved_at) FROM gaps g
         WHERE g.pod_id = p.id AND starts_with(g.resolved_why, 'operator: ')
@@ -264,7 +272,7 @@ _FINDINGS = text("""
 SELECT p.name, f."check", f.result, f.meaning, f.proof, f.fix, f.found_at
 FROM findings f JOIN pods p ON p.id = f.pod_id
 """)
-_NEWER = text("""
+_UNEXAMINED = text("""
 SELECT p.name, count(*) AS n FROM processes s JOIN pods p ON p.id = s.pod_id
 WHERE s.retired_at IS NULL AND s.dead_since IS NULL
   AND s.examined_life IS DISTINCT FROM s.life
@@ -284,14 +292,14 @@ _ONE = text(f"{_POD} WHERE p.name = :name")
 _PAGE = text(f'{_POD} WHERE p.name > :after COLLATE "C" ORDER BY p.name COLLATE "C" LIMIT :limit')
 
 
-def holds(connection: Connection) -> dict[str, Open]:
+def read_open_items(connection: Connection) -> dict[str, OpenItems]:
     """Return what is unresolved, for each pod that has any."""
-    found: dict[str, Open] = {}
+    found: dict[str, OpenItems] = {}
     for row in connection.execute(_OPEN):
         values: dict[str, Any] = {row.what: row.n}
         if row.what == "gaps":
             values |= {"oldest_gap": row.oldest, "gaps_resolve_from": row.resolve_from}
-        found[row.name] = found.get(row.name, Open())._replace(**values)
+        found[row.name] = found.get(row.name, OpenItems())._replace(**values)
     unread = [name for name, opened in found.items() if opened.unread_manifests]
     if unread:
         for row in connection.execute(_PENDING, {"pods": unread, "limit": EXAMPLES}):
@@ -299,29 +307,29 @@ def holds(connection: Connection) -> dict[str, Open]:
             found[row.pod] = found[row.pod]._replace(pending_examples=(*found[row.pod].pending_examples, example))
     alarmed = [name for name, opened in found.items() if opened.vanished_links]
     if alarmed:
-        for name, named in (examples(connection, alarmed)).items():
+        for name, named in (read_examples(connection, alarmed)).items():
             found[name] = found[name]._replace(vanished_examples=named)
     return found
 
 
-def truths(
-    connection: Connection, silence: dt.timedelta, request_bound: dt.timedelta, in_spite_of: Collection[str] = ()
-) -> dict[str, Truth]:
+def read_pod_states(
+    connection: Connection, silence: dt.timedelta, request_bound: dt.timedelta, unsafe_findings: Collection[str] = ()
+) -> dict[str, PodState]:
     """Return what is known about every pod. A process without an echo for `silence` is reported as silent."""
     # Watermarks first: each statement sees what is committed when it starts, and a batch may commit between two of
     # them. In this order, whatever a reported watermark has passed is also reported if it is unresolved. So are
     # manifests that a reconcile has found and could not read.
-    marks = watermarks(connection, silence)
+    marks = read_watermarks(connection, silence)
     reconciled: dict[str, dt.datetime] = {row.name: row.at for row in connection.execute(_RECONCILED)}
-    opened = holds(connection)
+    opened = read_open_items(connection)
     # In this order, a visit that ends in between has no effect yet. In the other, processes that it met would pass with
     # the findings of the visit before.
-    newer: dict[str, int] = {row.name: row.n for row in connection.execute(_NEWER)}
-    failed = {row.name: Failed(row.at, row.why) for row in connection.execute(_FAILED)}
-    examined = _findings(connection)
+    newer: dict[str, int] = {row.name: row.n for row in connection.execute(_UNEXAMINED)}
+    failed = {row.name: FailedVisit(row.at, row.why) for row in connection.execute(_FAILED)}
+    examined = _read_findings(connection)
     return {
-        row.name: Truth(
-            opened.get(row.name, Open()),
+        row.name: PodState(
+            opened.get(row.name, OpenItems()),
             marks[row.name],
             reconciled.get(row.name),
             row.first_echo,
@@ -332,71 +340,71 @@ def truths(
             newer.get(row.name, 0),
             request_bound,
             failed.get(row.name),
-            in_spite_of,
+            unsafe_findings,
             row.managed,
             row.false_reports,
         )
-        for row in connection.execute(_BESIDE)
+        for row in connection.execute(_POD_FACTS)
         # A pod that was added between these statements is reported the next time.
         if row.name in marks
     }
 
 
-def _findings(connection: Connection) -> dict[str, list[Found]]:
+def _read_findings(connection: Connection) -> dict[str, list[Found]]:
     """Return the doctor's findings for each pod, in the order of the checks."""
     found: dict[str, list[Found]] = {}
     for row in connection.execute(_FINDINGS):
         result = Result(row.result)
         each = Found(row.check, result, row.meaning, row.proof, row.fix, row.found_at)
         found.setdefault(row.name, []).append(each)
-    return {name: in_order(each) for name, each in found.items()}
+    return {name: sort_findings(each) for name, each in found.items()}
 
 
-def orphaned_dead_letters(connection: Connection) -> int:
+def count_orphaned_dead_letters(connection: Connection) -> int:
     """Count open dead letters of pods that are no longer registered."""
     return int(connection.scalar(_ORPHANS) or 0)
 
 
-def pod(
+def read_pod(
     engine: Engine,
     name: PodName,
     silence: dt.timedelta,
     request_bound: dt.timedelta,
-    in_spite_of: Collection[str] = (),
+    unsafe_findings: Collection[str] = (),
 ) -> PodView:
     """Return one pod; raises NotFoundError."""
-    with reading(engine) as connection:
+    with read_connection(engine) as connection:
         # In this order, a pod that is removed in between is not found.
-        known = truths(connection, silence, request_bound, in_spite_of)
+        known = read_pod_states(connection, silence, request_bound, unsafe_findings)
         row = connection.execute(_ONE, {"name": name}).one_or_none()
         if row is None or name not in known:
             raise NotFoundError(f"There is no pod {name}: see `baleen pods list`.")
-        return _pod(row, known[name], refusals.recent_by_pod(driver(connection)).get(name))
+        return _make_pod(row, known[name], refusals.read_recent_by_pod(driver_connection(connection)).get(name))
 
 
-def pods(
+def read_pod_page(
     engine: Engine,
     silence: dt.timedelta,
     request_bound: dt.timedelta,
-    in_spite_of: Collection[str] = (),
+    unsafe_findings: Collection[str] = (),
     *,
     cursor: str | None = None,
     limit: int = paging.DEFAULT_LIMIT,
 ) -> PodPage:
     """Return a page of pods by name."""
-    after = paging.decode("pods", cursor, str) or ""
-    with reading(engine) as connection:
+    after = paging.decode_cursor("pods", cursor, str) or ""
+    with read_connection(engine) as connection:
         rows = connection.execute(_PAGE, {"after": after, "limit": limit}).all()
-        known = truths(connection, silence, request_bound, in_spite_of)
-        refused = refusals.recent_by_pod(driver(connection))
+        known = read_pod_states(connection, silence, request_bound, unsafe_findings)
+        refused = refusals.read_recent_by_pod(driver_connection(connection))
     return PodPage(
-        items=[_pod(row, known[row.name], refused.get(row.name)) for row in rows if row.name in known],
-        next=paging.encode("pods", rows[-1].name) if len(rows) == limit else None,
+        items=[_make_pod(row, known[row.name], refused.get(row.name)) for row in rows if row.name in known],
+        next=paging.encode_cursor("pods", rows[-1].name) if len(rows) == limit else None,
     )
 
 
-def _pod(row: Row[Any], truth: Truth, refused: Refusals | None) -> PodView:
-    opened = truth.opened
+def _make_pod(row: Row[Any], state: PodState, refused: Refusals | None) -> PodView:
+    opened = state.open_items
     return PodView(
         name=row.name,
         mode=row.mode,
@@ -404,7 +412,7 @@ def _pod(row: Row[Any], truth: Truth, refused: Refusals | None) -> PodView:
         probe=row.probe,
         prefixes=row.prefixes,
         registries=row.registries,
-        token_issuer=_issuer(row),
+        token_issuer=_make_issuer(row),
         created_at=row.created_at,
         managed=row.managed,
         unmanaged_why=row.unmanaged_why,
@@ -416,27 +424,27 @@ def _pod(row: Row[Any], truth: Truth, refused: Refusals | None) -> PodView:
         doubtful_removals=opened.doubtful_removals,
         unread_manifests=opened.unread_manifests,
         vanished_links=opened.vanished_links,
-        false_reports=truth.false_reports,
-        reconciled_at=truth.reconciled_at,
-        watermark=truth.mark.at,
-        waits_for=truth.mark.waits_for if truth.managed else [],
-        processes=[_process(process) for process in truth.mark.processes],
-        endpoints=[EndpointView(**endpoint._asdict()) for endpoint in truth.mark.endpoints],
+        false_reports=state.false_reports,
+        reconciled_at=state.reconciled_at,
+        watermark=state.watermark.at,
+        waits_for=state.watermark.waits_for if state.managed else [],
+        processes=[_make_process(process) for process in state.watermark.processes],
+        endpoints=[EndpointView(**endpoint._asdict()) for endpoint in state.watermark.endpoints],
         wrong_token=None
         if refused is None
-        else WrongToken(since=refused.since, last=refused.last, sentence=sentence(refused, row.name)),
-        findings=[_finding(found) for found in truth.findings],
-        blocked_by=truth.reasons(row.name, "see `waits_for`"),
+        else WrongToken(since=refused.since, last=refused.last, sentence=describe_refusals_of_pod(refused, row.name)),
+        findings=[_make_finding(found) for found in state.findings],
+        blocked_by=state.describe_blocks(row.name, "see `waits_for`"),
     )
 
 
-def _issuer(row: Row[Any]) -> TokenIssuer | None:
+def _make_issuer(row: Row[Any]) -> TokenIssuer | None:
     if row.token_url is None:
         return None
     return TokenIssuer(url=row.token_url, issuer=row.token_issuer, service=row.token_service, key_ids=row.token_key_ids)
 
 
-def _finding(found: Found) -> FindingView:
+def _make_finding(found: Found) -> FindingView:
     return FindingView(
         check=found.check,
         result=found.result.value,
@@ -447,7 +455,7 @@ def _finding(found: Found) -> FindingView:
     )
 
 
-def _process(process: ProcessReport) -> ProcessView:
+def _make_process(process: ProcessReport) -> ProcessView:
     return ProcessView(
         instance_id=process.instance_id,
         state=process.state.value,

@@ -19,8 +19,8 @@ from coordinator.domain.watermarks import (
     Process,
     ReportingPod,
     UnechoedProbes,
-    lies_ahead,
-    pod_watermark,
+    compute_pod_watermark,
+    find_time_ahead,
 )
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.pods import clock
@@ -89,83 +89,86 @@ LEFT JOIN reported r ON r.pod_id = p.id LEFT JOIN places e ON e.pod_id = p.id LE
 LEFT JOIN unread u ON u.pod_id = p.id
 ORDER BY p.name COLLATE "C"
 """)
-_VOID = text(clock.VOID)
+_VOID = text(clock.VOID_SQL)
 
 
-def watermarks(connection: Connection, silence: dt.timedelta) -> dict[str, PodWatermark]:
+def read_watermarks(connection: Connection, silence: dt.timedelta) -> dict[str, PodWatermark]:
     """Return the watermark of every pod, by name; a process without an echo for `silence` is shown as silent."""
-    rows = _read(connection)
-    if any(lies_ahead(_pod(row), row.now) for row in rows):
-        clock.warn()
+    rows = _read_rows(connection)
+    if any(find_time_ahead(_make_pod(row), row.now) for row in rows):
+        clock.warn_set_back()
         connection.execute(_VOID)
-        rows = _read(connection)
-    return {row.name: _limited(pod_watermark(_pod(row), row.partitions, row.now, silence)) for row in rows}
+        rows = _read_rows(connection)
+    return {
+        row.name: _limit_endpoints(compute_pod_watermark(_make_pod(row), row.partitions, row.now, silence))
+        for row in rows
+    }
 
 
-def _read(connection: Connection) -> Sequence[Row[Any]]:
+def _read_rows(connection: Connection) -> Sequence[Row[Any]]:
     values = {"processes": PROCESSES_LIMIT, "retired": RETIRED_SHOWN, "events": EVENTS}
     return connection.execute(_PODS, values).all()
 
 
-def _pod(row: Row[Any]) -> ReportingPod:
+def _make_pod(row: Row[Any]) -> ReportingPod:
     return ReportingPod(
         row.registries,
-        [_process(process) for process in row.processes or ()],
-        [_endpoint(endpoint) for endpoint in row.endpoints or ()],
-        [_unechoed(probes) for probes in row.unechoed or ()],
+        [_make_process(process) for process in row.processes or ()],
+        [_make_endpoint(endpoint) for endpoint in row.endpoints or ()],
+        [_make_unechoed(probes) for probes in row.unechoed or ()],
         row.unread,
         row.paused_until,
     )
 
 
-def _limited(pod: PodWatermark) -> PodWatermark:
+def _limit_endpoints(pod: PodWatermark) -> PodWatermark:
     """Limit the endpoints that are shown; all of them have bounded W."""
     return pod._replace(endpoints=pod.endpoints[:ENDPOINTS_LIMIT])
 
 
-def _process(row: Mapping[str, Any]) -> Process:
+def _make_process(row: Mapping[str, Any]) -> Process:
     return Process(
         row["instance_id"],
         dt.datetime.fromisoformat(row["first_seen"]),
-        _time(row["echoed_at"]),
-        _time(row["dead_since"]),
+        _parse_time(row["echoed_at"]),
+        _parse_time(row["dead_since"]),
         row["dead_why"],
-        _time(row["retired_at"]),
+        _parse_time(row["retired_at"]),
         row["retired_why"],
-        _marks(row["marks"], EVENTS),
-        _marks(row["marks"], DEAD_LETTERS),
+        _parse_marks(row["marks"], EVENTS),
+        _parse_marks(row["marks"], DEAD_LETTERS),
     )
 
 
-def _marks(rows: Sequence[tuple[str, int, str | None]], wanted: str) -> dict[int, dt.datetime | None]:
-    return {number: _time(at) for topic, number, at in rows if topic == wanted}
+def _parse_marks(rows: Sequence[tuple[str, int, str | None]], wanted: str) -> dict[int, dt.datetime | None]:
+    return {number: _parse_time(at) for topic, number, at in rows if topic == wanted}
 
 
-def _endpoint(row: Mapping[str, Any]) -> Endpoint:
+def _make_endpoint(row: Mapping[str, Any]) -> Endpoint:
     view = EndpointView(
         row["url"],
         row["address"],
-        _time(row["answered_at"]),
-        _time(row["failing_since"]),
+        _parse_time(row["answered_at"]),
+        _parse_time(row["failing_since"]),
         row["error"],
         row["process"],
-        _time(row["echoed_at"]),
+        _parse_time(row["echoed_at"]),
         row["shared"],
     )
     return Endpoint(
         view,
         dt.datetime.fromisoformat(row["first_seen"]),
         row["listed"],
-        _time(row["resolved_at"]),
-        _time(row["refused_at"]),
+        _parse_time(row["resolved_at"]),
+        _parse_time(row["refused_at"]),
     )
 
 
-def _unechoed(row: Mapping[str, Any]) -> UnechoedProbes:
+def _make_unechoed(row: Mapping[str, Any]) -> UnechoedProbes:
     return UnechoedProbes(
-        row["url"], row["address"], dt.datetime.fromisoformat(row["since"]), _time(row["known_until"])
+        row["url"], row["address"], dt.datetime.fromisoformat(row["since"]), _parse_time(row["known_until"])
     )
 
 
-def _time(text: str | None) -> dt.datetime | None:
+def _parse_time(text: str | None) -> dt.datetime | None:
     return None if text is None else dt.datetime.fromisoformat(text)

@@ -25,7 +25,7 @@ from operator import attrgetter
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from coordinator.domain.facts import BlobLinked, ManifestPushed, ManifestRead
-from coordinator.domain.merge import Link, LinkKind, differences
+from coordinator.domain.merge import Link, LinkKind, find_differences
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.pods import PodMode
 from coordinator.errors import BaleenError
@@ -34,7 +34,7 @@ from coordinator.pods import directory
 from coordinator.reconcile import linked_manifests, resolve, scan, table
 from coordinator.reconcile.linked_manifests import Named
 from coordinator.reconcile.resolve import Resolver
-from coordinator.reconcile.scan import Listed
+from coordinator.reconcile.scan import ListedLink
 from coordinator.reconcile.sizes import PRODUCTION, Sizes
 from coordinator.reconcile.table import Child, ReconciledPod
 from coordinator.reconcile.tally import EXAMPLES, Change, Tally
@@ -48,9 +48,9 @@ from coordinator.storage.layout import (
     parse_tags_folder,
     repository_prefix,
 )
-from coordinator.storage.manifests import StoredManifest, read
+from coordinator.storage.manifests import StoredManifest, read_stored_manifest
 from coordinator.storage.port import ObjectInfo, ObjectStore
-from coordinator.table.apply import BatchApply
+from coordinator.table.apply import BatchApplier
 from coordinator.table.batch import Item
 
 T = TypeVar("T")
@@ -97,22 +97,22 @@ class Comparison:
         self._lookups = lookups
         self._tally = tally
         self._check = check
-        self._apply = BatchApply(connection, scope.margin)
+        self._apply = BatchApplier(connection, scope.margin)
         #: All links of folders that have few; a folder is never split.
-        self._listed: list[Listed] = []
+        self._listed: list[ListedLink] = []
         self._young = _Batch(self._sizes.added, self._add_lacking)
         self._tagged: set[Named] = set()
-        self._facts: _Batch[Fact] = _Batch(self._sizes.added, self._write)
-        self._missed = _Batch(self._sizes.looked_up, self._resolve)
-        self._lacking = _Lacking(self._sizes.lacking_kept)
+        self._facts: _Batch[Fact] = _Batch(self._sizes.added, self._write_facts)
+        self._missed = _Batch(self._sizes.looked_up, self._resolve_unlisted)
+        self._lacking = _LackingLinks(self._sizes.lacking_kept)
 
-    def part(self, prefix: str) -> None:
+    def compare_part(self, prefix: str) -> None:
         """List and compare everything below a prefix.
 
         Raises UnavailableError, after it has perhaps done some of it, and PartialListingError.
         """
         self._forget_listed(prefix)
-        self._list(prefix)
+        self._list_part(prefix)
         self._list_again()
 
     def _forget_listed(self, prefix: str) -> None:
@@ -124,13 +124,13 @@ class Comparison:
             beginning = prefix.removeprefix(REPOSITORIES)
             table.forget_listed(self._connection, self._scope.job, list(LinkKind), beginning=beginning)
 
-    def _list(self, prefix: str, lacking: "_Lacking | None" = None) -> None:
-        self._tally.begin(prefix)
+    def _list_part(self, prefix: str, lacking: "_LackingLinks | None" = None) -> None:
+        self._tally.begin_part(prefix)
         scope = self._scope
         grown = scope.pod.mode is PodMode.LINK
         objects = self._store.walk(prefix)
-        found = scan.links(
-            objects if lacking is None else lacking.without(objects),
+        found = scan.find_links(
+            objects if lacking is None else lacking.forget_listed(objects),
             # Before that the grace of a link has certainly ended, whatever the clocks say.
             layers_after=None if grown else scope.job.began_at - scope.link_grace - scope.margin,
             on_progress=lambda keys, links: self._report_progress(prefix, keys, links),
@@ -141,14 +141,16 @@ class Comparison:
                 for each in links:
                     self._young.add(each)
             else:
-                self._take(folder, links)
+                self._take_links(folder, links)
         self.finish()
 
-    def unlisted(self, kind: LinkKind) -> None:
+    def verify_unlisted(self, kind: LinkKind) -> None:
         """Verify the table's links in repositories of which the listing showed nothing."""
-        with table.unlisted(self._connection, self._scope.job, kind, self._scope.margin, self._sizes.fetched) as found:
+        with table.read_unlisted_links(
+            self._connection, self._scope.job, kind, self._scope.margin, self._sizes.fetched
+        ) as found:
             for count, thing in enumerate(found):
-                if count % resolve.BATCH == 0:
+                if count % resolve.BATCH_SIZE == 0:
                     self._check()
                 self._missed.add((kind, thing))
         self.finish()
@@ -161,10 +163,10 @@ class Comparison:
         counted.
         """
         found = 0
-        with table.reported(self._connection, self._scope.pod.id, self._sizes.fetched) as held:
-            for batch in _batches(held, self._sizes.read):
+        with table.read_reported_manifests(self._connection, self._scope.pod.id, self._sizes.fetched) as held:
+            for batch in _split_batches(held, self._sizes.read):
                 self._check()
-                contents = self._read([digest for _, digest in batch])
+                contents = self._read_manifests([digest for _, digest in batch])
                 facts: list[Item] = []
                 for repository, digest in batch:
                     stored = contents[digest]
@@ -173,42 +175,42 @@ class Comparison:
                     )
                     found += stored.content is not None
                     if stored.by_links:
-                        self._tally.change(Change.UNREAD)
-                        self._tally.example(Change.UNREAD, repository, digest, stored.why)
-                self._apply.apply_found(facts)
+                        self._tally.count_change(Change.UNREAD)
+                        self._tally.add_example(Change.UNREAD, repository, digest, stored.why)
+                self._apply.apply_stored(facts)
         return found
 
-    def children(self) -> None:
+    def add_children(self) -> None:
         """Add children of indexes that are held only by the link of a blob, or only by their index.
 
         A child may be an index itself.
         """
         found: list[Named] = []
-        with table.children(self._connection, self._scope.pod.id, self._sizes.fetched) as named:
-            for children in _batches(named, self._sizes.looked_up):
+        with table.read_children(self._connection, self._scope.pod.id, self._sizes.fetched) as named:
+            for children in _split_batches(named, self._sizes.looked_up):
                 self._check()
-                found += self._find_named(children)
+                found += self._add_named(children)
         self.finish()
         while found:
             indexes, found = found, []
-            for batch in _batches(indexes, self._sizes.looked_up):
+            for batch in _split_batches(indexes, self._sizes.looked_up):
                 self._check()
-                found += self._find_named(table.unheld_children(self._connection, batch))
+                found += self._add_named(table.read_unheld_children(self._connection, batch))
             self.finish()
 
     def finish(self) -> None:
         """Process everything that waits in batches."""
         self._compare_listed()
         self._young.finish()
-        self._find_tagged()
+        self._add_tagged()
         self._facts.finish()
         self._missed.finish()
 
     def _list_again(self) -> None:
         """List parts again whose listing lacked existing links; raises PartialListingError if one is lacking again."""
-        lacking, self._lacking = self._lacking, _Lacking(self._sizes.lacking_kept)
+        lacking, self._lacking = self._lacking, _LackingLinks(self._sizes.lacking_kept)
         for prefix in sorted(lacking.prefixes):
-            self._list(prefix, lacking)
+            self._list_part(prefix, lacking)
         for key, modified_at in lacking.links.items():
             link = self._store.head(key)
             # Another object by now was written after the listing had passed its key.
@@ -218,9 +220,9 @@ class Comparison:
                     "so nothing was removed. Find out what is wrong with the store; the reconcile is tried again."
                 )
         # A link that only the second listing lacked is known already, and may have been written since.
-        self._lacking = _Lacking(self._sizes.lacking_kept)
+        self._lacking = _LackingLinks(self._sizes.lacking_kept)
 
-    def _listed_in(self, repository: RepositoryName, key: str) -> str:
+    def _part_of_key(self, repository: RepositoryName, key: str) -> str:
         """Return the part of a key; for a repository that is newer than the plan, the pod's whole prefix."""
         for part in self._scope.parts:
             if key.startswith(part):
@@ -229,48 +231,48 @@ class Comparison:
         return next((owner for owner in owners if key.startswith(owner)), repository_prefix(repository))
 
     def _report_progress(self, part: str, keys: int, links: int) -> None:
-        self._tally.listed(part, keys, links)
+        self._tally.set_listed(part, keys, links)
         self._check()
 
-    def _take(self, folder: LinkFolder, links: Iterator[Listed]) -> None:
+    def _take_links(self, folder: LinkFolder, links: Iterator[ListedLink]) -> None:
         """Compare the folder's links together with those of others, or by themselves if they are many."""
         first = list(islice(links, self._sizes.compared))
         if len(first) == self._sizes.compared:
-            self._compare_one(folder, chain(first, links))
+            self._compare_folder(folder, chain(first, links))
             return
         # A store that lists without order may give a folder's links in several pieces.
         self._listed += first
         if len(self._listed) >= self._sizes.compared:
             self._compare_listed()
 
-    def _add_lacking(self, wanted: Sequence[Listed]) -> None:
+    def _add_lacking(self, wanted: Sequence[ListedLink]) -> None:
         """Add the young links that the table does not have."""
-        lacking = table.lacking(
+        lacking = table.read_lacking(
             self._connection, LinkKind.LAYER, [(each.folder.repository, each.digest) for each in wanted]
         )
         for each in wanted:
             if (each.folder.repository, each.digest) in lacking:
-                self._find(LinkKind.LAYER, each.folder.repository, each.digest, each.modified_at)
+                self._add_fact(LinkKind.LAYER, each.folder.repository, each.digest, each.modified_at)
 
     def _take_tagged(self, repository: RepositoryName, digest: Digest) -> None:
         self._tagged.add((repository, digest))
         if len(self._tagged) >= self._sizes.compared:
             self._compare_listed()
-            self._find_tagged()
+            self._add_tagged()
 
-    def _find_tagged(self) -> None:
+    def _add_tagged(self) -> None:
         """Add manifests that tags point to, or have pointed to, and that are held by the link of a blob."""
         if not self._tagged:
             return
         # Write the listed links of these repositories first, so that the table has them below.
         self._facts.finish()
         named, self._tagged = sorted(self._tagged), set()
-        for batch in _batches(named, self._sizes.looked_up):
-            self._find_named(sorted(table.lacking(self._connection, LinkKind.REVISION, batch)))
+        for batch in _split_batches(named, self._sizes.looked_up):
+            self._add_named(sorted(table.read_lacking(self._connection, LinkKind.REVISION, batch)))
 
-    def _find_named(self, named: Sequence[Named | Child]) -> list[Named]:
+    def _add_named(self, named: Sequence[Named | Child]) -> list[Named]:
         """Add those of these manifests that are held by the link of a blob, or by an index; return them."""
-        found = linked_manifests.manifests(self._store, self._lookups, named)
+        found = linked_manifests.find_linked_manifests(self._store, self._lookups, named)
         for fact in found:
             self._facts.add(fact)
         return [(fact.repository, fact.digest) for fact in found]
@@ -280,55 +282,59 @@ class Comparison:
         for kind in LinkKind:
             found = [each for each in listed if each.folder.kind is kind]
             if found:
-                ids = self._ids(list({each.folder.repository for each in found}))
+                ids = self._repository_ids(list({each.folder.repository for each in found}))
                 links = sorted(Link(ids[each.folder.repository], each.digest, each.modified_at) for each in found)
-                self._compare(kind, {number: name for name, number in ids.items()}, links)
+                self._compare_links(kind, {number: name for name, number in ids.items()}, links)
 
-    def _compare_one(self, folder: LinkFolder, found: Iterable[Listed]) -> None:
-        number = self._ids([folder.repository])[folder.repository]
+    def _compare_folder(self, folder: LinkFolder, found: Iterable[ListedLink]) -> None:
+        number = self._repository_ids([folder.repository])[folder.repository]
         links = (Link(number, listed.digest, listed.modified_at) for listed in found)
-        self._compare(folder.kind, {number: folder.repository}, links)
+        self._compare_links(folder.kind, {number: folder.repository}, links)
 
-    def _ids(self, repositories: Sequence[RepositoryName]) -> dict[RepositoryName, int]:
-        return table.repository_ids(self._connection, self._scope.pod.id, repositories)
+    def _repository_ids(self, repositories: Sequence[RepositoryName]) -> dict[RepositoryName, int]:
+        return table.ensure_repositories(self._connection, self._scope.pod.id, repositories)
 
-    def _compare(self, kind: LinkKind, names: dict[int, RepositoryName], links: Iterable[Link]) -> None:
+    def _compare_links(self, kind: LinkKind, names: dict[int, RepositoryName], links: Iterable[Link]) -> None:
         scope = self._scope
         repositories = sorted(names)
         table.mark_listed(self._connection, scope.job, kind, repositories)
-        rows = table.known(self._connection, kind, repositories, scope.job.began_at, scope.margin, self._sizes.fetched)
+        rows = table.read_known_links(
+            self._connection, kind, repositories, scope.job.began_at, scope.margin, self._sizes.fetched
+        )
         with rows as known:
-            for difference in differences(links, known):
+            for difference in find_differences(links, known):
                 number, digest, _ = difference
                 if isinstance(difference, Link):
-                    self._find(kind, names[number], digest, difference.modified_at)
+                    self._add_fact(kind, names[number], digest, difference.modified_at)
                 else:
-                    self._missed.add((kind, table.Unlisted(number, names[number], digest)))
+                    self._missed.add((kind, table.UnlistedLink(number, names[number], digest)))
 
-    def _find(self, kind: LinkKind, repository: RepositoryName, digest: Digest, at: datetime.datetime) -> None:
+    def _add_fact(self, kind: LinkKind, repository: RepositoryName, digest: Digest, at: datetime.datetime) -> None:
         if kind is LinkKind.REVISION:
             self._facts.add(ManifestPushed(repository, digest, at, None, None))
         else:
             self._facts.add(BlobLinked(repository, digest, at, None))
 
-    def _write(self, found: Sequence[Fact]) -> None:
+    def _write_facts(self, found: Sequence[Fact]) -> None:
         self._check()
-        items = [Item(0, 0, self._scope.pod.id, fact, None) for fact in self._fill(found)]
-        applied = self._apply.apply_found(items)
+        items = [Item(0, 0, self._scope.pod.id, fact, None) for fact in self._fill_facts(found)]
+        applied = self._apply.apply_stored(items)
         for change, kind, added in (
             (Change.HOLDING_ADDED, ManifestPushed, applied.holdings_added),
             (Change.LINK_ADDED, BlobLinked, applied.links_added),
         ):
-            self._tally.change(change, added)
+            self._tally.count_change(change, added)
             for fact in islice((fact for fact in found if isinstance(fact, kind)), min(added, EXAMPLES)):
-                self._tally.example(change, fact.repository, fact.digest)
+                self._tally.add_example(change, fact.repository, fact.digest)
 
-    def _fill(self, facts: Sequence[Fact]) -> list[Fact]:
+    def _fill_facts(self, facts: Sequence[Fact]) -> list[Fact]:
         """Add what no event has reported: the references of new manifests, and sizes."""
         pushed = {fact.digest for fact in facts if isinstance(fact, ManifestPushed) and fact.content is None}
-        contents = self._read(list(pushed - directory.read_manifests(self._connection, pushed)) if pushed else [])
+        contents = self._read_manifests(
+            list(pushed - directory.find_verified_manifests(self._connection, pushed)) if pushed else []
+        )
         linked = {fact.digest for fact in facts if isinstance(fact, BlobLinked)}
-        unsized = table.unsized(self._connection, list(linked)) if linked else []
+        unsized = table.read_unsized(self._connection, list(linked)) if linked else []
         stored = dict(zip(unsized, self._lookups.map(self._store.head, map(blob_key, unsized)), strict=True))
 
         def filled(fact: Fact) -> Fact:
@@ -339,21 +345,25 @@ class Comparison:
 
         return [filled(fact) for fact in facts]
 
-    def _read(self, wanted: Sequence[Digest]) -> dict[Digest, StoredManifest]:
-        return dict(zip(wanted, self._lookups.map(lambda digest: read(self._store, digest), wanted), strict=True))
+    def _read_manifests(self, wanted: Sequence[Digest]) -> dict[Digest, StoredManifest]:
+        return dict(
+            zip(
+                wanted, self._lookups.map(lambda digest: read_stored_manifest(self._store, digest), wanted), strict=True
+            )
+        )
 
-    def _resolve(self, missed: Sequence[tuple[LinkKind, table.Unlisted]]) -> None:
+    def _resolve_unlisted(self, missed: Sequence[tuple[LinkKind, table.UnlistedLink]]) -> None:
         """Look up links that were not listed; those that do not exist are doubted and resolved under the lock."""
         present = self._lookups.map(
             self._store.head, [link_key(thing.repository, kind, thing.digest) for kind, thing in missed]
         )
-        unlinked: list[table.Unlisted] = []
+        unlinked: list[table.UnlistedLink] = []
         for (_, thing), link in zip(missed, present, strict=True):
             if link is None:
                 unlinked.append(thing)
             else:
-                self._tally.change(Change.STILL_LINKED)
-                self._lacking.add(link, self._listed_in(thing.repository, link.key))
+                self._tally.count_change(Change.STILL_LINKED)
+                self._lacking.add(link, self._part_of_key(thing.repository, link.key))
         # A manifest may be held by the link of a blob alone.
         layers = self._lookups.map(
             self._store.head, [layer_link_key(thing.repository, thing.digest) for thing in unlinked]
@@ -361,10 +371,10 @@ class Comparison:
         absent = dict.fromkeys(
             (thing.repository_id, thing.digest) for thing, layer in zip(unlinked, layers, strict=True) if layer is None
         )
-        for batch in _batches(absent, resolve.BATCH):
+        for batch in _split_batches(absent, resolve.BATCH_SIZE):
             self._check()
             results = self._resolver.resolve_unlisted(batch, self._scope.job.began_at, self._scope.pod.prefixes)
-            self._tally.removed(results)
+            self._tally.count_removed(results)
 
 
 class _Batch(Generic[T]):
@@ -386,7 +396,7 @@ class _Batch(Generic[T]):
             self._process(things)
 
 
-class _Lacking:
+class _LackingLinks:
     """Existing links that a listing did not show."""
 
     def __init__(self, kept: int) -> None:
@@ -406,14 +416,14 @@ class _Lacking:
                 self._every *= 2
         self._count += 1
 
-    def without(self, objects: Iterable[ObjectInfo]) -> Iterator[ObjectInfo]:
+    def forget_listed(self, objects: Iterable[ObjectInfo]) -> Iterator[ObjectInfo]:
         """Give the listed objects, and forget the links that are among them."""
         for entry in objects:
             self.links.pop(entry.key, None)
             yield entry
 
 
-def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def _split_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     remaining = iter(items)
     while batch := list(islice(remaining, size)):
         yield batch

@@ -14,9 +14,9 @@ every digest that they name (domain/references.py). Three cases are left to the 
 Why no link is missed. The links were written before the manifest was accepted, and its event, or a reconcile that
 found it, came after that. The holding is `links_pending` from the transaction that adds it, and the listing begins
 after that. If a client has removed a link in between, the registry does not serve it for this manifest either; it is
-kept all the same if an event reported it (kept.keep_known). A holding that was pushed again while its links were listed
-stays pending. While any holding is pending, its pod blocks GC, from before the watermark passes its event: the argument
-is that of any reference, with "applied" read as "kept".
+kept all the same if an event reported it (kept.keep_known_links). A holding that was pushed again while its links were
+listed stays pending. While any holding is pending, its pod blocks GC, from before the watermark passes its event: the
+argument is that of any reference, with "applied" read as "kept".
 
 While a store does not answer, holdings stay pending. A repository of a million links is listed in pages, each added in
 a transaction of its own, beside the workers' batches.
@@ -44,10 +44,10 @@ from coordinator.storage.layout import (
     parse_layer_link,
     parse_link_name,
 )
-from coordinator.storage.manifests import StoredManifest, read
+from coordinator.storage.manifests import StoredManifest, read_stored_manifest
 from coordinator.storage.port import ObjectInfo, ObjectNotFoundError, ObjectStore
 from coordinator.table import kept_by_links
-from coordinator.table.apply import BatchApply
+from coordinator.table.apply import BatchApplier
 from coordinator.table.batch import Item, Reports
 
 log = structlog.get_logger()
@@ -80,7 +80,7 @@ class LinkKeeper:
         """Make calls that are under way end soon: what is done stays done, and the rest stays pending."""
         self._stopped.set()
 
-    def _check(self) -> None:
+    def _check_not_stopped(self) -> None:
         if self._stopped.is_set():
             raise UnavailableError("The process is stopping: the next one keeps the links.")
 
@@ -88,10 +88,10 @@ class LinkKeeper:
         self.stop()
         self._lookups.shutdown(wait=False, cancel_futures=True)
 
-    def read(self, disputed: Collection[Digest], reports: Reports) -> None:
+    def read_disputed(self, disputed: Collection[Digest], reports: Reports) -> None:
         """Read manifests whose reports differ: their bytes decide. Raises UnavailableError."""
-        found = self._read(list(islice(disputed, DISPUTED_LIMIT)))
-        self._learn(found, reports)
+        found = self._read_manifests(list(islice(disputed, DISPUTED_LIMIT)))
+        self._apply_manifests(found, reports)
         log.info("reports of manifests' references differ: their bytes decide", manifests=len(found))
 
     def round(self) -> int:
@@ -101,35 +101,39 @@ class LinkKeeper:
         """
         after = 0
         while True:
-            self._check()
+            self._check_not_stopped()
             with self._connections.use() as connection:
-                unread = kept_by_links.unread(connection, after, READ_BATCH)
+                unread = kept_by_links.read_unread_manifests(connection, after, READ_BATCH)
             if not unread:
                 break
-            self._learn(self._read([digest for _, digest in unread]))
+            self._apply_manifests(self._read_manifests([digest for _, digest in unread]))
             after = unread[-1][0]
         with self._connections.use() as connection:
-            repositories = kept_by_links.pending_repositories(connection)
-        return sum(self._keep(repository, pending=True) for repository in repositories)
+            repositories = kept_by_links.read_pending_repositories(connection)
+        return sum(self._keep_links(repository, pending=True) for repository in repositories)
 
-    def refresh(self, pod_id: int) -> None:
+    def refresh_links(self, pod_id: int) -> None:
         """Keep links for all such holdings of a pod again, and release links that are no longer needed.
 
         The caller has read the pod's manifests. Raises UnavailableError.
         """
         with self._connections.use() as connection:
-            repositories = kept_by_links.repositories_by_links(connection, pod_id)
+            repositories = kept_by_links.read_repositories_by_links(connection, pod_id)
         for repository in repositories:
-            self._keep(repository, pending=False)
+            self._keep_links(repository, pending=False)
         with self._connections.use() as connection:
-            released = kept_by_links.release(connection, pod_id)
+            released = kept_by_links.release_links(connection, pod_id)
         if released:
             log.info("links are no longer kept", links=released)
 
-    def _read(self, wanted: Sequence[Digest]) -> dict[Digest, StoredManifest]:
-        return dict(zip(wanted, self._lookups.map(lambda digest: read(self._store, digest), wanted), strict=True))
+    def _read_manifests(self, wanted: Sequence[Digest]) -> dict[Digest, StoredManifest]:
+        return dict(
+            zip(
+                wanted, self._lookups.map(lambda digest: read_stored_manifest(self._store, digest), wanted), strict=True
+            )
+        )
 
-    def _learn(self, found: dict[Digest, StoredManifest], reports: Reports | None = None) -> None:
+    def _apply_manifests(self, found: dict[Digest, StoredManifest], reports: Reports | None = None) -> None:
         for digest, stored in found.items():
             if stored.corrupt:
                 log.error("a manifest's bytes have another digest", manifest=format_digest(digest))
@@ -139,15 +143,15 @@ class LinkKeeper:
         ]
         if items:
             with self._connections.use() as connection:
-                BatchApply(connection, self._margin).apply_found(items, reports)
+                BatchApplier(connection, self._margin).apply_stored(items, reports)
 
-    def _keep(self, repository_id: int, *, pending: bool) -> int:
+    def _keep_links(self, repository_id: int, *, pending: bool) -> int:
         """Count the links of one repository for its manifests whose bytes do not say all that they need.
 
         Return the number of holdings that are done.
         """
         with self._connections.use() as connection:
-            found = kept_by_links.holdings(connection, repository_id, HOLDINGS_LIMIT, pending=pending)
+            found = kept_by_links.read_holdings(connection, repository_id, HOLDINGS_LIMIT, pending=pending)
         if not found:
             return 0
         _, repository, pod, *_ = found[0]
@@ -155,9 +159,9 @@ class LinkKeeper:
         others: dict[str, None] = {}
         whole = False
         for start in range(0, len(found), READ_BATCH):
-            self._check()
-            stored = self._read([holding.digest for holding in found[start : start + READ_BATCH]])
-            self._learn(stored)
+            self._check_not_stopped()
+            stored = self._read_manifests([holding.digest for holding in found[start : start + READ_BATCH]])
+            self._apply_manifests(stored)
             for each in stored.values():
                 if not each.by_links:
                     continue
@@ -167,31 +171,31 @@ class LinkKeeper:
                     others |= dict.fromkeys(each.others)
         if not whole:
             keys = [other_link_key(repository, other) for other in others]
-            named = list(self._lookups.map(self._named, keys))
+            named = list(self._lookups.map(self._read_other_link, keys))
             links = dict(each for each in named if each is not None)
             whole = None in named
         if whole:
             with self._connections.use() as connection:
-                kept_by_links.keep_known(connection, repository_id)
-            self._add(repository, pod, self._listed(repository))
+                kept_by_links.keep_known_links(connection, repository_id)
+            self._add_links(repository, pod, self._list_links(repository))
         else:
-            self._add(repository, pod, iter(links.items()))
+            self._add_links(repository, pod, iter(links.items()))
         with self._connections.use() as connection:
-            ended = kept_by_links.listed(connection, found)
+            ended = kept_by_links.mark_holdings_listed(connection, found)
         log.info("links are kept for manifests", repository=repository, manifests=len(found), all=whole)
         return ended
 
-    def _add(self, repository: RepositoryName, pod: int, links: Iterator[tuple[Digest, ObjectInfo]]) -> None:
+    def _add_links(self, repository: RepositoryName, pod: int, links: Iterator[tuple[Digest, ObjectInfo]]) -> None:
         while batch := dict(islice(links, LINK_BATCH)):
-            self._check()
+            self._check_not_stopped()
             items = [
                 Item(0, 0, pod, BlobLinked(repository, digest, link.modified_at, None), None)
                 for digest, link in batch.items()
             ]
             with self._connections.use() as connection:
-                BatchApply(connection, self._margin).apply_kept(repository, items)
+                BatchApplier(connection, self._margin).apply_kept_links(repository, items)
 
-    def _listed(self, repository: RepositoryName) -> Iterator[tuple[Digest, ObjectInfo]]:
+    def _list_links(self, repository: RepositoryName) -> Iterator[tuple[Digest, ObjectInfo]]:
         """Give everything that a repository links: layers, by any algorithm, and manifests."""
         waiting: list[str] = []
         for entry in self._store.walk(layers_folder(repository)):
@@ -200,18 +204,18 @@ class LinkKeeper:
             elif entry.key.endswith("/link"):
                 waiting.append(entry.key)
             if len(waiting) == LINK_BATCH:
-                yield from self._named_by(waiting)
+                yield from self._read_other_links(waiting)
                 waiting.clear()
-        yield from self._named_by(waiting)
+        yield from self._read_other_links(waiting)
         folder = link_folder(repository, LinkKind.REVISION)
         for entry in self._store.walk(folder):
             if (digest := parse_link_name(entry.key[len(folder) :])) is not None:
                 yield digest, entry
 
-    def _named_by(self, keys: Sequence[str]) -> Iterator[tuple[Digest, ObjectInfo]]:
-        return (found for found in self._lookups.map(self._named, keys) if found is not None)
+    def _read_other_links(self, keys: Sequence[str]) -> Iterator[tuple[Digest, ObjectInfo]]:
+        return (found for found in self._lookups.map(self._read_other_link, keys) if found is not None)
 
-    def _named(self, key: str) -> tuple[Digest, ObjectInfo] | None:
+    def _read_other_link(self, key: str) -> tuple[Digest, ObjectInfo] | None:
         """Return the sha256 that a link of another algorithm names; None if there is no such link, or it names none."""
         try:
             content = self._store.get(key, limit=LINK_BYTES)

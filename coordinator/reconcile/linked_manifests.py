@@ -6,7 +6,8 @@ children were uploaded as blobs, and serves all that they list; and a tag may po
 A manifest that an index or a tag of the repository names in this way is held as if it had been pushed, until both links
 are gone (resolve.py). Other such manifests do not matter: no client got an answer that they were accepted.
 
-Route: the worker, after a batch with indexes -> `Layered.take_up`; a reconcile -> `manifests` (compare.py)
+Route: the worker, after a batch with indexes -> `ChildAdder.add_children`; a reconcile -> `find_linked_manifests`
+(compare.py)
 Not here: which children are not held (reconcile/table.py).
 """
 
@@ -23,9 +24,9 @@ from coordinator.domain.names import Digest, RepositoryName
 from coordinator.reconcile import table
 from coordinator.reconcile.table import Child
 from coordinator.storage.layout import layer_link_key
-from coordinator.storage.manifests import read
+from coordinator.storage.manifests import read_stored_manifest
 from coordinator.storage.port import ObjectStore
-from coordinator.table.apply import BatchApply
+from coordinator.table.apply import BatchApplier
 from coordinator.table.batch import Item
 
 log = structlog.get_logger()
@@ -38,7 +39,7 @@ OTHERS_LIMIT = 100_000
 Named = tuple[RepositoryName, Digest]
 
 
-class Layered:
+class ChildAdder:
     """Adds the children of new indexes to the table. Safe to use from several threads."""
 
     def __init__(self, connections: Connections, store: ObjectStore, margin: timedelta) -> None:
@@ -52,7 +53,7 @@ class Layered:
     def close(self) -> None:
         self._lookups.shutdown(wait=False, cancel_futures=True)
 
-    def take_up(self, indexes: Sequence[Named]) -> int:
+    def add_children(self, indexes: Sequence[Named]) -> int:
         """Add holdings of the children that the indexes' repositories have by the link of a blob; return how many.
 
         Raises UnavailableError, after it has perhaps added some: a reconcile finds the others.
@@ -60,16 +61,16 @@ class Layered:
         taken = 0
         while indexes:
             with self._connections.use() as connection:
-                children = table.unheld_children(connection, indexes)
+                children = table.read_unheld_children(connection, indexes)
             asked = [child for child in children if child.digest not in self._others]
-            found = manifests(self._store, self._lookups, asked, self._others)
+            found = find_linked_manifests(self._store, self._lookups, asked, self._others)
             if len(self._others) > OTHERS_LIMIT:
                 self._others.clear()
             pods = {child.repository: child.pod_id for child in children}
             items = [Item(0, 0, pods[fact.repository], fact, None) for fact in found]
             if items:
                 with self._connections.use() as connection:
-                    BatchApply(connection, self._margin).apply_found(items)
+                    BatchApplier(connection, self._margin).apply_stored(items)
                 log.info("manifests are held by links of blobs", manifests=len(items))
             taken += len(items)
             # Children may be indexes; digests allow no circle, so this ends.
@@ -77,7 +78,7 @@ class Layered:
         return taken
 
 
-def manifests(
+def find_linked_manifests(
     store: ObjectStore, lookups: Executor, named: Iterable[Named | Child], others: set[Digest] | None = None
 ) -> list[ManifestPushed]:
     """Return those of these that are manifests which their repositories link as blobs; raises UnavailableError.
@@ -87,11 +88,13 @@ def manifests(
     A child without any link, not known as a manifest, is returned if its bytes are a manifest: the registry accepted
     the index while it had the child.
     """
-    found = lookups.map(lambda each: _check(store, each, others), dict.fromkeys(named))
+    found = lookups.map(lambda each: _find_linked_manifest(store, each, others), dict.fromkeys(named))
     return [fact for fact in found if fact is not None]
 
 
-def _check(store: ObjectStore, named: Named | Child, others: set[Digest] | None) -> ManifestPushed | None:
+def _find_linked_manifest(
+    store: ObjectStore, named: Named | Child, others: set[Digest] | None
+) -> ManifestPushed | None:
     if isinstance(named, Child):
         _, repository, digest, implied = named
         needed = not implied
@@ -100,7 +103,7 @@ def _check(store: ObjectStore, named: Named | Child, others: set[Digest] | None)
     link = store.head(layer_link_key(repository, digest))
     if link is None and not needed:
         return None
-    stored = read(store, digest)
+    stored = read_stored_manifest(store, digest)
     if not stored.could_be:
         # A blob that is too large was not read, so its bytes are not known.
         if others is not None and stored.size is not None:

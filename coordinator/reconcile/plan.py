@@ -17,7 +17,7 @@ from coordinator.storage.port import ObjectStore
 FOLDERS_LIMIT = 64
 
 
-def parts(
+def plan_parts(
     store: ObjectStore,
     prefixes: Sequence[RepositoryName],
     wanted: int = PRODUCTION.parts,
@@ -27,39 +27,39 @@ def parts(
     waiting = [repository_prefix(prefix) for prefix in prefixes]
     done: list[str] = []
     while waiting and len(done) + len(waiting) < wanted:
-        children, names = _children(store, waiting.pop(0), folders_limit)
+        children, names = _split_folder(store, waiting.pop(0), folders_limit)
         done += children
         waiting += names
     return sorted(done + waiting)
 
 
-def _children(store: ObjectStore, prefix: str, folders_limit: int) -> tuple[list[str], list[str]]:
+def _split_folder(store: ObjectStore, prefix: str, folders_limit: int) -> tuple[list[str], list[str]]:
     """Return the parts in a folder that are not split further, and folders that may be."""
     done: list[str] = []
     folders: list[str] = []
-    beginnings = _Beginnings()
-    for folder in store.folders(prefix):
+    beginnings = _CommonBeginning()
+    for folder in store.list_folders(prefix):
         name = folder[len(prefix) :]
         if name.startswith("_"):
             # The folder is itself a repository. Its other subfolders, such as uploads, have no links.
             done += [prefix + links for links in (*LINK_FOLDERS.values(), TAGS) if links.startswith(name)]
             continue
-        beginnings.take(name)
+        beginnings.add(name)
         if len(folders) <= folders_limit:
             folders.append(folder)
     if len(folders) <= folders_limit:
         return done, folders
-    return done + [prefix + beginning for beginning in beginnings.all()], []
+    return done + [prefix + beginning for beginning in beginnings.list_beginnings()], []
 
 
-class _Beginnings:
+class _CommonBeginning:
     """The common beginning of names, and each letter that follows it. Memory does not grow with the names."""
 
     def __init__(self) -> None:
         self._common: str | None = None
         self._characters: set[str] = set()
 
-    def take(self, name: str) -> None:
+    def add(self, name: str) -> None:
         """Add a name. It ends with a slash, so that none is the beginning of another."""
         if self._common is None:
             self._common = name
@@ -70,5 +70,5 @@ class _Beginnings:
         self._common = name[:differ]
         self._characters.add(name[differ : differ + 1])
 
-    def all(self) -> list[str]:
+    def list_beginnings(self) -> list[str]:
         return [(self._common or "") + character for character in self._characters]

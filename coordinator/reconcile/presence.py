@@ -1,14 +1,14 @@
 """Verify that referenced blobs have bytes in storage: one without becomes `missing`, and `live` once they are found.
 
 Route: the scheduler, at intervals -> `Presence.round`: missing blobs, and manifests that could not be read;
-audit/audit.py with blobs that a listing did not show -> `heads`, `resolve`. Nothing else makes a blob missing.
+audit/audit.py with blobs that a listing did not show -> `head_blobs`, `resolve`. Nothing else makes a blob missing.
 
-Each absence is looked up twice: by `heads`, without a lock, and again with the facts locked (db/locks.py), so that "it
-is referenced" and "it has no bytes" are true at the same time, and a push that is applied later finds the state that
-follows. The next round sees bytes that come just after the look-up.
+Each absence is looked up twice: by `head_blobs`, without a lock, and again with the facts locked (db/locks.py), so that
+"it is referenced" and "it has no bytes" are true at the same time, and a push that is applied later finds the state
+that follows. The next round sees bytes that come just after the look-up.
 An outage proves nothing (scenario 16): a store that answers with an error ends the look-up. So does a bucket without
 any blob that the table needs, before the look-up or after it: it is probably another bucket, or empty for a while.
-A blob that may rightly have no bytes here (lifecycle.may_lack_bytes) never becomes missing.
+A blob that may rightly have no bytes here (lifecycle.read_rightly_without_bytes) never becomes missing.
 Not here: the rule (domain/lifecycle.py), hiding and restoring bytes.
 """
 
@@ -20,14 +20,14 @@ import structlog
 
 from coordinator.db import locks
 from coordinator.db.connection import Connections
-from coordinator.domain.lifecycle import BlobState, after_check
+from coordinator.domain.lifecycle import BlobState, state_after_check
 from coordinator.domain.names import Digest, format_digest
 from coordinator.errors import UnavailableError
 from coordinator.reconcile.resolve import NotHereError
 from coordinator.storage.layout import blob_key
 from coordinator.storage.port import ObjectInfo, ObjectStore
 from coordinator.table import lifecycle
-from coordinator.table.lifecycle import KnownBlob, Move
+from coordinator.table.lifecycle import KnownBlob, Transition
 
 log = structlog.get_logger()
 
@@ -36,11 +36,11 @@ BATCH = 64
 LOOKUPS_AT_ONCE = 16
 LOOKUP_TIMEOUT_S = 5.0
 #: Blobs of each kind that one round looks up; the next round continues after them.
-ROUND = 1000
+ROUND_LIMIT = 1000
 #: Newest rows, and oldest rows, among which a stored blob is sought: there is one if this is the right bucket.
 SAMPLE_ROWS = 100
 #: Digests that a log line names.
-NAMED = 5
+NAMES_SHOWN = 5
 
 
 class Presence:
@@ -52,7 +52,7 @@ class Presence:
         store: ObjectStore,
         *,
         batch: int = BATCH,
-        per_round: int = ROUND,
+        per_round: int = ROUND_LIMIT,
         lookups_at_once: int = LOOKUPS_AT_ONCE,
     ) -> None:
         self._connections = connections
@@ -66,21 +66,21 @@ class Presence:
     def close(self) -> None:
         self._lookups.shutdown(wait=False, cancel_futures=True)
 
-    def round(self) -> list[Move]:
+    def round(self) -> list[Transition]:
         """Look up some missing blobs, and some manifests that could not be read; later rounds take the others."""
         with self._connections.use() as connection:
-            missing = lifecycle.missing(connection, self._missing_after, self._round)
-            unread = lifecycle.unread(connection, self._unread_after, self._round)
-            excused = lifecycle.may_lack_bytes(connection, [blob.id for blob in missing])
-        found = self.heads([blob.digest for blob in (*missing, *unread)])
+            missing = lifecycle.read_missing_blobs(connection, self._missing_after, self._round)
+            unread = lifecycle.read_unread_manifests(connection, self._unread_after, self._round)
+            excused = lifecycle.read_rightly_without_bytes(connection, [blob.id for blob in missing])
+        found = self.head_blobs([blob.digest for blob in (*missing, *unread)])
         moves = self.resolve([blob.digest for blob in missing if found[blob.digest] is not None or blob.id in excused])
         moves += self.resolve([blob.digest for blob in unread if found[blob.digest] is None])
         self._missing_after = missing[-1].id if len(missing) == self._round else 0
         self._unread_after = unread[-1].id if len(unread) == self._round else 0
-        _log_moves(moves)
+        _log_transitions(moves)
         return moves
 
-    def heads(self, wanted: Sequence[Digest], timeout: float | None = None) -> dict[Digest, ObjectInfo | None]:
+    def head_blobs(self, wanted: Sequence[Digest], timeout: float | None = None) -> dict[Digest, ObjectInfo | None]:
         """Return what storage has of each blob; raises UnavailableError, also after `timeout` seconds."""
         try:
             found = list(self._lookups.map(lambda digest: self._store.head(blob_key(digest)), wanted, timeout=timeout))
@@ -88,92 +88,92 @@ class Presence:
             raise UnavailableError("The object store answers too slowly to look for blobs: try again.") from error
         return dict(zip(wanted, found, strict=True))
 
-    def resolve(self, wanted: Iterable[Digest]) -> list[Move]:
+    def resolve(self, wanted: Iterable[Digest]) -> list[Transition]:
         """Look up these blobs again under the lock, and write the states that follow; return what changed.
 
         Raises NotHereError if blobs would become missing in a bucket that has none of the table's blobs, and
         UnavailableError, after it has perhaps done some of it.
         """
-        moved: list[Move] = []
+        moved: list[Transition] = []
         waiting = iter(wanted)
         while batch := list(islice(waiting, self._batch)):
             # Outside the lock: a store that is away must not stop the writers.
             self._store.check()
             stored_here = self._is_stored_here()
             with self._connections.use() as connection, connection.transaction():
-                locks.enter(connection, alone=True)
-                needed = [blob for blob in lifecycle.load(connection, batch) if blob.referenced]
-                found = self.heads([blob.digest for blob in needed], LOOKUP_TIMEOUT_S)
+                locks.lock_facts(connection, alone=True)
+                needed = [blob for blob in lifecycle.read_blobs(connection, batch) if blob.referenced]
+                found = self.head_blobs([blob.digest for blob in needed], LOOKUP_TIMEOUT_S)
                 absent = [blob for blob in needed if found[blob.digest] is None]
-                excused = lifecycle.may_lack_bytes(connection, [blob.id for blob in absent])
-                moves = _moves(needed, found, excused)
+                excused = lifecycle.read_rightly_without_bytes(connection, [blob.id for blob in absent])
+                moves = _find_transitions(needed, found, excused)
                 if any(each.to is BlobState.MISSING for each in moves) and not (stored_here and self._is_stored_here()):
-                    raise _not_here(moves[0].blob)
-                lifecycle.move(connection, moves)
+                    raise _not_here_error(moves[0].blob)
+                lifecycle.apply_transitions(connection, moves)
             moved += moves
         return moved
 
-    def note_unserved(self, wanted: Iterable[Digest]) -> list[Move]:
+    def mark_unserved_purged(self, wanted: Iterable[Digest]) -> list[Transition]:
         """Make unreferenced blobs without bytes `purged`; return them.
 
         A later reference then makes the restorer look for the bytes: a blob must not become live without a look-up. A
         lost history may have hidden or purged it. Raises as `resolve`.
         """
-        moved: list[Move] = []
+        moved: list[Transition] = []
         waiting = iter(wanted)
         while batch := list(islice(waiting, self._batch)):
             self._store.check()
             with self._connections.use() as connection:
-                some_live = bool(lifecycle.some_live(connection, SAMPLE_ROWS))
+                some_live = bool(lifecycle.read_live_sample(connection, SAMPLE_ROWS))
             stored_here = self._is_stored_here()
             with self._connections.use() as connection, connection.transaction():
-                locks.enter(connection, alone=True)
+                locks.lock_facts(connection, alone=True)
                 unneeded = [
                     blob
-                    for blob in lifecycle.load(connection, batch)
+                    for blob in lifecycle.read_blobs(connection, batch)
                     if blob.state is BlobState.UNREFERENCED and not blob.referenced
                 ]
-                found = self.heads([blob.digest for blob in unneeded], LOOKUP_TIMEOUT_S)
-                moves = [Move(blob, BlobState.PURGED) for blob in unneeded if found[blob.digest] is None]
+                found = self.head_blobs([blob.digest for blob in unneeded], LOOKUP_TIMEOUT_S)
+                moves = [Transition(blob, BlobState.PURGED) for blob in unneeded if found[blob.digest] is None]
                 # Without live blobs none can show that this is the right bucket.
                 if moves and some_live and not (stored_here and self._is_stored_here()):
-                    raise _not_here(moves[0].blob)
-                lifecycle.move(connection, moves)
+                    raise _not_here_error(moves[0].blob)
+                lifecycle.apply_transitions(connection, moves)
             moved += moves
         return moved
 
     def _is_stored_here(self) -> bool:
         """Whether any blob of a sample has bytes here: if not, the absence of others proves nothing."""
         with self._connections.use() as connection:
-            sample = lifecycle.some_live(connection, SAMPLE_ROWS)
+            sample = lifecycle.read_live_sample(connection, SAMPLE_ROWS)
         return any(self._store.head(blob_key(digest)) is not None for digest in sample)
 
 
-def _moves(
+def _find_transitions(
     needed: Sequence[KnownBlob], found: Mapping[Digest, ObjectInfo | None], excused: Container[int]
-) -> list[Move]:
+) -> list[Transition]:
     """Return the moves that follow from a look-up; `excused`: ids of blobs that may rightly have no bytes here."""
     moves = []
     for blob in needed:
-        to = after_check(blob.state, referenced=True, stored=found[blob.digest] is not None)
+        to = state_after_check(blob.state, referenced=True, stored=found[blob.digest] is not None)
         if to is BlobState.MISSING and blob.id in excused:
-            to = after_check(blob.state, referenced=True, stored=True)
+            to = state_after_check(blob.state, referenced=True, stored=True)
         if to is not blob.state:
-            moves.append(Move(blob, to))
+            moves.append(Transition(blob, to))
     return moves
 
 
-def _not_here(blob: KnownBlob) -> NotHereError:
+def _not_here_error(blob: KnownBlob) -> NotHereError:
     return NotHereError(
         f"Storage has neither {format_digest(blob.digest)} nor any other blob that was looked up. Check "
         "BALEEN_S3_BUCKET and BALEEN_S3_ROOT."
     )
 
 
-def _log_moves(moves: Sequence[Move]) -> None:
+def _log_transitions(moves: Sequence[Transition]) -> None:
     lost = [format_digest(each.blob.digest) for each in moves if each.to is BlobState.MISSING]
     found = [format_digest(each.blob.digest) for each in moves if each.to is BlobState.LIVE]
     if lost:
-        log.error("referenced blobs have no bytes", blobs=len(lost), examples=lost[:NAMED])
+        log.error("referenced blobs have no bytes", blobs=len(lost), examples=lost[:NAMES_SHOWN])
     if found:
-        log.info("missing blobs have their bytes again", blobs=len(found), examples=found[:NAMED])
+        log.info("missing blobs have their bytes again", blobs=len(found), examples=found[:NAMES_SHOWN])

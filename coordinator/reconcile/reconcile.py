@@ -1,6 +1,6 @@
 """The job that makes the table agree with a pod's links in storage: after events were lost, and once for every pod.
 
-Route: coordinator/jobs/work.py -> `Reconcile` -> plan.py -> parts, several at once (compare.py) -> repositories that
+Route: coordinator/jobs/work.py -> `Reconciler` -> plan.py -> parts, several at once (compare.py) -> repositories that
 were not listed at all -> earlier doubtful removals -> `Ending`: one transaction resolves gaps, retires dead processes
 and ends the job.
 
@@ -57,12 +57,12 @@ from coordinator.table.doubtful_removals import Confirmation
 
 log = structlog.get_logger()
 
-KIND = "reconcile"
+JOB_KIND = "reconcile"
 
 _CHECK_ROOT = "Check BALEEN_S3_BUCKET and BALEEN_S3_ROOT."
 
 
-class Content(IntEnum):
+class StoredContent(IntEnum):
     """What the bucket has of a pod. Only links prove that the pod keeps its links there (evidence.py)."""
 
     NOTHING = 0
@@ -74,7 +74,7 @@ class LostPartsError(BaleenError):
     """The database has lost what the job wrote."""
 
 
-class Reconcile:
+class Reconciler:
     """The runner of reconcile jobs; serves several threads. Its connections are set up by `rows.prepare`."""
 
     def __init__(
@@ -107,42 +107,44 @@ class Reconcile:
 
     def __call__(self, work: Work) -> Ending:
         tally = Tally(work.job.progress)
-        work.follow(tally.progress)
-        pod = self._pod(work)
+        work.follow_progress(tally.progress)
+        pod = self._read_pod(work)
         self._store.check()
-        presence = self._presence(pod)
-        parts = self._parts(work, pod)
+        presence = self._check_content(pod)
+        parts = self._plan_parts(work, pod)
         scope = Scope(work.job, pod, tuple(parts), self._margin, self._link_grace, self._sizes)
-        tally.plan(parts)
+        tally.set_parts(parts)
         self._compare_parts(work, scope, tally)
         with self._connections.use() as connection:
-            comparison = self._comparison(scope, connection, tally, work.check)
+            comparison = self._make_comparison(scope, connection, tally, work.check)
             for kind in LinkKind if pod.mode is PodMode.LINK else (LinkKind.REVISION,):
-                comparison.unlisted(kind)
-            comparison.children()
+                comparison.verify_unlisted(kind)
+            comparison.add_children()
             if comparison.read_reported():
                 # Some of them may be indexes.
-                comparison.children()
-            jobs.rest_done(connection, work.job)
-        self._link_keeper.refresh(pod.id)
+                comparison.add_children()
+            jobs.record_rest_done(connection, work.job)
+        self._link_keeper.refresh_links(pod.id)
         self._resolve_doubtful_removals(work, scope, tally)
-        if self._presence(pod) < presence:
-            what = "Links" if presence is Content.LINKS else "Objects"
+        if self._check_content(pod) < presence:
+            what = "Links" if presence is StoredContent.LINKS else "Objects"
             raise NotHereError(
                 f"Storage had {what.lower()} of pod {work.job.pod} when the reconcile began, and has none now. Find "
                 f"out what removed them. {_CHECK_ROOT}"
             )
 
-        absent = self._absent(work)
+        absent = self._find_absent(work)
 
         def end(connection: Any) -> Mapping[str, Any]:
             # Ask the database, not memory: another one may have taken its place meanwhile.
-            if unfinished := jobs.unfinished(connection, work.job, scope.parts):
+            if unfinished := jobs.read_unfinished_parts(connection, work.job, scope.parts):
                 raise LostPartsError(
                     f"The database has lost that {len(unfinished)} of {len(scope.parts)} parts are done: it was failed "
                     "over, or restored. No gap is resolved; the reconcile is tried again."
                 )
-            return tally.progress() | table.end(connection, work.job, self._request_bound, absent, self._limits)
+            return tally.progress() | table.write_result(
+                connection, work.job, self._request_bound, absent, self._limits
+            )
 
         return end
 
@@ -150,34 +152,34 @@ class Reconcile:
         """Resolve doubtful removals that events left, also in repositories of which storage has nothing."""
 
         def count(results: Sequence[Confirmation]) -> None:
-            tally.change(Change.DOUBTFUL_REMOVAL_RESOLVED, len(results))
-            tally.removed(results)
+            tally.count_change(Change.DOUBTFUL_REMOVAL_RESOLVED, len(results))
+            tally.count_removed(results)
             work.check()
 
-        self._resolver.resolve(pod_id=scope.pod.id, prefixes=scope.pod.prefixes, on_resolved=count)
+        self._resolver.resolve_all(pod_id=scope.pod.id, prefixes=scope.pod.prefixes, on_resolved=count)
 
-    def _absent(self, work: Work) -> list[RepositoryName]:
+    def _find_absent(self, work: Work) -> list[RepositoryName]:
         """Return the repositories of open dead letters that no reconcile lists and of which storage has nothing."""
         with self._connections.use() as connection:
-            wanted = dead_letters.unlisted(connection, work.job)
+            wanted = dead_letters.read_unlisted_repositories(connection, work.job)
         return [name for name in wanted if not is_stored(self._store, name)]
 
-    def _presence(self, pod: ReconciledPod) -> Content:
+    def _check_content(self, pod: ReconciledPod) -> StoredContent:
         """Return what this bucket and root have of the pod; raises NotHereError if they have no registry's objects."""
         if self._evidence.has_link(tuple(pod.prefixes)):
-            return Content.LINKS
+            return StoredContent.LINKS
         if any(self._store.list(repository_prefix(prefix), limit=1) for prefix in pod.prefixes):
-            return Content.OBJECTS
+            return StoredContent.OBJECTS
         if self._store.list(f"{BASE}/", limit=1):
-            return Content.NOTHING
+            return StoredContent.NOTHING
         raise NotHereError(
             f"The object store has nothing below {BASE}/: no registry has stored anything in this bucket and root. "
             f"{_CHECK_ROOT} A new pod is reconciled once its registry has stored something."
         )
 
-    def _pod(self, work: Work) -> ReconciledPod:
+    def _read_pod(self, work: Work) -> ReconciledPod:
         with self._connections.use() as connection:
-            pod = table.pod(connection, work.job.its_pod)
+            pod = table.read_pod(connection, work.job.required_pod_id)
         if pod is None:
             raise NotFoundError(f"Pod {work.job.pod} is no longer registered.")
         if not pod.kind.is_reconcilable:
@@ -186,17 +188,17 @@ class Reconcile:
             )
         return pod
 
-    def _parts(self, work: Work, pod: ReconciledPod) -> Mapping[str, Mapping[str, Any] | None]:
+    def _plan_parts(self, work: Work, pod: ReconciledPod) -> Mapping[str, Mapping[str, Any] | None]:
         with self._connections.use() as connection:
-            parts = jobs.parts(connection, work.job)
+            parts = jobs.read_parts(connection, work.job)
             if not parts:
-                jobs.plan(connection, work.job, plan.parts(self._store, pod.prefixes, self._sizes.parts))
-                parts = jobs.parts(connection, work.job)
+                jobs.write_parts(connection, work.job, plan.plan_parts(self._store, pod.prefixes, self._sizes.parts))
+                parts = jobs.read_parts(connection, work.job)
         return parts
 
     def _compare_parts(self, work: Work, scope: Scope, tally: Tally) -> None:
         with self._connections.use() as connection:
-            waiting = [name for name, counts in jobs.parts(connection, work.job).items() if counts is None]
+            waiting = [name for name, counts in jobs.read_parts(connection, work.job).items() if counts is None]
         parts: SimpleQueue[str] = SimpleQueue()
         for name in waiting:
             parts.put(name)
@@ -232,8 +234,8 @@ class Reconcile:
         for attempt in range(self._sizes.attempts):
             try:
                 with self._connections.use() as connection:
-                    self._comparison(scope, connection, tally, check).part(name)
-                    jobs.part_done(connection, work.job, name, tally.listed_in(name))
+                    self._make_comparison(scope, connection, tally, check).compare_part(name)
+                    jobs.record_part_done(connection, work.job, name, tally.part_counts(name))
                 break
             except UnavailableError as error:
                 if attempt == self._sizes.attempts - 1:
@@ -241,7 +243,7 @@ class Reconcile:
                 log.warning("part will be tried again", job=work.job.id, part=name, reason=str(error))
             work.pause(self._sizes.first_pause_s * 2**attempt)
             check()
-        tally.done()
+        tally.end_parts()
 
-    def _comparison(self, scope: Scope, connection: Any, tally: Tally, check: Callable[[], None]) -> Comparison:
+    def _make_comparison(self, scope: Scope, connection: Any, tally: Tally, check: Callable[[], None]) -> Comparison:
         return Comparison(scope, connection, self._store, self._resolver, self._lookups, tally, check)

@@ -1,8 +1,8 @@
 """Resolve doubtful removals by looking up the pod's links in storage.
 
 Route: workers/processor.py after a batch that left doubtful removals, and workers/app.py at intervals ->
-`Resolver.resolve`; compare.py with links that a listing did not show -> `Resolver.resolve_unlisted`. Both make the same
-look-up.
+`Resolver.resolve_all`; compare.py with links that a listing did not show -> `Resolver.resolve_unlisted`. Both make the
+same look-up.
 
 The facts are locked during the look-up (db/locks.py): it sees the link of a push that wrote it before; the event of a
 push that writes its link later comes later, and finds the table as this left it. Without the lock a push could be
@@ -34,16 +34,16 @@ from coordinator.table.doubtful_removals import Confirmation, DoubtfulRemoval
 log = structlog.get_logger()
 
 #: Doubtful removals that one transaction resolves: all writers wait for it, so it must be short.
-BATCH = 64
+BATCH_SIZE = 64
 LOOKUPS_AT_ONCE = 16
 LOOKUP_TIMEOUT_S = 5.0
-NEW = timedelta(minutes=1)
+NEW_WITHIN = timedelta(minutes=1)
 
 #: Names: below one of them there is a link, if the pod keeps its links in this bucket and root.
-Place = tuple[RepositoryName, ...]
+Prefixes = tuple[RepositoryName, ...]
 
 
-class Resolved(NamedTuple):
+class ResolveResult(NamedTuple):
     """Counts of what was removed, and of doubtful removals that were resolved."""
 
     removed: int = 0
@@ -64,38 +64,38 @@ class Resolver:
     def close(self) -> None:
         self._lookups.shutdown(wait=False, cancel_futures=True)
 
-    def resolve_new(self) -> Resolved:
+    def resolve_new(self) -> ResolveResult:
         """Resolve the doubtful removals of the last minute; old unresolvable ones must not delay each batch."""
-        return self.resolve(newer_than=NEW)
+        return self.resolve_all(newer_than=NEW_WITHIN)
 
-    def resolve(
+    def resolve_all(
         self,
         newer_than: timedelta | None = None,
         *,
         pod_id: int | None = None,
         prefixes: Sequence[RepositoryName] = (),
         on_resolved: Callable[[Sequence[Confirmation]], None] | None = None,
-    ) -> Resolved:
+    ) -> ResolveResult:
         """Resolve all doubtful removals that can be resolved, or those of one pod; `on_resolved` gets each committed
         batch.
 
         `prefixes`: all of that pod's. Without them, only links below the prefixes of a removal's repository show that
         the pod keeps its links here.
         """
-        resolved = Resolved()
-        after = doubtful_removals.BEGINNING
+        resolved = ResolveResult()
+        after = doubtful_removals.FIRST_KEY
         while True:
             # Outside the lock: a store that is away must not stop the writers.
             self._store.check()
             with self._connections.use() as connection, connection.transaction():
-                locks.enter(connection, alone=True)
-                found = doubtful_removals.load(connection, after, BATCH, newer_than, pod_id)
+                locks.lock_facts(connection, alone=True)
+                found = doubtful_removals.read_doubtful_removals(connection, after, BATCH_SIZE, newer_than, pod_id)
                 if not found:
                     return resolved
                 checked = self._look_up(found, prefixes)
                 results = [result for result in checked if result is not None]
-                removed = doubtful_removals.resolve(connection, results)
-            resolved = Resolved(resolved.removed + removed, resolved.removals + len(results))
+                removed = doubtful_removals.apply_confirmations(connection, results)
+            resolved = ResolveResult(resolved.removed + removed, resolved.removals + len(results))
             if results:
                 log.info("doubtful removals resolved", removals=len(results), removed=removed)
                 if on_resolved is not None:
@@ -103,7 +103,7 @@ class Resolver:
             after = found[-1].key
 
     def resolve_unlisted(
-        self, keys: Sequence[doubtful_removals.Key], at: datetime.datetime, prefixes: Sequence[RepositoryName]
+        self, keys: Sequence[doubtful_removals.RemovalKey], at: datetime.datetime, prefixes: Sequence[RepositoryName]
     ) -> list[Confirmation]:
         """Question at most BATCH links that a listing begun at `at` did not show, and resolve them at once.
 
@@ -112,12 +112,12 @@ class Resolver:
         Only the look-up under the lock decides, not the caller's listing. Raises NotHereError, with nothing doubted, if
         a link is absent and nothing shows that the pod keeps its links here.
         """
-        assert len(keys) <= BATCH
+        assert len(keys) <= BATCH_SIZE
         self._store.check()
         with self._connections.use() as connection, connection.transaction():
-            locks.enter(connection, alone=True)
+            locks.lock_facts(connection, alone=True)
             results: list[Confirmation] = []
-            raised = doubtful_removals.record(connection, keys, at)
+            raised = doubtful_removals.record_unlisted(connection, keys, at)
             for doubtful, result in zip(raised, self._look_up(raised, prefixes), strict=True):
                 if result is None:
                     raise NotHereError(
@@ -127,7 +127,7 @@ class Resolver:
                         "relay."
                     )
                 results.append(result)
-            doubtful_removals.resolve(connection, results)
+            doubtful_removals.apply_confirmations(connection, results)
         return results
 
     def _look_up(self, found: list[DoubtfulRemoval], prefixes: Sequence[RepositoryName]) -> list[Confirmation | None]:
@@ -135,11 +135,11 @@ class Resolver:
         places = [tuple(prefixes or doubtful.prefixes or (doubtful.repository,)) for doubtful in found]
         named = list(dict.fromkeys(doubtful.repository for doubtful in found))
         try:
-            before = self._proved(places, named)
+            before = self._find_proved(places, named)
             results = list(self._lookups.map(self._confirm, found, timeout=LOOKUP_TIMEOUT_S))
             absent = [_is_gone(result) for result in results]
             asked = (place for place, gone in zip(places, absent, strict=True) if gone and place in before)
-            after = self._proved(asked, named)
+            after = self._find_proved(asked, named)
         except TimeoutError as error:
             raise UnavailableError("The object store answers too slowly to resolve removals: try again.") from error
         return [
@@ -156,7 +156,7 @@ class Resolver:
         # A registry serves a manifest by either link (layered.py).
         return Confirmation(doubtful, held=revision or (doubtful.held and layer), linked=doubtful.linked and layer)
 
-    def _proved(self, places: Iterable[Place], named: Sequence[RepositoryName]) -> set[Place]:
+    def _find_proved(self, places: Iterable[Prefixes], named: Sequence[RepositoryName]) -> set[Prefixes]:
         """Return the places where a link is found; `named` as in evidence.py."""
         asked = list(dict.fromkeys(places))
         found = self._lookups.map(lambda place: self._evidence.has_link(place, named), asked, timeout=LOOKUP_TIMEOUT_S)

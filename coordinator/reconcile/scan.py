@@ -25,7 +25,7 @@ from coordinator.storage.port import ObjectInfo
 PROGRESS_EVERY = 1000
 
 
-class Listed(NamedTuple):
+class ListedLink(NamedTuple):
     """A link object."""
 
     folder: LinkFolder
@@ -33,14 +33,14 @@ class Listed(NamedTuple):
     modified_at: datetime
 
 
-def links(
+def find_links(
     objects: Iterable[ObjectInfo],
     *,
     layers_after: datetime | None,
     on_progress: Callable[[int, int], None],
     tagged: Callable[[RepositoryName, Digest], None] = lambda _repository, _digest: None,
     progress_every: int = PROGRESS_EVERY,
-) -> Iterator[Listed]:
+) -> Iterator[ListedLink]:
     """Give the links among objects; layer links only if they are younger than `layers_after`, unless that is None.
 
     `tagged` gets each digest that a tag points to or has pointed to. `on_progress` gets now and then the number of
@@ -73,5 +73,5 @@ def links(
         digest = parse_link_name(key[len(beginning) :])
         if digest is not None:
             links += 1
-            yield Listed(folder, digest, modified_at)
+            yield ListedLink(folder, digest, modified_at)
     on_progress(keys, links)

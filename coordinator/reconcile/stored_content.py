@@ -13,7 +13,7 @@ from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.own import PROBE_REPOSITORY, PROBE_TAG, is_scratch
 from coordinator.domain.pods import PodMode
 from coordinator.errors import ConflictError
-from coordinator.reconcile.scan import links
+from coordinator.reconcile.scan import find_links
 from coordinator.storage.layout import BASE, link_key, repository_prefix
 from coordinator.storage.port import ObjectInfo, ObjectReader
 
@@ -21,7 +21,7 @@ from coordinator.storage.port import ObjectInfo, ObjectReader
 KEYS_LIMIT = 100_000
 
 
-def holds_anything(
+def has_any_link(
     store: ObjectReader,
     prefixes: Sequence[RepositoryName],
     mode: PodMode,
@@ -36,8 +36,8 @@ def holds_anything(
     store.check()
     counting = frozenset(LinkKind) if mode is PodMode.LINK else {LinkKind.REVISION}
     tags: list[RepositoryName] = []
-    found = links(
-        _listed(store, prefixes, limit, image),
+    found = find_links(
+        _list_objects(store, prefixes, limit, image),
         layers_after=None,
         on_progress=lambda _keys, _links: None,
         tagged=lambda repository, _: tags.append(repository),
@@ -63,7 +63,7 @@ def is_stored(store: ObjectReader, repository: RepositoryName) -> bool:
     return False
 
 
-def _listed(
+def _list_objects(
     store: ObjectReader, prefixes: Sequence[RepositoryName], limit: int, image: Collection[Digest]
 ) -> Iterator[ObjectInfo]:
     """List everything below these prefixes, except what Baleen made."""

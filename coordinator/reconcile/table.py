@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from psycopg import Connection
 
 from coordinator.db import locks
-from coordinator.db.arrays import digests, integers
+from coordinator.db.arrays import digest_array, integer_array
 from coordinator.db.locks import END_LOCK, PODS_LOCK
 from coordinator.domain.merge import LinkKind, TableLink
 from coordinator.domain.names import Digest, RepositoryName
@@ -29,7 +29,7 @@ from coordinator.table.batch import DeadLetterLimits
 #: Sorting millions of a repository's holdings takes longer than other statements may.
 SORT_TIMEOUT = "15min"
 
-_names = itertools.count(1)
+_cursor_numbers = itertools.count(1)
 
 
 class ReconciledPod(NamedTuple):
@@ -41,7 +41,7 @@ class ReconciledPod(NamedTuple):
     managed: bool = True
 
 
-class Unlisted(NamedTuple):
+class UnlistedLink(NamedTuple):
     """A holding or link in the table that was not listed."""
 
     repository_id: int
@@ -49,7 +49,7 @@ class Unlisted(NamedTuple):
     digest: Digest
 
 
-def pod(connection: Connection[Any], pod_id: int) -> ReconciledPod | None:
+def read_pod(connection: Connection[Any], pod_id: int) -> ReconciledPod | None:
     with connection.transaction():
         # Wait for a prefix that is being added. Else its gap is written after this, and a reconcile without the prefix
         # does not resolve it.
@@ -65,12 +65,12 @@ def pod(connection: Connection[Any], pod_id: int) -> ReconciledPod | None:
     return None if row is None else ReconciledPod(row[0], PodMode(row[1]), PodKind(row[2]), row[3], row[4])
 
 
-def repository_ids(
+def ensure_repositories(
     connection: Connection[Any], pod_id: int, names: Sequence[RepositoryName]
 ) -> dict[RepositoryName, int]:
     """Return the ids of the pod's repositories; adds rows for new ones."""
     with connection.transaction():
-        locks.enter(connection)
+        locks.lock_facts(connection)
         connection.execute(
             """
             INSERT INTO repositories (name, pod_id)
@@ -94,7 +94,7 @@ def mark_listed(connection: Connection[Any], job: Job, kind: LinkKind, repositor
         INSERT INTO job_repositories (job_id, kind, repository_id) SELECT %s, %s, unnest(%s::int[])
         ON CONFLICT DO NOTHING
         """,
-        (job.id, int(kind), integers(repositories)),
+        (job.id, int(kind), integer_array(repositories)),
     )
 
 
@@ -119,7 +119,7 @@ def forget_listed(
 
 #: The table of each kind of link, and its column with the blob.
 _TABLES = {LinkKind.REVISION: ("repository_manifests", "manifest_id"), LinkKind.LAYER: ("repository_blobs", "blob_id")}
-_KNOWN = {
+_SELECT_KNOWN = {
     LinkKind.REVISION: """
         SELECT h.repository_id, b.digest, h.pushed_at < %(began)s OR h.pushed_at > now() + %(margin)s
         FROM unnest(%(repositories)s::int[]) d (id)
@@ -136,7 +136,7 @@ _KNOWN = {
 
 
 @contextmanager
-def known(
+def read_known_links(
     connection: Connection[Any],
     kind: LinkKind,
     repositories: Sequence[int],
@@ -148,15 +148,15 @@ def known(
 
     `old` of a holding is by the registry's clock; a time in the future proves nothing, and counts as old.
     """
-    values = {"repositories": integers(repositories), "began": began_at, "margin": margin}
-    with _cursor(connection, _KNOWN[kind], values, fetched, large=len(repositories) == 1) as rows:
+    values = {"repositories": integer_array(repositories), "began": began_at, "margin": margin}
+    with _query(connection, _SELECT_KNOWN[kind], values, fetched, large=len(repositories) == 1) as rows:
         yield (TableLink(row[0], Digest(row[1]), row[2]) for row in rows)
 
 
 @contextmanager
-def unlisted(
+def read_unlisted_links(
     connection: Connection[Any], job: Job, kind: LinkKind, margin: timedelta, fetched: int
-) -> Iterator[Iterator[Unlisted]]:
+) -> Iterator[Iterator[UnlistedLink]]:
     """Give links older than the job, in repositories of which no link of the kind was listed."""
     table, column = _TABLES[kind]
     old = {
@@ -170,12 +170,12 @@ def unlisted(
             SELECT FROM job_repositories s WHERE s.job_id = %(job)s AND s.kind = %(kind)s AND s.repository_id = r.id)
     """
     values = {"pod": job.pod_id, "job": job.id, "kind": int(kind), "began": job.began_at, "margin": margin}
-    with _cursor(connection, statement, values, fetched, large=True) as rows:
-        yield (Unlisted(row[0], RepositoryName(row[1]), Digest(row[2])) for row in rows)
+    with _query(connection, statement, values, fetched, large=True) as rows:
+        yield (UnlistedLink(row[0], RepositoryName(row[1]), Digest(row[2])) for row in rows)
 
 
 @contextmanager
-def reported(
+def read_reported_manifests(
     connection: Connection[Any], pod_id: int, fetched: int
 ) -> Iterator[Iterator[tuple[RepositoryName, Digest]]]:
     """Give each of the pod's manifests whose bytes were not read, or do not say everything, with a repository."""
@@ -185,12 +185,12 @@ def reported(
         JOIN manifests m ON m.id = h.manifest_id JOIN blobs b ON b.id = m.id
         WHERE r.pod_id = %(pod)s AND (NOT m.verified OR m.by_links) ORDER BY m.id
     """
-    with _cursor(connection, statement, {"pod": pod_id}, fetched, large=True) as rows:
+    with _query(connection, statement, {"pod": pod_id}, fetched, large=True) as rows:
         yield ((RepositoryName(row[0]), Digest(row[1])) for row in rows)
 
 
 #: Children of a repository's indexes without a known link in the repository; and whether the index keeps them anyway.
-_UNHELD_CHILDREN = f"""
+_SELECT_UNHELD_CHILDREN = f"""
     SELECT r.pod_id, r.name, c.digest, EXISTS (
         SELECT FROM repository_manifests x WHERE x.manifest_id = u.id AND x.repository_id = r.id) AS implied
     FROM {{indexes}} JOIN repository_manifests h ON h.repository_id = r.id
@@ -212,31 +212,31 @@ class Child(NamedTuple):
 
 
 @contextmanager
-def children(connection: Connection[Any], pod_id: int, fetched: int) -> Iterator[Iterator[Child]]:
+def read_children(connection: Connection[Any], pod_id: int, fetched: int) -> Iterator[Iterator[Child]]:
     """Give the children, without a known link, of all indexes of the pod; some more than once."""
-    statement = _UNHELD_CHILDREN.format(indexes="repositories r", which="r.pod_id = %(pod)s")
-    with _cursor(connection, statement, {"pod": pod_id}, fetched, large=True) as rows:
-        yield (_child(row) for row in rows)
+    statement = _SELECT_UNHELD_CHILDREN.format(indexes="repositories r", which="r.pod_id = %(pod)s")
+    with _query(connection, statement, {"pod": pod_id}, fetched, large=True) as rows:
+        yield (_make_child(row) for row in rows)
 
 
-def unheld_children(connection: Connection[Any], indexes: Sequence[tuple[RepositoryName, Digest]]) -> list[Child]:
+def read_unheld_children(connection: Connection[Any], indexes: Sequence[tuple[RepositoryName, Digest]]) -> list[Child]:
     """Return the children, without a known link, of these indexes. Only of pods whose links are in shared storage."""
     found = connection.execute(
-        _UNHELD_CHILDREN.format(
+        _SELECT_UNHELD_CHILDREN.format(
             indexes="""unnest(%s::text[], %s::bytea[]) d (name, digest) JOIN repositories r ON r.name = d.name
                 JOIN pods p ON p.id = r.pod_id JOIN blobs i ON i.digest = d.digest""",
             which="h.manifest_id = i.id AND p.links_in_store",
         ),
-        ([name for name, _ in indexes], digests(digest for _, digest in indexes)),
+        ([name for name, _ in indexes], digest_array(digest for _, digest in indexes)),
     )
-    return [_child(row) for row in found]
+    return [_make_child(row) for row in found]
 
 
-def _child(row: tuple[Any, ...]) -> Child:
+def _make_child(row: tuple[Any, ...]) -> Child:
     return Child(row[0], RepositoryName(row[1]), Digest(row[2]), row[3])
 
 
-def lacking(
+def read_lacking(
     connection: Connection[Any], kind: LinkKind, named: Sequence[tuple[RepositoryName, Digest]]
 ) -> set[tuple[RepositoryName, Digest]]:
     """Return those of these holdings, or links, that the table does not have. An implied holding has no link."""
@@ -249,24 +249,24 @@ def lacking(
         JOIN repositories r ON r.name = d.name JOIN blobs b ON b.digest = d.digest
         JOIN {table} t ON t.{column} = b.id AND t.repository_id = r.id {own}
         """,
-        ([name for name, _ in named], digests(digest for _, digest in named)),
+        ([name for name, _ in named], digest_array(digest for _, digest in named)),
     )
     return set(named) - {(RepositoryName(row[0]), Digest(row[1])) for row in found}
 
 
-def unsized(connection: Connection[Any], wanted: Sequence[Digest]) -> list[Digest]:
+def read_unsized(connection: Connection[Any], wanted: Sequence[Digest]) -> list[Digest]:
     """Return those of these blobs whose size is not known."""
     found = connection.execute(
         """
         SELECT d.digest FROM unnest(%s::bytea[]) d (digest) LEFT JOIN blobs b ON b.digest = d.digest
         WHERE coalesce(b.size, -1) < 0
         """,
-        (digests(wanted),),
+        (digest_array(wanted),),
     )
     return [Digest(row[0]) for row in found]
 
 
-def end(
+def write_result(
     connection: Connection[Any],
     job: Job,
     request_bound: timedelta,
@@ -291,23 +291,23 @@ def end(
     gaps = connection.execute(
         f"""
         UPDATE gaps g SET resolved_at = clock_timestamp(), resolved_why = %s
-        WHERE g.pod_id = %s AND g.resolved_at IS NULL AND g.resolves_from <= %s AND {dead_letters.FITS}
+        WHERE g.pod_id = %s AND g.resolved_at IS NULL AND g.resolves_from <= %s AND {dead_letters.GAP_FITS_POD}
         """,
         (why, job.pod_id, job.began_at),
     ).rowcount
-    resolved = dead_letters.resolve(connection, job, absent, why)
-    dead_letters.forget(connection, limits or DeadLetterLimits())
-    processes.resolve_unechoed(connection, job.its_pod, job.began_at, request_bound)
-    retired = processes.retire_dead(connection, job.its_pod, job.began_at, request_bound, why)
+    resolved = dead_letters.resolve_covered(connection, job, absent, why)
+    dead_letters.delete_resolved(connection, limits or DeadLetterLimits())
+    processes.delete_unechoed_probes(connection, job.required_pod_id, job.began_at, request_bound)
+    retired = processes.retire_dead_processes(connection, job.required_pod_id, job.began_at, request_bound, why)
     return {"gaps_resolved": gaps, "processes_retired": retired, "dead_letters_resolved": resolved}
 
 
 @contextmanager
-def _cursor(
+def _query(
     connection: Connection[Any], statement: str, values: Mapping[str, Any], fetched: int, *, large: bool
 ) -> Iterator[Iterator[tuple[Any, ...]]]:
     """Run a query whose rows the server keeps, and give them; `fetched` of them are in memory at once."""
-    cursor = connection.cursor(f"reconcile_{next(_names)}", withhold=True)
+    cursor = connection.cursor(f"reconcile_{next(_cursor_numbers)}", withhold=True)
     with cursor:
         with connection.transaction():
             if large:
@@ -317,9 +317,9 @@ def _cursor(
                 connection.execute("SET LOCAL plan_cache_mode = auto")
                 connection.execute(f"SET LOCAL statement_timeout = '{SORT_TIMEOUT}'")
             cursor.execute(statement, values, binary=True)
-        yield _fetch(cursor, fetched)
+        yield _fetch_rows(cursor, fetched)
 
 
-def _fetch(cursor: Any, count: int) -> Iterator[tuple[Any, ...]]:
+def _fetch_rows(cursor: Any, count: int) -> Iterator[tuple[Any, ...]]:
     while rows := cursor.fetchmany(count):
         yield from rows

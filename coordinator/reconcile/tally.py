@@ -56,11 +56,11 @@ class Tally:
         self._listed: dict[str, tuple[int, int]] = {}
         self._parts = self._parts_done = 0
 
-    def change(self, change: Change, count: int = 1) -> None:
+    def count_change(self, change: Change, count: int = 1) -> None:
         with self._lock:
             self._changes[change] += count
 
-    def example(self, change: Change, repository: RepositoryName, digest: Digest, why: str | None = None) -> None:
+    def add_example(self, change: Change, repository: RepositoryName, digest: Digest, why: str | None = None) -> None:
         """Add an example of a change, up to EXAMPLES."""
         with self._lock:
             if self._shown[change] < EXAMPLES:
@@ -74,7 +74,7 @@ class Tally:
                     }
                 )
 
-    def removed(self, results: Sequence[Confirmation]) -> None:
+    def count_removed(self, results: Sequence[Confirmation]) -> None:
         """Count what was removed because its link does not exist."""
         for doubtful, held, linked in results:
             for change, gone in (
@@ -82,10 +82,10 @@ class Tally:
                 (Change.LINK_REMOVED, doubtful.linked and not linked),
             ):
                 if gone:
-                    self.change(change)
-                    self.example(change, doubtful.repository, doubtful.digest)
+                    self.count_change(change)
+                    self.add_example(change, doubtful.repository, doubtful.digest)
 
-    def plan(self, parts: Mapping[str, Mapping[str, Any] | None]) -> None:
+    def set_parts(self, parts: Mapping[str, Mapping[str, Any] | None]) -> None:
         """Set the parts, with the counts of those that are done."""
         with self._lock:
             self._parts = len(parts)
@@ -93,22 +93,22 @@ class Tally:
             self._parts_done = len(done)
             self._listed = {name: (counts.get("keys", 0), counts.get("links", 0)) for name, counts in done.items()}
 
-    def begin(self, part: str) -> None:
+    def begin_part(self, part: str) -> None:
         with self._lock:
             self._listed[part] = (0, 0)
 
-    def listed(self, part: str, keys: int, links: int) -> None:
+    def set_listed(self, part: str, keys: int, links: int) -> None:
         with self._lock:
             before = self._listed[part]
             self._listed[part] = (before[0] + keys, before[1] + links)
 
-    def listed_in(self, part: str) -> dict[str, int]:
+    def part_counts(self, part: str) -> dict[str, int]:
         """Return the counts to write with a finished part."""
         with self._lock:
             keys, links = self._listed[part]
         return {"keys": keys, "links": links}
 
-    def done(self) -> None:
+    def end_parts(self) -> None:
         with self._lock:
             self._parts_done += 1
 

@@ -45,7 +45,7 @@ class Credentials(NamedTuple):
 _TokenText = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]+$")]
 
 
-class _Issued(msgspec.Struct, frozen=True):
+class _IssuerBody(msgspec.Struct, frozen=True):
     """An issuer's answer."""
 
     token: _TokenText | None = None
@@ -53,7 +53,7 @@ class _Issued(msgspec.Struct, frozen=True):
     expires_in: float | None = None
 
 
-_issued = msgspec.json.Decoder(_Issued)
+_body_decoder = msgspec.json.Decoder(_IssuerBody)
 
 
 class _Token(NamedTuple):
@@ -79,32 +79,32 @@ class RegistryAuth(httpx.Auth):
         return f"RegistryAuth({str(self._registry)!r})"
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        purpose = _purpose(request)
-        if (known := self._known(purpose)) is not None:
+        purpose = _purpose_of(request)
+        if (known := self._cached_header(purpose)) is not None:
             request.headers["Authorization"] = known
         response = yield request
-        if response.status_code != httpx.codes.UNAUTHORIZED or not same_origin(response.request.url, self._registry):
+        if response.status_code != httpx.codes.UNAUTHORIZED or not is_same_origin(response.request.url, self._registry):
             return
         self._tokens.pop(purpose, None)
-        found = _challenge(response)
+        found = _parse_challenge(response)
         if found is None:
             return
         scheme, parameters = found
         if scheme == "basic":
             if self._credentials is None or known is not None:
                 return
-            token = _Token(_basic(self._credentials), float("inf"))
+            token = _Token(_basic_header(self._credentials), float("inf"))
         else:
-            answer = yield self._token_request(parameters, request)
+            answer = yield self._make_token_request(parameters, request)
             answer.read()
-            token = self._token(answer)
+            token = self._parse_token(answer)
         self._remember(purpose, token)
         # A body from a file or a generator cannot be sent again. The next request of this kind has the token.
         if isinstance(request.stream, httpx.ByteStream):
             request.headers["Authorization"] = token.header
             yield request
 
-    def _known(self, purpose: Purpose) -> str | None:
+    def _cached_header(self, purpose: Purpose) -> str | None:
         token = self._tokens.get(purpose)
         if token is None or self._clock() >= token.ends_at:
             return None
@@ -115,28 +115,28 @@ class RegistryAuth(httpx.Auth):
             self._tokens.pop(next(iter(self._tokens)))
         self._tokens[purpose] = token
 
-    def _token_request(self, parameters: dict[str, str], cause: httpx.Request) -> httpx.Request:
+    def _make_token_request(self, parameters: dict[str, str], cause: httpx.Request) -> httpx.Request:
         try:
             realm = httpx.URL(parameters["realm"])
         except (KeyError, httpx.InvalidURL) as error:
-            raise self._refused("names no token issuer: correct its `auth.token.realm`") from error
+            raise self._make_error("names no token issuer: correct its `auth.token.realm`") from error
         if realm.scheme not in {"http", "https"} or not realm.host:
-            raise self._refused("names a token issuer that is not an http URL: correct its `auth.token.realm`")
+            raise self._make_error("names a token issuer that is not an http URL: correct its `auth.token.realm`")
         if realm.scheme == "http" and self._registry.scheme == "https":
-            raise self._refused("names a token issuer without TLS, which gets no credentials: enable TLS there too")
+            raise self._make_error("names a token issuer without TLS, which gets no credentials: enable TLS there too")
         asked = [("service", parameters["service"])] if parameters.get("service") else []
         asked += [("scope", scope) for scope in parameters.get("scope", "").split()]
         headers = {"Accept": "application/json"}
         if self._credentials is not None:
             asked.append(("account", self._credentials.username))
-            headers["Authorization"] = _basic(self._credentials)
+            headers["Authorization"] = _basic_header(self._credentials)
         for name, value in asked:
             realm = realm.copy_add_param(name, value)
         # It has the timeouts of the original request. Its answer is short, also if the original one's is long.
         timeouts = {name: value for name, value in cause.extensions.items() if name == "timeout"}
         return httpx.Request("GET", realm, headers=headers, extensions=timeouts)
 
-    def _token(self, answer: httpx.Response) -> _Token:
+    def _parse_token(self, answer: httpx.Response) -> _Token:
         issuer = f"{answer.request.url.scheme}://{answer.request.url.netloc.decode()}"
         if answer.status_code != httpx.codes.OK:
             raise RegistryAuthenticationError(
@@ -146,9 +146,9 @@ class RegistryAuth(httpx.Auth):
                 challenged=answer.status_code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN},
             )
         try:
-            issued = _issued.decode(answer.content)
+            issued = _body_decoder.decode(answer.content)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            issued = _Issued()
+            issued = _IssuerBody()
         token = issued.token or issued.access_token
         if not token:
             raise RegistryAuthenticationError(
@@ -158,17 +158,17 @@ class RegistryAuth(httpx.Auth):
         seconds = issued.expires_in or TOKEN_SECONDS
         return _Token(f"Bearer {token}", self._clock() + max(seconds - LEEWAY_SECONDS, 0))
 
-    def _refused(self, what: str) -> RegistryAuthenticationError:
+    def _make_error(self, what: str) -> RegistryAuthenticationError:
         return RegistryAuthenticationError(
             f"The registry {self._registry} {what}.", registry_status=401, challenged=True
         )
 
 
-def same_origin(one: httpx.URL, other: httpx.URL) -> bool:
+def is_same_origin(one: httpx.URL, other: httpx.URL) -> bool:
     return (one.scheme, one.host, one.port) == (other.scheme, other.host, other.port)
 
 
-def _purpose(request: httpx.Request) -> Purpose:
+def _purpose_of(request: httpx.Request) -> Purpose:
     match = _REPOSITORY.match(request.url.path)
     action = {"GET": "pull", "HEAD": "pull", "DELETE": "delete"}.get(request.method, "push")
     # Deleting an unfinished upload takes the right to push.
@@ -177,7 +177,7 @@ def _purpose(request: httpx.Request) -> Purpose:
     return action, "" if match is None else match["name"], request.url.params.get("from", "")
 
 
-def _challenge(response: httpx.Response) -> tuple[str, dict[str, str]] | None:
+def _parse_challenge(response: httpx.Response) -> tuple[str, dict[str, str]] | None:
     """Return the first challenge that this client supports: its scheme in lower case and its parameters."""
     for header in response.headers.get_list("WWW-Authenticate"):
         if (match := _CHALLENGE.match(header)) is not None:
@@ -188,6 +188,6 @@ def _challenge(response: httpx.Response) -> tuple[str, dict[str, str]] | None:
     return None
 
 
-def _basic(credentials: Credentials) -> str:
+def _basic_header(credentials: Credentials) -> str:
     pair = f"{credentials.username}:{credentials.password.reveal()}"
     return f"Basic {base64.b64encode(pair.encode()).decode()}"

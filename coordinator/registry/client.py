@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Self
 import httpx
 
 from coordinator.domain.references import MANIFEST_BYTES_LIMIT
-from coordinator.registry.auth import Credentials, RegistryAuth, same_origin
+from coordinator.registry.auth import Credentials, RegistryAuth, is_same_origin
 from coordinator.registry.errors import (
     RegistryAuthenticationError,
     RegistryContentError,
@@ -27,11 +27,19 @@ from coordinator.registry.errors import (
     RegistryUnreachableError,
 )
 from coordinator.registry.images import DOCKER, OCI, Image, Index, sha256_digest
-from coordinator.registry.transport import LONG, AtAddress, asked, bounded, tls_context, was_refused, why
+from coordinator.registry.transport import (
+    LONG_ANSWER,
+    AddressTransport,
+    describe_error,
+    is_refused,
+    make_response_limiter,
+    request_url,
+    tls_context,
+)
 
 __all__ = [
     "Manifest",
-    "Pulled",
+    "PulledImage",
     "RegistryAuthenticationError",
     "RegistryClient",
     "RegistryContentError",
@@ -43,7 +51,7 @@ __all__ = [
 
 CHUNK_BYTES = 1 << 20
 #: Headers that distinguish a registry, or a proxy before it, from a store that answers every request with 403.
-OF_REGISTRIES = ("WWW-Authenticate", "Docker-Distribution-Api-Version")
+REGISTRY_HEADERS = ("WWW-Authenticate", "Docker-Distribution-Api-Version")
 INDEX_TYPES = frozenset({OCI.index, DOCKER.index})
 ACCEPT = f"{OCI.manifest}, {OCI.index}, {DOCKER.manifest}, {DOCKER.index}, */*"
 
@@ -56,12 +64,12 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class Pulled:
+class PulledImage:
     """The digests of a pulled image, each compared with its bytes."""
 
     digest: str
     blobs: tuple[str, ...]  # configuration first, then the layers
-    children: tuple["Pulled", ...]
+    children: tuple["PulledImage", ...]
 
 
 class RegistryClient:
@@ -96,8 +104,8 @@ class RegistryClient:
             timeout=timeout,
             verify=tls,
             limits=limits,
-            transport=None if address is None else AtAddress(self._base_url, address, tls, limits),
-            event_hooks={"response": [bounded(timeout)]},
+            transport=None if address is None else AddressTransport(self._base_url, address, tls, limits),
+            event_hooks={"response": [make_response_limiter(timeout)]},
             trust_env=False,
         )
 
@@ -114,7 +122,7 @@ class RegistryClient:
         self._http.close()
 
     @contextmanager
-    def named(self, user_agent: str) -> Iterator[None]:
+    def use_user_agent(self, user_agent: str) -> Iterator[None]:
         """Use another User-Agent until the block ends. Used by one thread."""
         known = self._http.headers["User-Agent"]
         self._http.headers["User-Agent"] = user_agent
@@ -150,7 +158,7 @@ class RegistryClient:
             for chunk in response.iter_bytes():
                 seen.update(chunk)
                 yield chunk
-        _compare(digest, "sha256:" + seen.hexdigest(), repository)
+        _check_digest(digest, "sha256:" + seen.hexdigest(), repository)
 
     def get_blob(self, repository: str, digest: str) -> bytes:
         return b"".join(self.read_blob(repository, digest))
@@ -182,13 +190,13 @@ class RegistryClient:
     def begin_upload(self, repository: str) -> str:
         """Open an upload and return its session: a path, which may also be valid at another registry process."""
         opened = self._call("POST", f"/v2/{repository}/blobs/uploads/", expect=202)
-        return self._session(opened).raw_path.decode()
+        return self._session_url(opened).raw_path.decode()
 
     def append_upload(self, session: str, pieces: Iterator[bytes], size: int, offset: int) -> str:
         """Send the `size` bytes of an upload that begin at `offset`; return its session after that."""
         answer = self._call(
             "PATCH",
-            self._at(session),
+            self._url_of(session),
             expect=202,
             content=pieces,
             headers={
@@ -197,20 +205,20 @@ class RegistryClient:
                 "Content-Range": f"{offset}-{offset + size - 1}",
             },
         )
-        return self._session(answer).raw_path.decode()
+        return self._session_url(answer).raw_path.decode()
 
     def upload_status(self, session: str) -> tuple[str, int]:
         """Return an upload's session, and how many bytes the registry has of it."""
-        answer = self._call("GET", self._at(session), expect=204)
+        answer = self._call("GET", self._url_of(session), expect=204)
         # `0-0` means no byte or one byte. Sending that one again is refused, and nothing is lost.
         last = answer.headers.get("Range", "0-0").rpartition("-")[2]
         stands = int(last) + 1 if last.isdigit() and last != "0" else 0
-        return self._session(answer).raw_path.decode(), stands
+        return self._session_url(answer).raw_path.decode(), stands
 
     def finish_upload(self, session: str, digest: str, chunks: Iterator[bytes], size: int) -> None:
         self._call(
             "PUT",
-            self._at(session).copy_merge_params({"digest": digest}),
+            self._url_of(session).copy_merge_params({"digest": digest}),
             expect=201,
             content=chunks,
             headers={"Content-Length": str(size), "Content-Type": "application/octet-stream"},
@@ -218,7 +226,7 @@ class RegistryClient:
 
     def cancel_upload(self, session: str) -> None:
         """Cancel an upload; that the registry does not know it, or does not support this, is not an error."""
-        self._call("DELETE", self._at(session), expect=(204, 404, 405))
+        self._call("DELETE", self._url_of(session), expect=(204, 404, 405))
 
     def mount_blob(self, repository: str, digest: str, from_repository: str | None) -> bool:
         """Link a blob of another repository; False if the registry wants it uploaded instead."""
@@ -227,7 +235,7 @@ class RegistryClient:
         if answer.status_code == 201:
             return True
         # The registry has opened an upload that will not be finished: it would stay in its storage forever.
-        self.cancel_upload(self._session(answer).raw_path.decode())
+        self.cancel_upload(self._session_url(answer).raw_path.decode())
         return False
 
     def delete_blob(self, repository: str, digest: str) -> None:
@@ -248,7 +256,7 @@ class RegistryClient:
             media_type = response.headers.get("Content-Type", "").partition(";")[0]
         digest = sha256_digest(content)
         if ":" in reference:
-            _compare(reference, digest, repository)
+            _check_digest(reference, digest, repository)
         return Manifest(content, media_type, digest)
 
     def put_manifest(
@@ -287,26 +295,26 @@ class RegistryClient:
                     self.push_blob(repository, blob.content, digest=blob.digest)
         return self.put_manifest(repository, tag or image.digest, image.media_type, image.content)
 
-    def pull_image(self, repository: str, reference: str) -> Pulled:
+    def pull_image(self, repository: str, reference: str) -> PulledImage:
         """Read an image and everything that it lists, verifying every blob against its digest."""
         manifest = self.get_manifest(repository, reference)
         listed: dict[str, Any] = json.loads(manifest.content)
         if manifest.media_type in INDEX_TYPES:
             children = [self.pull_image(repository, child["digest"]) for child in listed["manifests"]]
-            return Pulled(manifest.digest, (), tuple(children))
+            return PulledImage(manifest.digest, (), tuple(children))
         blobs = [listed["config"]["digest"], *(layer["digest"] for layer in listed["layers"])]
         for blob in blobs:
             for _ in self.read_blob(repository, blob):
                 pass
-        return Pulled(manifest.digest, tuple(blobs), ())
+        return PulledImage(manifest.digest, tuple(blobs), ())
 
     # How a call is made
 
     def _exists(self, path: str, *, user_agent: str | None = None, follow: bool = True) -> bool:
-        answer = self._call("HEAD", path, expect=(200, 404), headers=_headers(user_agent), follow=follow)
+        answer = self._call("HEAD", path, expect=(200, 404), headers=_make_headers(user_agent), follow=follow)
         return answer.status_code == 200
 
-    def _session(self, answer: httpx.Response) -> httpx.URL:
+    def _session_url(self, answer: httpx.Response) -> httpx.URL:
         """Return the upload's URL, at the configured address.
 
         A registry behind a router names the router's host, but the token goes only to the configured address.
@@ -316,9 +324,9 @@ class RegistryClient:
             raise RegistryError(
                 f"The registry {self._base_url} opened an upload without a Location: check its address."
             )
-        return self._at(answer.url.join(location).raw_path.decode())
+        return self._url_of(answer.url.join(location).raw_path.decode())
 
-    def _at(self, path: str) -> httpx.URL:
+    def _url_of(self, path: str) -> httpx.URL:
         return httpx.URL(self._base_url).copy_with(raw_path=path.encode())
 
     def _call(
@@ -333,59 +341,60 @@ class RegistryClient:
         follow: bool = False,
     ) -> httpx.Response:
         request = self._http.build_request(method, url, content=content, params=params, headers=headers)
-        with self._reaching():
+        with self._translate_errors():
             response = self._http.send(request, follow_redirects=follow)
         if response.status_code not in ((expect,) if isinstance(expect, int) else expect):
-            raise _refusal(response, response.content)
+            raise _make_error(response, response.content)
         return response
 
     @contextmanager
     def _stream(self, path: str, *, user_agent: str | None = None) -> Iterator[httpx.Response]:
         # Redirects lead to presigned object store URLs; httpx removes the token for another host.
         with (
-            self._reaching(),
+            self._translate_errors(),
             self._http.stream(
-                "GET", path, headers=_headers(user_agent), follow_redirects=True, extensions={LONG: True}
+                "GET", path, headers=_make_headers(user_agent), follow_redirects=True, extensions={LONG_ANSWER: True}
             ) as response,
         ):
             if response.status_code != 200:
-                raise _refusal(response, response.read())
+                raise _make_error(response, response.read())
             yield response
 
     @contextmanager
-    def _reaching(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except httpx.HTTPError as error:
-            there = asked(error) or httpx.URL(self._base_url)
-            if not same_origin(there, httpx.URL(self._base_url)):
+            there = request_url(error) or httpx.URL(self._base_url)
+            if not is_same_origin(there, httpx.URL(self._base_url)):
                 raise RegistryUnreachableError(
                     f"{there.scheme}://{there.netloc.decode()}, which the registry {self._base_url} named, "
-                    f"did not answer ({why(error)}): check that it can be reached from here."
+                    f"did not answer ({describe_error(error)}): check that it can be reached from here."
                 ) from error
-            kind = RegistryGoneError if was_refused(error) else RegistryUnreachableError
+            kind = RegistryGoneError if is_refused(error) else RegistryUnreachableError
             raise kind(
-                f"The registry {self._base_url} did not answer ({why(error)}): check its address and that it runs."
+                f"The registry {self._base_url} did not answer ({describe_error(error)}): "
+                "check its address and that it runs."
             ) from error
 
 
-def _headers(user_agent: str | None) -> dict[str, str]:
+def _make_headers(user_agent: str | None) -> dict[str, str]:
     return {"Accept": ACCEPT} | ({"User-Agent": user_agent} if user_agent else {})
 
 
-def _refusal(response: httpx.Response, body: bytes) -> RegistryError:
+def _make_error(response: httpx.Response, body: bytes) -> RegistryError:
     request = response.request
-    code, detail = _oci_error(body)
+    code, detail = _parse_oci_error(body)
     reason = " ".join(part for part in (str(response.status_code), code, detail and f"({detail})") if part)
     message = f"The registry answered {reason} to {request.method} {request.url.path}: see its log."
     kind = RegistryNotFoundError if response.status_code == 404 else RegistryError
     asks = response.status_code == httpx.codes.UNAUTHORIZED or (
-        response.status_code == httpx.codes.FORBIDDEN and any(name in response.headers for name in OF_REGISTRIES)
+        response.status_code == httpx.codes.FORBIDDEN and any(name in response.headers for name in REGISTRY_HEADERS)
     )
     return kind(message, registry_status=response.status_code, code=code, challenged=asks)
 
 
-def _oci_error(body: bytes) -> tuple[str | None, str | None]:
+def _parse_oci_error(body: bytes) -> tuple[str | None, str | None]:
     try:
         first = json.loads(body)["errors"][0]
         return str(first["code"]), str(first.get("message", "")) or None
@@ -412,7 +421,7 @@ def _read_limited(response: httpx.Response, limit: int) -> bytes:
     return bytes(content)
 
 
-def _compare(expected: str, actual: str, repository: str) -> None:
+def _check_digest(expected: str, actual: str, repository: str) -> None:
     if expected != actual:
         raise RegistryContentError(
             f"The registry's bytes for {expected} in {repository} have the digest {actual}: "

@@ -23,7 +23,7 @@ def sha256_digest(content: bytes) -> str:
 
 
 @dataclass(frozen=True)
-class Format:
+class ImageFormat:
     """The media types of one family of images."""
 
     manifest: str
@@ -32,13 +32,13 @@ class Format:
     layer: str
 
 
-OCI = Format(
+OCI = ImageFormat(
     manifest="application/vnd.oci.image.manifest.v1+json",
     index="application/vnd.oci.image.index.v1+json",
     config="application/vnd.oci.image.config.v1+json",
     layer="application/vnd.oci.image.layer.v1.tar+gzip",
 )
-DOCKER = Format(
+DOCKER = ImageFormat(
     manifest="application/vnd.docker.distribution.manifest.v2+json",
     index="application/vnd.docker.distribution.manifest.list.v2+json",
     config="application/vnd.docker.container.image.v1+json",
@@ -62,7 +62,7 @@ class Layer:
     def descriptor(self) -> Descriptor:
         return {"mediaType": self.media_type, "size": len(self.content), "digest": self.digest}
 
-    def retyped(self, media_type: str) -> "Layer":
+    def with_media_type(self, media_type: str) -> "Layer":
         """Return the same bytes, and so the same digest, with the media type of another format."""
         return Layer(self.content, media_type, self.diff_id)
 
@@ -109,7 +109,7 @@ class Index:
         return {"mediaType": self.media_type, "size": len(self.content), "digest": self.digest}
 
 
-def make_layer(seed: str, size: int = 2_000, kind: Format = OCI) -> Layer:
+def make_layer(seed: str, size: int = 2_000, kind: ImageFormat = OCI) -> Layer:
     """Make a gzipped tar of one file of `size` bytes that do not compress, all derived from the seed."""
     content = hashlib.shake_256(seed.encode()).digest(size)
     entry = tarfile.TarInfo("bin/" + hashlib.sha256(seed.encode()).hexdigest()[:12])
@@ -126,13 +126,13 @@ def make_image(
     layers: Sequence[Layer] | None = None,
     *,
     sizes: Sequence[int] = (2_000, 500),
-    kind: Format = OCI,
+    kind: ImageFormat = OCI,
     architecture: str = "amd64",
 ) -> Image:
     """Make an image of the given layers, or of new ones of `sizes`; the seed is in its configuration."""
     if layers is None:
         layers = [make_layer(f"{seed}/{number}", size, kind) for number, size in enumerate(sizes)]
-    typed = tuple(layer.retyped(kind.layer) for layer in layers)
+    typed = tuple(layer.with_media_type(kind.layer) for layer in layers)
     platform = {"architecture": architecture, "os": "linux"}
     configuration = {
         "created": "2024-01-01T00:00:00Z",
@@ -141,24 +141,24 @@ def make_image(
         "rootfs": {"type": "layers", "diff_ids": [layer.diff_id for layer in typed]},
         "history": [{"created_by": "make_image"} for _ in typed],
     }
-    config = Layer(_json(configuration), kind.config)
+    config = Layer(_encode_json(configuration), kind.config)
     manifest = {
         "schemaVersion": 2,
         "mediaType": kind.manifest,
         "config": config.descriptor,
         "layers": [layer.descriptor for layer in typed],
     }
-    return Image(_json(manifest), kind.manifest, config, typed, platform)
+    return Image(_encode_json(manifest), kind.manifest, config, typed, platform)
 
 
-def make_index(manifests: Sequence[Image | Index], kind: Format = OCI) -> Index:
+def make_index(manifests: Sequence[Image | Index], kind: ImageFormat = OCI) -> Index:
     content = {
         "schemaVersion": 2,
         "mediaType": kind.index,
         "manifests": [manifest.descriptor for manifest in manifests],
     }
-    return Index(_json(content), kind.index, tuple(manifests))
+    return Index(_encode_json(content), kind.index, tuple(manifests))
 
 
-def _json(value: dict[str, Any]) -> bytes:
+def _encode_json(value: dict[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()

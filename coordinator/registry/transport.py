@@ -14,7 +14,7 @@ from typing import Final
 import httpx
 
 from coordinator.errors import SettingsError
-from coordinator.registry.auth import same_origin
+from coordinator.registry.auth import is_same_origin
 
 #: OpenSSL's names, by release, for bytes that are not TLS.
 _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"})
@@ -22,10 +22,10 @@ _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_
 #: The most bytes of an answer that is no blob and no manifest: an error, a token, a few words.
 SHORT_ANSWER_BYTES: Final = 256 * 1024
 #: Marks a request whose answer may be long.
-LONG: Final = "baleen_long"
+LONG_ANSWER: Final = "baleen_long"
 
 
-class AtAddress(httpx.HTTPTransport):
+class AddressTransport(httpx.HTTPTransport):
     """Connects to one address of the registry's host; the Host header and TLS still name the host."""
 
     def __init__(self, base_url: str, address: str, tls: ssl.SSLContext, limits: httpx.Limits) -> None:
@@ -35,7 +35,7 @@ class AtAddress(httpx.HTTPTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         url = request.url
-        if not same_origin(url, self._registry):
+        if not is_same_origin(url, self._registry):
             return super().handle_request(request)  # a token's issuer, a redirect's target
         there = httpx.Request(
             request.method,
@@ -69,15 +69,15 @@ class _ShortAnswer(httpx.SyncByteStream):
         self._stream.close()
 
 
-def bounded(seconds: float) -> Callable[[httpx.Response], None]:
+def make_response_limiter(seconds: float) -> Callable[[httpx.Response], None]:
     """Return a hook for responses that limits them in size and time, except for the 200 of a LONG request."""
 
-    def bound(response: httpx.Response) -> None:
-        is_long = response.status_code == httpx.codes.OK and response.request.extensions.get(LONG)
+    def limit_response(response: httpx.Response) -> None:
+        is_long = response.status_code == httpx.codes.OK and response.request.extensions.get(LONG_ANSWER)
         if not is_long and isinstance(response.stream, httpx.SyncByteStream):
             response.stream = _ShortAnswer(response.stream, seconds)
 
-    return bound
+    return limit_response
 
 
 @functools.cache
@@ -92,19 +92,19 @@ def tls_context(ca_file: str | None) -> ssl.SSLContext:
     return context
 
 
-def asked(error: httpx.HTTPError) -> httpx.URL | None:
+def request_url(error: httpx.HTTPError) -> httpx.URL | None:
     try:
         return error.request.url
     except RuntimeError:  # it failed before there was a request
         return None
 
 
-def was_refused(error: BaseException) -> bool:
+def is_refused(error: BaseException) -> bool:
     """Whether the other side refused the connection, which proves more than silence."""
     return any(isinstance(cause, ConnectionRefusedError) for cause in _causes(error))
 
 
-def why(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return the reason of a failure, in the system's words if possible: httpx has one name for all of them."""
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):

@@ -1,7 +1,7 @@
 """Write the nginx configuration of the router: which server answers which request of the distribution protocol.
 
-Route: pods and options -> `configuration` -> templates/nginx.conf.j2, whose server and maps are in nginx-http.conf.j2
--> the text that nginx reads. The same pods give the same text.
+Route: pods and options -> `make_configuration` -> templates/nginx.conf.j2, whose server and maps are in
+nginx-http.conf.j2 -> the text that nginx reads. The same pods give the same text.
 
 Principles of the configuration:
 - *One reading of a path.* nginx decodes and resolves a path once (`$uri`: `%2F`, `%2e%2e`, `//`, `/./`). It forwards
@@ -156,9 +156,9 @@ def parse_issuer(text: str, option: str) -> Issuer:
     return Issuer(parse_registry(match[1]), match[2] or "/")
 
 
-def configuration(pods: Iterable[RoutedPod], options: Options) -> str:
+def make_configuration(pods: Iterable[RoutedPod], options: Options) -> str:
     """Return the configuration; raises UsageError that names the pod which cannot be served."""
-    served = servable(pods)
+    served = servable_pods(pods)
     issuer = options.external_issuer
     return TEMPLATES.get_template("nginx.conf.j2").render(
         options=options,
@@ -178,17 +178,17 @@ def configuration(pods: Iterable[RoutedPod], options: Options) -> str:
     )
 
 
-def servable(pods: Iterable[RoutedPod]) -> list[RoutedPod]:
+def servable_pods(pods: Iterable[RoutedPod]) -> list[RoutedPod]:
     """Return the pods that have a registry, by name; raises UsageError for one that no router can serve."""
     served = sorted((pod for pod in pods if pod.registries), key=lambda pod: pod.name)
     if not served:
         raise UsageError("No pod has a registry, so nothing can be routed: set one with `baleen pods set-registries`.")
     for pod in served:
-        _check(pod)
+        _check_pod(pod)
     return served
 
 
-def _check(pod: RoutedPod) -> None:
+def _check_pod(pod: RoutedPod) -> None:
     """Raise UsageError for a pod that the configuration cannot express."""
     parse_pod(pod.name)
     for prefix in pod.prefixes:
@@ -217,12 +217,12 @@ def tls_name(servers: Sequence[RegistryUrl], whose: str) -> str:
     return next(iter(hosts), "")
 
 
-def unique(servers: Iterable[RegistryUrl]) -> list[RegistryUrl]:
+def unique_servers(servers: Iterable[RegistryUrl]) -> list[RegistryUrl]:
     return sorted(set(servers))
 
 
-def _addresses(servers: Iterable[RegistryUrl]) -> list[str]:
-    return [f"{f'[{each.host}]' if ':' in each.host else each.host}:{each.port}" for each in unique(servers)]
+def _unique_addresses(servers: Iterable[RegistryUrl]) -> list[str]:
+    return [f"{f'[{each.host}]' if ':' in each.host else each.host}:{each.port}" for each in unique_servers(servers)]
 
 
 TEMPLATES = jinja2.Environment(
@@ -234,4 +234,4 @@ TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-TEMPLATES.globals["addresses"] = _addresses
+TEMPLATES.globals["addresses"] = _unique_addresses

@@ -26,7 +26,7 @@ class Children:
         """Start a process, and wait until it is ready."""
         process.spawn()
         self._running.append(process)
-        self._guard.follow(process.pid, process.stop_signal)
+        self._guard.add_pid(process.pid, process.stop_signal)
         process.wait_ready()
         return process
 
@@ -34,7 +34,7 @@ class Children:
         """Kill a process by SIGKILL, with everything that it started."""
         process.kill()
         self._running.remove(process)
-        self._guard.gone(process.pid)
+        self._guard.remove(process.pid)
 
     def end(self, process: ManagedProcess) -> None:
         """Kill a process that may have ended already."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from coordinator.errors import StackError
 from coordinator.pods.configuration import NO_MEDIA_TYPE
 from coordinator.stack.files import write_secret
-from coordinator.stack.probes import get
+from coordinator.stack.probes import get_url
 from coordinator.stack.process import ManagedProcess
 
 PROGRAMS = ("docker-registry", "registry")
@@ -26,7 +26,7 @@ STOP_SECONDS = 10.0
 REGION = "us-east-1"
 
 
-def available() -> Path | None:
+def find_program() -> Path | None:
     """Return the path of the program, if it is installed."""
     return next((Path(found) for name in PROGRAMS if (found := shutil.which(name))), None)
 
@@ -77,7 +77,7 @@ class DistributionRegistry:
 
     def process(self) -> ManagedProcess:
         """The registry, ready when /v2/ answers; writes its configuration."""
-        found = available()
+        found = find_program()
         if found is None:
             raise StackError(
                 "No registry program is installed: install the package docker-registry, "
@@ -89,11 +89,11 @@ class DistributionRegistry:
         return ManagedProcess(
             name=f"Registry {self.name}",
             argv=[found, "serve", file],
-            env=_environment(),
+            env=_make_environment(),
             cwd=self.directory,
             log_file=self.directory / f"{self.name}.log",
             stop_timeout=STOP_SECONDS,
-            probe=lambda: get(f"{self.url}/v2/")[0] in {200, 401},  # 401 demands a token, so it serves
+            probe=lambda: get_url(f"{self.url}/v2/")[0] in {200, 401},  # 401 demands a token, so it serves
         )
 
     def configuration(self) -> dict[str, object]:
@@ -149,7 +149,7 @@ class DistributionRegistry:
         return known
 
 
-def _environment() -> dict[str, str]:
+def _make_environment() -> dict[str, str]:
     """The environment without AWS_CA_BUNDLE, which makes the program panic, and REGISTRY_…, which override its file."""
     kept = ("PATH", "HOME", "TMPDIR", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
     return {name: value for name, value in os.environ.items() if name in kept}

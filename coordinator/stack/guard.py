@@ -44,7 +44,7 @@ class Child(NamedTuple):
         return cls(int(pid), identity, int(number))
 
 
-def identity(pid: int) -> str | None:
+def read_identity(pid: int) -> str | None:
     """Return the start time of a process, as the system writes it; None if it has ended, reaped or not."""
     stat = Path(f"/proc/{pid}/stat")
     if Path("/proc/self/stat").exists():
@@ -59,26 +59,26 @@ def identity(pid: int) -> str | None:
     return "_".join(shown[1:]) if shown and not shown[0].startswith("Z") else None
 
 
-def end(children: Iterable[Child], seconds: float = END_SECONDS) -> None:
+def end_children(children: Iterable[Child], seconds: float = END_SECONDS) -> None:
     """Signal each child whose identity is unchanged, wait, and kill what is left."""
-    left = [child for child in children if _send(child, child.signal)]
+    left = [child for child in children if _send_signal(child, child.signal)]
     deadline = time.monotonic() + seconds
     while left and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
-        left = [child for child in left if identity(child.pid) == child.identity]
+        left = [child for child in left if read_identity(child.pid) == child.identity]
     for child in left:
-        _send(child, signal.SIGKILL)
+        _send_signal(child, signal.SIGKILL)
 
 
-def _send(child: Child, number: int) -> bool:
-    if identity(child.pid) != child.identity:
+def _send_signal(child: Child, number: int) -> bool:
+    if read_identity(child.pid) != child.identity:
         return False
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(child.pid, number)
     return True
 
 
-def watch(lines: TextIO) -> None:
+def watch_parent(lines: TextIO) -> None:
     """Read the parent's lines until it is gone, then end the children that it left."""
     children: dict[int, Child] = {}
     for line in lines:
@@ -88,7 +88,7 @@ def watch(lines: TextIO) -> None:
         elif line.endswith("\n"):  # half a line: the parent was killed while it wrote
             child = Child.parse(line)
             children[child.pid] = child
-    end(children.values())
+    end_children(children.values())
 
 
 class Guard:
@@ -108,19 +108,19 @@ class Guard:
     def pid(self) -> int:
         return self._process.pid
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         return self._process.poll() is None
 
     def add(self, child: Child) -> None:
-        self._write(child.line())
+        self._send_line(child.line())
 
-    def follow(self, pid: int, number: int) -> None:
+    def add_pid(self, pid: int, number: int) -> None:
         """Add a process that was just started, to be ended by this signal; an ended one needs no guard."""
-        if (mark := identity(pid)) is not None:
+        if (mark := read_identity(pid)) is not None:
             self.add(Child(pid, mark, number))
 
-    def gone(self, pid: int) -> None:
-        self._write(f"gone {pid}\n")
+    def remove(self, pid: int) -> None:
+        self._send_line(f"gone {pid}\n")
 
     def close(self) -> None:
         """Let the guard end whatever is left, and wait for it."""
@@ -133,7 +133,7 @@ class Guard:
             self._process.kill()
             self._process.wait()
 
-    def _write(self, line: str) -> None:
+    def _send_line(self, line: str) -> None:
         assert self._process.stdin is not None
         # A guard that was killed is reported by alive(): the children run on and are stopped in order.
         with contextlib.suppress(BrokenPipeError):
@@ -144,4 +144,4 @@ class Guard:
 if __name__ == "__main__":
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
-    watch(sys.stdin)
+    watch_parent(sys.stdin)

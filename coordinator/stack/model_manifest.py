@@ -40,7 +40,7 @@ class ModelManifest:
             manifest = json.loads(content)
             is_index = "manifests" in manifest
             listed = manifest["manifests"] if is_index else [manifest["config"], *manifest["layers"]]
-            references = [without_empty({name: each.get(name) for name in REFERENCE_FIELDS}) for each in listed]
+            references = [drop_empty({name: each.get(name) for name in REFERENCE_FIELDS}) for each in listed]
             for reference in references:
                 parse_digest(reference["digest"])
         except (ValueError, LookupError, TypeError, AttributeError, InvalidNameError) as error:
@@ -52,6 +52,6 @@ class ModelManifest:
         return cls(content, digest_of(content), media_type, is_index, references)
 
 
-def without_empty(fields: dict[str, Any]) -> dict[str, Any]:
+def drop_empty(fields: dict[str, Any]) -> dict[str, Any]:
     """Leave out what is zero or empty, as Go's `omitempty` does: an empty blob's event has no size."""
     return {name: value for name, value in fields.items() if value}

@@ -62,7 +62,7 @@ class Notifier:
             return
         event = {
             "id": str(uuid.uuid4()),
-            "timestamp": _as_go_writes(self._clock()),
+            "timestamp": _format_go_time(self._clock()),
             "action": action,
             "target": target,
             "request": request,
@@ -91,7 +91,7 @@ class Notifier:
             connection.close()
 
 
-def _as_go_writes(time_ns: int) -> str:
+def _format_go_time(time_ns: int) -> str:
     """Return a time as Go writes it: nanoseconds, without trailing zeros."""
     seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
     fraction = f".{nanoseconds:09d}".rstrip("0").rstrip(".")

@@ -21,7 +21,7 @@ from coordinator.stack.files import write_secret
 from coordinator.stack.model_notifications import Webhook
 from coordinator.stack.model_server import ModelServer
 from coordinator.stack.model_storage import ModelStorage
-from coordinator.stack.probes import get
+from coordinator.stack.probes import get_url
 from coordinator.stack.process import ManagedProcess
 from coordinator.storage.s3 import S3ObjectStore
 
@@ -57,8 +57,8 @@ class ModelConfig:
         return Webhook(
             notifications.url,
             notifications.token,
-            _seconds(notifications.timeout),
-            _seconds(notifications.backoff),
+            _parse_seconds(notifications.timeout),
+            _parse_seconds(notifications.backoff),
             notifications.pulls,
         )
 
@@ -88,12 +88,12 @@ class ModelRegistry:
             argv=[sys.executable, "-m", "coordinator.stack.model_registry", file],
             cwd=Path(__file__).parents[2],  # where `coordinator` is, installed or not
             log_file=self.directory.absolute() / f"{self.name}.log",
-            probe=lambda: get(f"{self.url}/v2/")[0] == 200,
+            probe=lambda: get_url(f"{self.url}/v2/")[0] == 200,
             advice="check that its port is free and that the object store runs",
         )
 
 
-def _seconds(duration: str) -> float:
+def _parse_seconds(duration: str) -> float:
     try:
         return Duration.parse(duration)
     except ValueError as error:

@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from coordinator.domain.names import parse_digest, parse_repository
 from coordinator.errors import BaleenError, InvalidNameError
-from coordinator.stack.model_manifest import ModelManifest, NotAManifestError, without_empty
+from coordinator.stack.model_manifest import ModelManifest, NotAManifestError, drop_empty
 from coordinator.stack.model_notifications import Notifier, Webhook
 from coordinator.stack.model_storage import ModelStorage, digest_of
 
@@ -120,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
     # Blobs
 
     def _get_blob(self, digest: str) -> None:
-        size = self._storage.layer_size(self._repository, _digest(digest))
+        size = self._storage.layer_size(self._repository, _parse_digest(digest))
         if size is None:
             raise _Refusal(404, "BLOB_UNKNOWN", (digest,))
         headers = {"Content-Type": BLOB_TYPE, "Docker-Content-Digest": digest, "Etag": f'"{digest}"'}
@@ -128,12 +128,12 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             headers["Content-Length"] = str(size)
         else:
-            content = self._storage.read(digest)
+            content = self._storage.read_blob(digest)
         self._emit("pull", self._blob_target(digest, size))
         self._answer(200, headers, content)
 
     def _delete_blob(self, digest: str) -> None:
-        if self._storage.layer_size(self._repository, _digest(digest)) is None:
+        if self._storage.layer_size(self._repository, _parse_digest(digest)) is None:
             raise _Refusal(404, "BLOB_UNKNOWN", (digest,))
         self._storage.unlink_layer(self._repository, digest)
         self._emit("delete", {"digest": digest, "repository": self._repository})
@@ -152,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _mount(self, digest: str, source: str) -> bool:
         try:
-            size = self._storage.layer_size(parse_repository(source), _digest(digest))
+            size = self._storage.layer_size(parse_repository(source), _parse_digest(digest))
         except (InvalidNameError, _Refusal):
             return False
         if size is None:
@@ -163,19 +163,19 @@ class _Handler(BaseHTTPRequestHandler):
         return True
 
     def _get_upload(self, upload: str) -> None:
-        self._require(upload)
-        content = self._storage.uploaded(self._repository, upload)
+        self._require_upload(upload)
+        content = self._storage.read_upload(self._repository, upload)
         self._answer(204, self._upload_headers(upload, len(content)))
 
     def _patch_upload(self, upload: str) -> None:
-        self._require(upload)
-        length = self._storage.append(self._repository, upload, self._body)
+        self._require_upload(upload)
+        length = self._storage.append_upload(self._repository, upload, self._body)
         self._answer(202, self._upload_headers(upload, length))
 
     def _put_upload(self, upload: str) -> None:
-        self._require(upload)
-        digest = _digest(self._query.get("digest", ""))
-        content = self._storage.uploaded(self._repository, upload) + self._body
+        self._require_upload(upload)
+        digest = _parse_digest(self._query.get("digest", ""))
+        content = self._storage.read_upload(self._repository, upload) + self._body
         if digest_of(content) != digest:
             self._storage.end_upload(self._repository, upload)
             raise _Refusal(400, "DIGEST_INVALID", ("the content has another digest",))
@@ -185,11 +185,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(201, self._blob_headers(digest))
 
     def _delete_upload(self, upload: str) -> None:
-        self._require(upload)
+        self._require_upload(upload)
         self._storage.end_upload(self._repository, upload)
         self._answer(204)
 
-    def _require(self, upload: str) -> None:
+    def _require_upload(self, upload: str) -> None:
         if not self._storage.has_upload(self._repository, upload):
             raise _Refusal(404, "BLOB_UPLOAD_UNKNOWN")
 
@@ -197,11 +197,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _get_manifest(self, reference: str) -> None:
         tag = None if ":" in reference else reference
-        digest = _digest(reference) if tag is None else self._storage.resolve(self._repository, tag)
+        digest = _parse_digest(reference) if tag is None else self._storage.read_tag(self._repository, tag)
         if digest is None or self._storage.manifest_size(self._repository, digest) is None:
             raise _Refusal(404, "MANIFEST_UNKNOWN", (reference,))
         try:
-            manifest = ModelManifest.parse(self._storage.read(digest))
+            manifest = ModelManifest.parse(self._storage.read_blob(digest))
         except NotAManifestError:  # a layer's digest: its link makes it visible here too
             raise _Refusal(404, "MANIFEST_UNKNOWN", (reference,)) from None
         headers = {
@@ -214,7 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _put_manifest(self, reference: str) -> None:
         tag = None if ":" in reference else reference
-        if tag is None and _digest(reference) != digest_of(self._body):
+        if tag is None and _parse_digest(reference) != digest_of(self._body):
             raise _Refusal(400, "DIGEST_INVALID")
         if tag is not None and _TAG.fullmatch(tag) is None:
             raise _Refusal(404, "NAME_UNKNOWN")
@@ -224,35 +224,35 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refusal(400, "MANIFEST_INVALID") from None
         if self.headers.get_content_type() != manifest.media_type:
             raise _Refusal(400, "MANIFEST_INVALID", ("the Content-Type is not the manifest's mediaType",))
-        if missing := tuple(self._missing(manifest)):
+        if missing := tuple(self._find_missing(manifest)):
             raise _Refusal(400, "MANIFEST_BLOB_UNKNOWN", missing)
         self._storage.add_manifest(self._repository, manifest.digest, manifest.content)
         self._emit("push", self._manifest_target(manifest, tag))
         if tag is not None:
-            self._storage.tag(self._repository, tag, manifest.digest)
+            self._storage.set_tag(self._repository, tag, manifest.digest)
         location = f"/v2/{self._repository}/manifests/{manifest.digest}"
         self._answer(201, {"Location": location, "Docker-Content-Digest": manifest.digest})
 
-    def _missing(self, manifest: ModelManifest) -> Iterator[str]:
+    def _find_missing(self, manifest: ModelManifest) -> Iterator[str]:
         held = self._storage.manifest_size if manifest.is_index else self._storage.layer_size
         for reference in manifest.references:
             if held(self._repository, reference["digest"]) is None:
                 yield reference["digest"]
 
     def _delete_manifest(self, reference: str) -> None:
-        digest = _digest(reference)
+        digest = _parse_digest(reference)
         if self._storage.manifest_size(self._repository, digest) is None:
             raise _Refusal(404, "MANIFEST_UNKNOWN")
         self._storage.unlink_manifest(self._repository, digest)
         self._emit("delete", {"digest": digest, "repository": self._repository})
-        for tag in self._storage.tags(self._repository):
-            if self._storage.resolve(self._repository, tag) == digest:
-                self._storage.untag(self._repository, tag)
+        for tag in self._storage.list_tags(self._repository):
+            if self._storage.read_tag(self._repository, tag) == digest:
+                self._storage.remove_tag(self._repository, tag)
                 self._emit("delete", {"repository": self._repository, "tag": tag})
         self._answer(202)
 
     def _get_tags(self) -> None:
-        tags = self._storage.tags(self._repository)
+        tags = self._storage.list_tags(self._repository)
         if not tags:
             raise _Refusal(404, "NAME_UNKNOWN", ({"name": self._repository},))
         body = json.dumps({"name": self._repository, "tags": tags}).encode()
@@ -265,7 +265,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _manifest_target(self, manifest: ModelManifest, tag: str | None) -> dict[str, Any]:
         target = self._target(manifest.media_type, manifest.digest, len(manifest.content), "manifests")
-        return target | without_empty({"tag": tag, "references": manifest.references})
+        return target | drop_empty({"tag": tag, "references": manifest.references})
 
     def _target(self, media_type: str, digest: str, size: int, kind: str) -> dict[str, Any]:
         described = {
@@ -276,7 +276,7 @@ class _Handler(BaseHTTPRequestHandler):
             "repository": self._repository,
             "url": f"/v2/{self._repository}/{kind}/{digest}",
         }
-        return without_empty(described)
+        return drop_empty(described)
 
     def _emit(self, action: str, target: dict[str, Any]) -> None:
         request = {
@@ -336,7 +336,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Log nothing: requests show in events and storage."""
 
 
-def _digest(text: str) -> str:
+def _parse_digest(text: str) -> str:
     try:
         parse_digest(text)
     except InvalidNameError:

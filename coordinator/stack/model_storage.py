@@ -33,55 +33,55 @@ class ModelStorage:
 
     def layer_size(self, repository: str, digest: str) -> int | None:
         """Return the blob's size if the repository links it and its bytes are there."""
-        return self._visible_size(digest, self._layer_link(repository, digest))
+        return self._visible_size(digest, self._layer_link_key(repository, digest))
 
     def manifest_size(self, repository: str, digest: str) -> int | None:
         """Return the manifest's size, as `layer_size`; a manifest uploaded as a blob is visible as a manifest too."""
-        links = (self._revision_link(repository, digest), self._layer_link(repository, digest))
+        links = (self._revision_link_key(repository, digest), self._layer_link_key(repository, digest))
         return self._visible_size(digest, *links)
 
-    def read(self, digest: str) -> bytes:
-        return self._store.get(self._blob(digest))
+    def read_blob(self, digest: str) -> bytes:
+        return self._store.get(self._blob_key(digest))
 
     def add_layer(self, repository: str, digest: str, content: bytes) -> None:
         self._add_blob(digest, content)
         self.link_layer(repository, digest)
 
     def link_layer(self, repository: str, digest: str) -> None:
-        self._store.put(self._layer_link(repository, digest), digest.encode())
+        self._store.put(self._layer_link_key(repository, digest), digest.encode())
 
     def unlink_layer(self, repository: str, digest: str) -> None:
-        self._store.delete(self._layer_link(repository, digest))
+        self._store.delete(self._layer_link_key(repository, digest))
 
     # Manifests and tags
 
     def add_manifest(self, repository: str, digest: str, content: bytes) -> None:
         self._add_blob(digest, content)
-        self._store.put(self._revision_link(repository, digest), digest.encode())
+        self._store.put(self._revision_link_key(repository, digest), digest.encode())
 
     def unlink_manifest(self, repository: str, digest: str) -> None:
         """Remove every link that makes the manifest visible, also a link of the same bytes as a blob."""
-        self._store.delete(self._revision_link(repository, digest))
-        self._store.delete(self._layer_link(repository, digest))
+        self._store.delete(self._revision_link_key(repository, digest))
+        self._store.delete(self._layer_link_key(repository, digest))
 
-    def tag(self, repository: str, tag: str, digest: str) -> None:
-        base = self._tag(repository, tag)
-        self._store.put(f"{base}/index/{_path(digest)}/link", digest.encode())
+    def set_tag(self, repository: str, tag: str, digest: str) -> None:
+        base = self._tag_path(repository, tag)
+        self._store.put(f"{base}/index/{_digest_path(digest)}/link", digest.encode())
         self._store.put(f"{base}/current/link", digest.encode())
 
-    def resolve(self, repository: str, tag: str) -> str | None:
+    def read_tag(self, repository: str, tag: str) -> str | None:
         try:
-            return self._store.get(f"{self._tag(repository, tag)}/current/link").decode()
+            return self._store.get(f"{self._tag_path(repository, tag)}/current/link").decode()
         except ObjectNotFoundError:
             return None
 
-    def tags(self, repository: str) -> list[str]:
-        prefix = f"{self._repository(repository)}/_manifests/tags/"
-        keys = (key.removeprefix(prefix) for key in self._keys(prefix))
+    def list_tags(self, repository: str) -> list[str]:
+        prefix = f"{self._repository_path(repository)}/_manifests/tags/"
+        keys = (key.removeprefix(prefix) for key in self._list_keys(prefix))
         return [key.removesuffix("/current/link") for key in keys if key.endswith("/current/link")]
 
-    def untag(self, repository: str, tag: str) -> None:
-        for key in list(self._keys(self._tag(repository, tag) + "/")):
+    def remove_tag(self, repository: str, tag: str) -> None:
+        for key in list(self._list_keys(self._tag_path(repository, tag) + "/")):
             self._store.delete(key)
 
     # Upload sessions: all their state is in the store, so that another process can finish them
@@ -89,66 +89,66 @@ class ModelStorage:
     def start_upload(self, repository: str) -> str:
         upload = str(uuid.uuid4())
         started = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._store.put(f"{self._upload(repository, upload)}/startedat", started.encode())
+        self._store.put(f"{self._upload_key(repository, upload)}/startedat", started.encode())
         return upload
 
     def has_upload(self, repository: str, upload: str) -> bool:
-        return self._store.head(f"{self._upload(repository, upload)}/startedat") is not None
+        return self._store.head(f"{self._upload_key(repository, upload)}/startedat") is not None
 
-    def uploaded(self, repository: str, upload: str) -> bytes:
+    def read_upload(self, repository: str, upload: str) -> bytes:
         try:
-            return self._store.get(f"{self._upload(repository, upload)}/data")
+            return self._store.get(f"{self._upload_key(repository, upload)}/data")
         except ObjectNotFoundError:
             return b""
 
-    def append(self, repository: str, upload: str, chunk: bytes) -> int:
+    def append_upload(self, repository: str, upload: str, chunk: bytes) -> int:
         """Add a chunk and return the length so far; simple rather than fast."""
-        content = self.uploaded(repository, upload) + chunk
-        self._store.put(f"{self._upload(repository, upload)}/data", content)
+        content = self.read_upload(repository, upload) + chunk
+        self._store.put(f"{self._upload_key(repository, upload)}/data", content)
         return len(content)
 
     def end_upload(self, repository: str, upload: str) -> None:
         for name in ("data", "startedat"):
-            self._store.delete(f"{self._upload(repository, upload)}/{name}")
+            self._store.delete(f"{self._upload_key(repository, upload)}/{name}")
 
     # Keys
 
     def _add_blob(self, digest: str, content: bytes) -> None:
-        if self._store.head(self._blob(digest)) is None:  # distribution copies nothing over existing bytes
-            self._store.put(self._blob(digest), content)
+        if self._store.head(self._blob_key(digest)) is None:  # distribution copies nothing over existing bytes
+            self._store.put(self._blob_key(digest), content)
 
     def _visible_size(self, digest: str, *links: str) -> int | None:
         if all(self._store.head(link) is None for link in links):
             return None
-        data = self._store.head(self._blob(digest))
+        data = self._store.head(self._blob_key(digest))
         return None if data is None else data.size
 
-    def _keys(self, prefix: str) -> Iterator[str]:
+    def _list_keys(self, prefix: str) -> Iterator[str]:
         return (entry.key for entry in self._store.walk(prefix))
 
-    def _blob(self, digest: str) -> str:
+    def _blob_key(self, digest: str) -> str:
         algorithm, _, encoded = digest.partition(":")
         return f"{BASE}/blobs/{algorithm}/{encoded[:2]}/{encoded}/data"
 
-    def _repository(self, repository: str) -> str:
+    def _repository_path(self, repository: str) -> str:
         return f"{BASE}/repositories/{repository}"
 
-    def _layer_link(self, repository: str, digest: str) -> str:
-        return f"{self._repository(repository)}/_layers/{_path(digest)}/link"
+    def _layer_link_key(self, repository: str, digest: str) -> str:
+        return f"{self._repository_path(repository)}/_layers/{_digest_path(digest)}/link"
 
-    def _revision_link(self, repository: str, digest: str) -> str:
-        return f"{self._repository(repository)}/_manifests/revisions/{_path(digest)}/link"
+    def _revision_link_key(self, repository: str, digest: str) -> str:
+        return f"{self._repository_path(repository)}/_manifests/revisions/{_digest_path(digest)}/link"
 
-    def _tag(self, repository: str, tag: str) -> str:
-        return f"{self._repository(repository)}/_manifests/tags/{tag}"
+    def _tag_path(self, repository: str, tag: str) -> str:
+        return f"{self._repository_path(repository)}/_manifests/tags/{tag}"
 
-    def _upload(self, repository: str, upload: str) -> str:
-        return f"{self._repository(repository)}/_uploads/{upload}"
+    def _upload_key(self, repository: str, upload: str) -> str:
+        return f"{self._repository_path(repository)}/_uploads/{upload}"
 
 
 def digest_of(content: bytes) -> str:
     return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
-def _path(digest: str) -> str:
+def _digest_path(digest: str) -> str:
     return digest.replace(":", "/")

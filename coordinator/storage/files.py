@@ -25,12 +25,12 @@ from coordinator.storage.port import (
     ObjectNotFoundError,
     OpenObject,
     check_key,
-    page_size,
+    check_page_size,
 )
 
 #: The system's errors when there is no such file: also when a part of the path is a file or a symbolic link.
-_ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO})
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY
+_ABSENT_ERRORS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO})
+_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY
 
 
 class FileObjectStore:
@@ -43,39 +43,39 @@ class FileObjectStore:
         return f"FileObjectStore({str(self.root)!r})"
 
     def get(self, key: str, limit: int | None = None) -> bytes:
-        with self._opened(key) as (file, known):
+        with self._open_file(key) as (file, known):
             if limit is not None and known.st_size > limit:
                 raise UsageError(f"{key} has {known.st_size} bytes, more than {limit}.")
-            return b"".join(_chunks(key, file, known.st_size))
+            return b"".join(_read_chunks(key, file, known.st_size))
 
     def head(self, key: str) -> ObjectInfo | None:
         try:
-            with self._opened(key) as (_, known):
-                return _info(key, known)
+            with self._open_file(key) as (_, known):
+                return _make_info(key, known)
         except ObjectNotFoundError:
             return None
 
     @contextmanager
     def open(self, key: str) -> Iterator[OpenObject]:
-        with self._opened(key) as (file, known):
-            yield OpenObject(known.st_size, None, _chunks(key, file, known.st_size))
+        with self._open_file(key) as (file, known):
+            yield OpenObject(known.st_size, None, _read_chunks(key, file, known.st_size))
 
     def list(self, prefix: str, start_after: str | None = None, limit: int = LIST_LIMIT) -> list[ObjectInfo]:
         after = tuple((start_after or "").split("/"))
-        found = (each for each in self._walk(prefix, ordered=True) if tuple(each[0].split("/")) > after)
-        return list(islice(_known(found), page_size(limit)))
+        found = (each for each in self._walk_files(prefix, ordered=True) if tuple(each[0].split("/")) > after)
+        return list(islice(_stat_files(found), check_page_size(limit)))
 
     def walk(self, prefix: str) -> Iterator[ObjectInfo]:
-        return _known(self._walk(prefix, ordered=False))
+        return _stat_files(self._walk_files(prefix, ordered=False))
 
     def walk_keys(self, prefix: str) -> Iterator[str]:
-        return (key for key, _ in self._walk(prefix, ordered=False))
+        return (key for key, _ in self._walk_files(prefix, ordered=False))
 
     def check(self) -> None:
         if not self.root.is_dir():
             raise UnavailableError(f"There is no directory {str(self.root)!r}: check the path.")
 
-    def _walk(self, prefix: str, *, ordered: bool) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    def _walk_files(self, prefix: str, *, ordered: bool) -> Iterator[tuple[str, os.DirEntry[str]]]:
         """Yield keys and files whose key begins with prefix, if `ordered` in the order of the keys' parts.
 
         Unordered, memory does not depend on how many files a directory holds.
@@ -85,15 +85,15 @@ class FileObjectStore:
         if folder and not self._is_folder(folder):
             return
         # One listing for each level of the path, and what its keys begin with.
-        levels = [(folder + slash, _entries(self.root / folder, name, ordered=ordered))]
+        levels = [(folder + slash, _list_entries(self.root / folder, name, ordered=ordered))]
         try:
             while levels:
                 base, entries = levels[-1]
                 for entry in entries:
-                    if _is(entry, os.DirEntry.is_file):
+                    if _is_kind(entry, os.DirEntry.is_file):
                         yield base + entry.name, entry
-                    elif _is(entry, os.DirEntry.is_dir):
-                        levels.append((f"{base}{entry.name}/", _entries(entry.path, "", ordered=ordered)))
+                    elif _is_kind(entry, os.DirEntry.is_dir):
+                        levels.append((f"{base}{entry.name}/", _list_entries(entry.path, "", ordered=ordered)))
                         break
                 else:
                     levels.pop()
@@ -110,24 +110,24 @@ class FileObjectStore:
                 if not stat.S_ISDIR(here.lstat().st_mode):
                     return False
             except OSError as error:
-                if error.errno in _ABSENT:
+                if error.errno in _ABSENT_ERRORS:
                     return False
                 raise _unreadable(error) from error
         return True
 
     @contextmanager
-    def _opened(self, key: str) -> Iterator[tuple[BinaryIO, os.stat_result]]:
+    def _open_file(self, key: str) -> Iterator[tuple[BinaryIO, os.stat_result]]:
         """Open a file part by part of its path, so that none of the parts is a symbolic link."""
         *folders, name = check_key(key).split("/")
         self.check()
         try:
-            here = os.open(self.root, _FOLDER)
+            here = os.open(self.root, _OPEN_FOLDER)
             for folder in folders:
-                here = _step(here, folder, _FOLDER)
+                here = _open_entry(here, folder, _OPEN_FOLDER)
             # Without blocking: it may be a pipe without a writer.
-            file = _step(here, name, os.O_RDONLY | os.O_NONBLOCK)
+            file = _open_entry(here, name, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
-            if error.errno in _ABSENT:
+            if error.errno in _ABSENT_ERRORS:
                 raise ObjectNotFoundError(f"There is no file {key!r} in {str(self.root)!r}.") from error
             raise _unreadable(error) from error
         known = os.fstat(file)
@@ -138,7 +138,7 @@ class FileObjectStore:
             yield stream, known
 
 
-def _step(folder: int, name: str, flags: int) -> int:
+def _open_entry(folder: int, name: str, flags: int) -> int:
     """Open an entry of a directory by its name; the directory is closed."""
     try:
         return os.open(name, flags | os.O_NOFOLLOW, dir_fd=folder)
@@ -146,41 +146,41 @@ def _step(folder: int, name: str, flags: int) -> int:
         os.close(folder)
 
 
-def _entries(path: str | Path, name: str, *, ordered: bool) -> Generator[os.DirEntry[str], None, None]:
+def _list_entries(path: str | Path, name: str, *, ordered: bool) -> Generator[os.DirEntry[str], None, None]:
     """Yield the entries of a directory whose names begin with `name`; none if the directory has gone meanwhile."""
     try:
         with os.scandir(path) as scan:
             found = (entry for entry in scan if entry.name.startswith(name) and _is_part(entry.name))
             yield from sorted(found, key=lambda entry: entry.name.encode()) if ordered else found
     except OSError as error:
-        if error.errno not in _ABSENT:
+        if error.errno not in _ABSENT_ERRORS:
             raise _unreadable(error) from error
 
 
-def _known(files: Iterable[tuple[str, os.DirEntry[str]]]) -> Iterator[ObjectInfo]:
+def _stat_files(files: Iterable[tuple[str, os.DirEntry[str]]]) -> Iterator[ObjectInfo]:
     """Yield size and time of files, without those that have gone meanwhile."""
     for key, entry in files:
-        if (known := _stat(entry)) is not None:
-            yield _info(key, known)
+        if (known := _stat_or_none(entry)) is not None:
+            yield _make_info(key, known)
 
 
-def _is(entry: os.DirEntry[str], kind: Callable[..., bool]) -> bool:
+def _is_kind(entry: os.DirEntry[str], kind: Callable[..., bool]) -> bool:
     try:
         return kind(entry, follow_symlinks=False)
     except OSError as error:
         raise _unreadable(error) from error
 
 
-def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
+def _stat_or_none(entry: os.DirEntry[str]) -> os.stat_result | None:
     try:
         return entry.stat(follow_symlinks=False)
     except OSError as error:
-        if error.errno in _ABSENT:
+        if error.errno in _ABSENT_ERRORS:
             return None
         raise _unreadable(error) from error
 
 
-def _chunks(key: str, file: BinaryIO, size: int) -> Iterator[bytes]:
+def _read_chunks(key: str, file: BinaryIO, size: int) -> Iterator[bytes]:
     left = size
     while left:
         try:
@@ -193,7 +193,7 @@ def _chunks(key: str, file: BinaryIO, size: int) -> Iterator[bytes]:
         yield chunk
 
 
-def _info(key: str, known: os.stat_result) -> ObjectInfo:
+def _make_info(key: str, known: os.stat_result) -> ObjectInfo:
     return ObjectInfo(key, known.st_size, datetime.datetime.fromtimestamp(known.st_mtime, datetime.UTC))
 
 

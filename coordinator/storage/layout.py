@@ -116,7 +116,7 @@ def link_folders(repository: RepositoryName) -> tuple[str, str]:
 
 def is_link(key: str) -> bool:
     """Whether this is the key of a link, of any kind and algorithm, in any repository."""
-    folder = _own_folder(key)
+    folder = _find_own_folder(key)
     return bool(folder) and key.endswith(_LINK_NAME) and key.startswith((MANIFESTS, LAYERS), folder)
 
 
@@ -126,10 +126,10 @@ def other_link_key(repository: RepositoryName, digest: str) -> str:
     return f"{layers_folder(repository)}{algorithm}/{encoded}{_LINK_NAME}"
 
 
-def upload_session(key: str) -> str | None:
+def parse_upload_session(key: str) -> str | None:
     """Return the prefix of all keys of the upload session that a key belongs to, or None if it belongs to none."""
     # A tag's name may be `_uploads`, too.
-    begin = _own_folder(key)
+    begin = _find_own_folder(key)
     end = key.find("/", begin + len(UPLOADS)) + 1
     return key[:end] if begin and end and key.startswith(UPLOADS, begin) else None
 
@@ -145,7 +145,7 @@ def parse_layer_link(key: str) -> tuple[RepositoryName, Digest] | None:
 
 def parse_link_folder(key: str) -> tuple[str, LinkFolder] | None:
     """Return the key up to its digest, and the kind of folder; None if the key is not a link below a folder."""
-    begin = _own_folder(key)
+    begin = _find_own_folder(key)
     for kind, folder in LINK_FOLDERS.items():
         if begin and key.startswith(folder, begin):
             repository = _repository_before(key, begin)
@@ -155,14 +155,14 @@ def parse_link_folder(key: str) -> tuple[str, LinkFolder] | None:
 
 def parse_tags_folder(key: str) -> tuple[str, RepositoryName] | None:
     """Return the key up to the tag, and the repository; None if the key is not below a repository's tags."""
-    begin = _own_folder(key)
+    begin = _find_own_folder(key)
     if not begin or not key.startswith(TAGS, begin):
         return None
     repository = _repository_before(key, begin)
     return None if repository is None else (key[: begin + len(TAGS)], repository)
 
 
-def _own_folder(key: str) -> int:
+def _find_own_folder(key: str) -> int:
     """Return where a repository's own folder begins in a key: no component of its name begins with an underscore.
 
     0 if the key is in no repository.

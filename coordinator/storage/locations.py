@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from coordinator.errors import UsageError
 
-_HOW = "write s3://bucket/root or file:///directory, the folder that holds docker/registry/v2"
+_HINT = "write s3://bucket/root or file:///directory, the folder that holds docker/registry/v2"
 
 
 class S3Location(NamedTuple):
@@ -40,16 +40,16 @@ def parse_location(text: str) -> Location:
     scheme, found, rest = text.partition("://")
     place, slash, path = rest.partition("/")
     if not found or scheme not in {"s3", "file"}:
-        raise UsageError(f"{text[:100]!r} is not a location: {_HOW}.")
+        raise UsageError(f"{text[:100]!r} is not a location: {_HINT}.")
     if "@" in place:
-        raise UsageError(f"A location carries no credentials, set them in the environment: {_HOW}.")
+        raise UsageError(f"A location carries no credentials, set them in the environment: {_HINT}.")
     if scheme == "s3":
         if not place:
-            raise UsageError(f"{text[:100]!r} names no bucket: {_HOW}.")
+            raise UsageError(f"{text[:100]!r} names no bucket: {_HINT}.")
         return S3Location(place, path.strip("/"))
     if place not in {"", "localhost"}:
-        raise UsageError(f"{text[:100]!r} names a file of another machine: {_HOW}.")
+        raise UsageError(f"{text[:100]!r} names a file of another machine: {_HINT}.")
     directory = unquote(f"/{path}")
     if "\0" in directory or not slash:
-        raise UsageError(f"{text[:100]!r} names no directory: {_HOW}.")
+        raise UsageError(f"{text[:100]!r} names no directory: {_HINT}.")
     return FileLocation(Path(directory))

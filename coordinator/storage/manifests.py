@@ -43,7 +43,7 @@ class StoredManifest(NamedTuple):
         return fact._replace(size=size, content=self.content, read=self.content is not None, by_links=self.by_links)
 
 
-def read(store: ObjectStore, digest: Digest) -> StoredManifest:
+def read_stored_manifest(store: ObjectStore, digest: Digest) -> StoredManifest:
     """Read what a manifest can need; raises UnavailableError, because an outage proves nothing about a manifest."""
     try:
         body = store.get(blob_key(digest), limit=MANIFEST_BYTES_LIMIT)

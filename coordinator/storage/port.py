@@ -68,7 +68,7 @@ class ObjectVersion(NamedTuple):
         return self.size is None
 
 
-class Unfinished(NamedTuple):
+class UnfinishedUpload(NamedTuple):
     """A multipart upload that was started, and neither completed nor aborted."""
 
     key: str
@@ -96,7 +96,7 @@ class Target(NamedTuple):
     version: str | None = None
 
 
-class Deleted(NamedTuple):
+class DeleteResult(NamedTuple):
     """The result for one target. That it was gone already is not an error."""
 
     target: Target
@@ -184,7 +184,7 @@ class ObjectStore(ObjectReader, Protocol):
         """Delete the object; that there is none is not an error."""
         ...
 
-    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
+    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[DeleteResult]:
         """Delete up to DELETE_LIMIT targets by one request, and return the result for each, in order.
 
         `permit` is asked at the last moment before the request is sent, each time that it is sent. After an
@@ -200,14 +200,14 @@ class ObjectStore(ObjectReader, Protocol):
         """
         ...
 
-    def folders(self, prefix: str) -> Iterator[str]:
+    def list_folders(self, prefix: str) -> Iterator[str]:
         """Yield the folders `<prefix>…/`, up to the next slash, of all keys that begin with prefix and have one.
 
         Each once. A folder that has just lost its last key may be included.
         """
         ...
 
-    def versions(self, key: str, limit: int = VERSIONS_LIMIT) -> Sequence[ObjectVersion]:
+    def list_versions(self, key: str, limit: int = VERSIONS_LIMIT) -> Sequence[ObjectVersion]:
         """Return the newest `limit` states of an object, the newest first; none if it never existed.
 
         A result of `limit` states means that there may be more. Read page by page: a small limit costs one request. A
@@ -238,22 +238,22 @@ class ObjectStore(ObjectReader, Protocol):
         """
         ...
 
-    def version_folders(self, prefix: str) -> Iterator[str]:
-        """Yield folders as `folders` does, also those in which everything is deleted and kept as versions.
+    def list_version_folders(self, prefix: str) -> Iterator[str]:
+        """Yield folders as `list_folders` does, also those in which everything is deleted and kept as versions.
 
         Of folders whose names begin alike SeaweedFS may lose one at the end of a page, as in `walk_versions`.
         """
         ...
 
-    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+    def list_unfinished(self, prefix: str) -> Iterator[UnfinishedUpload]:
         """Yield every unfinished multipart upload of a key that begins with prefix, in no order."""
         ...
 
-    def stored_parts(self, upload: Unfinished) -> int:
+    def count_stored_bytes(self, upload: UnfinishedUpload) -> int:
         """Return how many bytes the store holds of an unfinished upload; 0 if it has ended."""
         ...
 
-    def abort(self, upload: Unfinished, permit: Permit) -> None:
+    def abort_upload(self, upload: UnfinishedUpload, permit: Permit) -> None:
         """Abort exactly this upload and delete its parts; that it has ended already is not an error.
 
         `permit` is asked as in `delete_many`. A completed upload is an object, and is never touched.
@@ -281,7 +281,7 @@ def check_key(key: str) -> str:
     return key
 
 
-def page_size(limit: int) -> int:
+def check_page_size(limit: int) -> int:
     """Return a valid page size of a listing; raises UsageError if it is out of range."""
     if limit < 1:
         raise UsageError(f"A listing cannot have {limit} objects: ask for 1 to {LIST_LIMIT}.")

@@ -36,7 +36,7 @@ from coordinator.storage.port import (
     DELETE_LIMIT,
     LIST_LIMIT,
     VERSIONS_LIMIT,
-    Deleted,
+    DeleteResult,
     KeyVersion,
     ObjectInfo,
     ObjectNotFoundError,
@@ -45,10 +45,10 @@ from coordinator.storage.port import (
     OpenObject,
     Permit,
     Target,
-    Unfinished,
+    UnfinishedUpload,
     UnsafeStoreError,
     check_key,
-    page_size,
+    check_page_size,
 )
 
 if TYPE_CHECKING:
@@ -67,27 +67,27 @@ PART_BYTES = 8 << 20
 #: out.
 COPY_BYTES = 512 << 20
 #: Answers of a store that may not, or cannot, copy between these two places: the bytes then go through this process.
-_NO_COPY = frozenset({"AccessDenied", "NotImplemented", "MethodNotAllowed"})
+_NO_COPY_CODES = frozenset({"AccessDenied", "NotImplemented", "MethodNotAllowed"})
 
 #: Where a store's address and keys come from: a setting, or an option of the command.
-_BUCKET = "the bucket's name (BALEEN_S3_BUCKET, or the s3:// URL that was given)"
-_ENDPOINT = "the endpoint (BALEEN_S3_ENDPOINT_URL, or --endpoint-url)"
-_KEYS = (
+_BUCKET_HINT = "the bucket's name (BALEEN_S3_BUCKET, or the s3:// URL that was given)"
+_ENDPOINT_HINT = "the endpoint (BALEEN_S3_ENDPOINT_URL, or --endpoint-url)"
+_KEYS_HINT = (
     "BALEEN_S3_ACCESS_KEY and BALEEN_S3_SECRET_KEY, or, also for --endpoint-url, AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY"
 )
 
 #: Answers of a store that has no rules, or does not support them.
-_NO_RULES = frozenset({"NoSuchLifecycleConfiguration", "NotImplemented", "MethodNotAllowed"})
+_NO_RULES_CODES = frozenset({"NoSuchLifecycleConfiguration", "NotImplemented", "MethodNotAllowed"})
 #: Storage classes from which an object has to be restored before it can be read.
-_ARCHIVES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+_ARCHIVE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 
-_NO_SUCH = frozenset({"NoSuchKey", "NoSuchVersion"})
+_NOT_FOUND_CODES = frozenset({"NoSuchKey", "NoSuchVersion"})
 #: Answers for a multipart upload that was completed or aborted.
-_NO_UPLOAD = "NoSuchUpload"
+_NO_UPLOAD_CODE = "NoSuchUpload"
 
 #: The permit of the `delete_many` or `abort` that this thread runs.
-_permit: ContextVar[Permit] = ContextVar("permit")
+_current_permit: ContextVar[Permit] = ContextVar("permit")
 
 #: boto3's sessions are not thread-safe; their clients are.
 _session_lock = threading.Lock()
@@ -131,7 +131,7 @@ class S3ObjectStore:
                 proxies={} if endpoint and is_loopback(urlsplit(endpoint).hostname or "") else None,
             )
             with _session_lock:
-                return _session().client(
+                return _make_session().client(
                     "s3",
                     endpoint_url=endpoint,
                     region_name=region,
@@ -160,7 +160,7 @@ class S3ObjectStore:
 
     def get(self, key: str, limit: int | None = None) -> bytes:
         with self._translate_errors(key):
-            answer = self._client.get_object(Bucket=self.bucket, Key=self._path(key))
+            answer = self._client.get_object(Bucket=self.bucket, Key=self._full_key(key))
             # As a context manager the body would return urllib3's own stream, whose errors are not botocore's.
             with closing(answer["Body"]) as body:
                 if limit is not None and answer["ContentLength"] > limit:
@@ -174,7 +174,7 @@ class S3ObjectStore:
     def _head(self, key: str) -> Any:
         with self._translate_errors(key):
             try:
-                return self._client.head_object(Bucket=self.bucket, Key=self._path(key))
+                return self._client.head_object(Bucket=self.bucket, Key=self._full_key(key))
             except ClientError as error:
                 if error_status(error) != 404:
                     raise
@@ -183,19 +183,19 @@ class S3ObjectStore:
                 return None
 
     def open(self, key: str) -> AbstractContextManager[OpenObject]:
-        return self._opened(key)
+        return self._open_object(key)
 
     def open_version(self, key: str, version: str) -> AbstractContextManager[OpenObject]:
-        return self._opened(key, VersionId=version)
+        return self._open_object(key, VersionId=version)
 
     @contextmanager
-    def _opened(self, key: str, **which: Any) -> Iterator[OpenObject]:
+    def _open_object(self, key: str, **which: Any) -> Iterator[OpenObject]:
         with self._translate_errors(key):
-            answer = self._client.get_object(Bucket=self.bucket, Key=self._path(key), **which)
+            answer = self._client.get_object(Bucket=self.bucket, Key=self._full_key(key), **which)
         with closing(answer["Body"]) as body:
-            yield OpenObject(answer["ContentLength"], answer.get("ETag"), self._chunks(key, body.read))
+            yield OpenObject(answer["ContentLength"], answer.get("ETag"), self._read_chunks(key, body.read))
 
-    def _chunks(self, key: str, read: Callable[[int], bytes]) -> Iterator[bytes]:
+    def _read_chunks(self, key: str, read: Callable[[int], bytes]) -> Iterator[bytes]:
         while True:
             with self._translate_errors(key):
                 chunk = read(CHUNK_BYTES)  # the read at the end raises if bytes are missing
@@ -205,15 +205,15 @@ class S3ObjectStore:
 
     def put(self, key: str, body: bytes) -> None:
         with self._translate_errors(key):
-            self._client.put_object(Bucket=self.bucket, Key=self._path(key), Body=body)
+            self._client.put_object(Bucket=self.bucket, Key=self._full_key(key), Body=body)
 
     def put_chunks(self, key: str, chunks: Iterable[bytes], size: int) -> None:
         part_bytes = max(self.part_bytes, -(-size // PARTS_LIMIT))
-        parts = _parts(key, chunks, size, part_bytes)
+        parts = _split_parts(key, chunks, size, part_bytes)
         if size <= part_bytes:
             self.put(key, b"".join(parts))
             return
-        with self._multipart(key) as (upload, done):
+        with self._multipart_upload(key) as (upload, done):
             for number, part in enumerate(parts, 1):
                 with self._translate_errors(key):
                     answer = self._client.upload_part(**upload, PartNumber=number, Body=part)
@@ -224,15 +224,15 @@ class S3ObjectStore:
             return False
         size, request = source.copy_source(source_key)
         if etag is not None and request["CopySourceIfMatch"] != etag:
-            raise _changed(source_key)
+            raise _changed_error(source_key)
         try:
-            self._copy(key, size, request)
+            self._copy_inside(key, size, request)
         except ClientError as error:
             code = error_code(error)
-            if code in _NO_COPY or error_status(error) in {403, 405, 501}:
+            if code in _NO_COPY_CODES or error_status(error) in {403, 405, 501}:
                 return False
             if code == "PreconditionFailed" or error_status(error) == 412:
-                raise _changed(source_key) from error
+                raise _changed_error(source_key) from error
             with self._translate_errors(key):
                 raise
         return True
@@ -246,16 +246,16 @@ class S3ObjectStore:
         found = self._head(key)
         if found is None:
             raise ObjectNotFoundError(f"There is no object {key!r} in bucket {self.bucket!r}.")
-        place = {"Bucket": self.bucket, "Key": self._path(key)}
+        place = {"Bucket": self.bucket, "Key": self._full_key(key)}
         return found["ContentLength"], {"CopySource": place, "CopySourceIfMatch": found["ETag"]}
 
-    def _copy(self, key: str, size: int, request: dict[str, Any]) -> None:
+    def _copy_inside(self, key: str, size: int, request: dict[str, Any]) -> None:
         """Copy inside the store, without reading the bytes; does not translate its refusals."""
         if size <= self.copy_bytes:
             with self._translate_errors(key, refusals=False):
-                self._client.copy_object(Bucket=self.bucket, Key=self._path(key), **request)
+                self._client.copy_object(Bucket=self.bucket, Key=self._full_key(key), **request)
             return
-        with self._multipart(key) as (upload, done):
+        with self._multipart_upload(key) as (upload, done):
             part_bytes = max(self.copy_bytes, -(-size // PARTS_LIMIT))
             for number, start in enumerate(range(0, size, part_bytes), 1):
                 piece = f"bytes={start}-{min(start + part_bytes, size) - 1}"
@@ -266,9 +266,9 @@ class S3ObjectStore:
                 done.append({"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]})
 
     @contextmanager
-    def _multipart(self, key: str) -> Iterator[tuple[dict[str, Any], list[Any]]]:
+    def _multipart_upload(self, key: str) -> Iterator[tuple[dict[str, Any], list[Any]]]:
         """Run a multipart upload; it is completed at the end of the block, and aborted if the block raises."""
-        upload: dict[str, Any] = {"Bucket": self.bucket, "Key": self._path(key)}
+        upload: dict[str, Any] = {"Bucket": self.bucket, "Key": self._full_key(key)}
         with self._translate_errors(key):
             upload["UploadId"] = self._client.create_multipart_upload(**upload)["UploadId"]
         done: list[Any] = []
@@ -277,32 +277,32 @@ class S3ObjectStore:
             with self._translate_errors(key):
                 self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": done})
         except BaseException:
-            with permitted(_begun_here), suppress(BotoCoreError, ClientError, OSError):
+            with use_permit(_permit_own_upload), suppress(BotoCoreError, ClientError, OSError):
                 self._client.abort_multipart_upload(**upload)
             raise
 
     def delete(self, key: str) -> None:
         try:
             with self._translate_errors(key):
-                self._client.delete_object(Bucket=self.bucket, Key=self._path(key))
+                self._client.delete_object(Bucket=self.bucket, Key=self._full_key(key))
         except ObjectNotFoundError:
             return  # S3 itself does not report it, some others do
 
-    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
+    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[DeleteResult]:
         if not targets:
             return []
         if len(targets) > DELETE_LIMIT or len(set(targets)) < len(targets):
             raise UsageError(f"Delete up to {DELETE_LIMIT} different objects at once.")
         named: list[Any] = [
-            {"Key": self._path(each.key)} | ({} if each.version is None else {"VersionId": each.version})
+            {"Key": self._full_key(each.key)} | ({} if each.version is None else {"VersionId": each.version})
             for each in targets
         ]
-        with permitted(permit), self._translate_errors(targets[0].key):
+        with use_permit(permit), self._translate_errors(targets[0].key):
             answer = self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": named})
         wrong = {
             (each["Key"], each.get("VersionId")): f"{each.get('Code', '')} {each.get('Message', '')}".strip()
             for each in answer.get("Errors", [])
-            if each.get("Code") not in _NO_SUCH
+            if each.get("Code") not in _NOT_FOUND_CODES
         }
         deleted = answer.get("Deleted", [])
         done = {(each["Key"], each.get("VersionId")) for each in deleted}
@@ -314,7 +314,7 @@ class S3ObjectStore:
             if (marker := each.get("DeleteMarkerVersionId")) is not None and (each["Key"], marker) not in below
         }
         return [
-            Deleted(
+            DeleteResult(
                 target,
                 markers.get(name["Key"]) if target.version is None else None,
                 wrong.get((name["Key"], target.version)),
@@ -323,41 +323,41 @@ class S3ObjectStore:
             for target, name in zip(targets, named, strict=True)
         ]
 
-    def versioning(self) -> str | None:
+    def read_versioning(self) -> str | None:
         """Return `Enabled`, `Suspended`, or None if the bucket never kept versions."""
         with self._translate_errors(""):
             return self._client.get_bucket_versioning(Bucket=self.bucket).get("Status")
 
     def keeps_versions(self) -> bool:
-        status = self.versioning()
+        status = self.read_versioning()
         if status == "Suspended":
             raise UnsafeStoreError(
                 f"Versioning of bucket {self.bucket!r} is suspended, so a delete keeps some objects and destroys "
                 "others: enable versioning."
             )
-        self._check_rules()
+        self._check_lifecycle_rules()
         return status == "Enabled"
 
-    def _check_rules(self) -> None:
+    def _check_lifecycle_rules(self) -> None:
         """Raise UnsafeStoreError if a rule of the bucket deletes what GC needs to stay."""
         try:
             with self._translate_errors("", refusals=False):
                 answer = self._client.get_bucket_lifecycle_configuration(Bucket=self.bucket)
         except ClientError as error:
             code = error_code(error)
-            if code in _NO_RULES:
+            if code in _NO_RULES_CODES:
                 return
             if code in {"AccessDenied", "Forbidden"}:
                 raise UnsafeStoreError(
                     f"The lifecycle rules of bucket {self.bucket!r}, which may delete hidden bytes, cannot be read: "
                     "permit s3:GetLifecycleConfiguration to Baleen's key."
                 ) from error
-            raise UnavailableError(self._refusal("", code, error_status(error))) from error
+            raise UnavailableError(self._describe_refusal("", code, error_status(error))) from error
         areas = [self.root + BLOBS, self.root + QUARANTINE]
         for rule in answer.get("Rules", []):
             expires = {"Days", "Date"} & rule.get("Expiration", {}).keys() or "NoncurrentVersionExpiration" in rule
             moves = rule.get("Transitions", []) + rule.get("NoncurrentVersionTransitions", [])
-            archives = _ARCHIVES & {move.get("StorageClass") for move in moves}
+            archives = _ARCHIVE_CLASSES & {move.get("StorageClass") for move in moves}
             prefix = _prefix_of(rule)
             if (
                 rule["Status"] == "Enabled"
@@ -372,37 +372,37 @@ class S3ObjectStore:
                 )
 
     def list(self, prefix: str, start_after: str | None = None, limit: int = LIST_LIMIT) -> list[ObjectInfo]:
-        limit = page_size(limit)
+        limit = check_page_size(limit)
         # A store may return fewer than requested and still have more.
-        return list(islice(self._objects(prefix, start_after, limit), limit))
+        return list(islice(self._list_objects(prefix, start_after, limit), limit))
 
     def walk(self, prefix: str) -> Iterator[ObjectInfo]:
-        return self._objects(prefix, None, self.list_limit)
+        return self._list_objects(prefix, None, self.list_limit)
 
     def walk_keys(self, prefix: str) -> Iterator[str]:
         return (entry.key for entry in self.walk(prefix))
 
-    def folders(self, prefix: str) -> Iterator[str]:
-        return self._folders(self._object_pages(prefix, Delimiter="/", MaxKeys=self.list_limit))
+    def list_folders(self, prefix: str) -> Iterator[str]:
+        return self._folders_in(self._list_object_pages(prefix, Delimiter="/", MaxKeys=self.list_limit))
 
-    def _objects(self, prefix: str, start_after: str | None, size: int) -> Iterator[ObjectInfo]:
+    def _list_objects(self, prefix: str, start_after: str | None, size: int) -> Iterator[ObjectInfo]:
         first = {"StartAfter": self.root + start_after} if start_after else {}
-        for page in self._object_pages(prefix, first, MaxKeys=size):
+        for page in self._list_object_pages(prefix, first, MaxKeys=size):
             for entry in page.get("Contents", []):
                 if not entry["Key"].endswith("/"):  # some stores list directories
                     yield ObjectInfo(entry["Key"].removeprefix(self.root), entry["Size"], entry["LastModified"])
 
-    def _object_pages(self, prefix: str, first: dict[str, Any] | None = None, **request: Any) -> Iterator[Any]:
+    def _list_object_pages(self, prefix: str, first: dict[str, Any] | None = None, **request: Any) -> Iterator[Any]:
         marks = {"ContinuationToken": "NextContinuationToken"}
         request |= {"Bucket": self.bucket, "Prefix": self.root + prefix}
-        return self._pages(self._client.list_objects_v2, prefix, request, marks, first)
+        return self._list_pages(self._client.list_objects_v2, prefix, request, marks, first)
 
-    def _version_pages(self, prefix: str, **request: Any) -> Iterator[Any]:
+    def _list_version_pages(self, prefix: str, **request: Any) -> Iterator[Any]:
         marks = {"KeyMarker": "NextKeyMarker", "VersionIdMarker": "NextVersionIdMarker"}
         request = {"Bucket": self.bucket, "Prefix": self.root + prefix, "MaxKeys": self.list_limit} | request
-        return self._pages(self._client.list_object_versions, prefix, request, marks)
+        return self._list_pages(self._client.list_object_versions, prefix, request, marks)
 
-    def _pages(
+    def _list_pages(
         self,
         call: Callable[..., Any],
         key: str,
@@ -425,80 +425,80 @@ class S3ObjectStore:
             # SeaweedFS uses one of two marks of unfinished uploads, and rejects the other.
             before, after = after, {name: page[field] for name, field in marks.items() if page.get(field)}
             if after in ({}, before):
-                raise _goes_on_nowhere()
+                raise _endless_listing_error()
 
-    def _folders(self, pages: Iterable[Any]) -> Iterator[str]:
+    def _folders_in(self, pages: Iterable[Any]) -> Iterator[str]:
         for page in pages:
             for entry in page.get("CommonPrefixes", []):
                 yield entry["Prefix"].removeprefix(self.root)
 
-    def versions(self, key: str, limit: int = VERSIONS_LIMIT) -> Sequence[ObjectVersion]:
-        path = self._path(key)
+    def list_versions(self, key: str, limit: int = VERSIONS_LIMIT) -> Sequence[ObjectVersion]:
+        path = self._full_key(key)
         found: list[ObjectVersion] = []
-        for page in self._version_pages(key, MaxKeys=min(limit, self.list_limit)):
+        for page in self._list_version_pages(key, MaxKeys=min(limit, self.list_limit)):
             # The key's own states come first: no key that begins with it is smaller.
-            found += (state for name, state in _states(page) if name == path)
+            found += (state for name, state in _parse_states(page) if name == path)
             ends = page.get("NextKeyMarker")
             if len(found) >= limit or ends not in {None, path}:
                 break
             if page["IsTruncated"] and None in {ends, page.get("NextVersionIdMarker")}:
-                raise _goes_on_nowhere()
+                raise _endless_listing_error()
         found.sort(key=lambda each: (each.latest, each.modified_at), reverse=True)
         return found[:limit]
 
     def remove_marker(self, key: str, version: str) -> bool:
         # Version names are unique: a marker never becomes a version with bytes.
-        if not any(each.is_marker and each.version == version for each in self.versions(key)):
+        if not any(each.is_marker and each.version == version for each in self.list_versions(key)):
             return False
         try:
             with self._translate_errors(key):
-                self._client.delete_object(Bucket=self.bucket, Key=self._path(key), VersionId=version)
+                self._client.delete_object(Bucket=self.bucket, Key=self._full_key(key), VersionId=version)
         except ObjectNotFoundError:
             return False  # as in `delete`: another process was faster, or an earlier attempt without an answer
         return True
 
     def walk_versions(self, prefix: str) -> Iterator[KeyVersion]:
-        for page in self._version_pages(prefix):
+        for page in self._list_version_pages(prefix):
             # A page has versions and markers in two lists. The page's last key is yielded last, because the next page
             # may have more of it.
             ends = page.get("NextKeyMarker")
             found: dict[str, list[ObjectVersion]] = {}
-            for key, state in _states(page):
+            for key, state in _parse_states(page):
                 found.setdefault(key, []).append(state)
             for key in sorted(found, key=lambda key: key == ends):
                 for state in found[key]:
                     yield KeyVersion(key.removeprefix(self.root), state)
 
-    def version_folders(self, prefix: str) -> Iterator[str]:
-        return self._folders(self._version_pages(prefix, Delimiter="/"))
+    def list_version_folders(self, prefix: str) -> Iterator[str]:
+        return self._folders_in(self._list_version_pages(prefix, Delimiter="/"))
 
-    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+    def list_unfinished(self, prefix: str) -> Iterator[UnfinishedUpload]:
         marks = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
         request = {"Bucket": self.bucket, "Prefix": self.root + prefix, "MaxUploads": self.list_limit}
-        for page in self._pages(self._client.list_multipart_uploads, prefix, request, marks):
+        for page in self._list_pages(self._client.list_multipart_uploads, prefix, request, marks):
             for entry in page.get("Uploads", []):
-                yield Unfinished(entry["Key"].removeprefix(self.root), entry["Initiated"], entry["UploadId"])
+                yield UnfinishedUpload(entry["Key"].removeprefix(self.root), entry["Initiated"], entry["UploadId"])
 
-    def stored_parts(self, upload: Unfinished) -> int:
+    def count_stored_bytes(self, upload: UnfinishedUpload) -> int:
         marks = {"PartNumberMarker": "NextPartNumberMarker"}
         try:
-            pages = self._pages(self._client.list_parts, upload.key, self._named(upload), marks)
+            pages = self._list_pages(self._client.list_parts, upload.key, self._upload_arguments(upload), marks)
             return sum(part["Size"] for page in pages for part in page.get("Parts", []))
         except UnavailableError as error:
-            if isinstance(error.__cause__, ClientError) and error_code(error.__cause__) == _NO_UPLOAD:
+            if isinstance(error.__cause__, ClientError) and error_code(error.__cause__) == _NO_UPLOAD_CODE:
                 return 0
             raise
 
-    def abort(self, upload: Unfinished, permit: Permit) -> None:
-        with permitted(permit), self._translate_errors(upload.key):
+    def abort_upload(self, upload: UnfinishedUpload, permit: Permit) -> None:
+        with use_permit(permit), self._translate_errors(upload.key):
             try:
-                self._client.abort_multipart_upload(**self._named(upload))
+                self._client.abort_multipart_upload(**self._upload_arguments(upload))
             except ClientError as error:
-                if error_code(error) != _NO_UPLOAD:
+                if error_code(error) != _NO_UPLOAD_CODE:
                     raise
 
-    def _named(self, upload: Unfinished) -> Any:
-        return {"Bucket": self.bucket, "Key": self._path(upload.key), "UploadId": upload.upload}
+    def _upload_arguments(self, upload: UnfinishedUpload) -> Any:
+        return {"Bucket": self.bucket, "Key": self._full_key(upload.key), "UploadId": upload.upload}
 
     def check(self) -> None:
         with self._translate_errors(""):
@@ -506,7 +506,7 @@ class S3ObjectStore:
                 self._client.head_bucket(Bucket=self.bucket)
             except ClientError as error:
                 if error_status(error) == 404:
-                    raise self._no_bucket() from error
+                    raise self._no_bucket_error() from error
                 raise
 
     def enable_versioning(self) -> None:
@@ -514,7 +514,7 @@ class S3ObjectStore:
         with self._translate_errors(""):
             self._client.put_bucket_versioning(Bucket=self.bucket, VersioningConfiguration={"Status": "Enabled"})
 
-    def _path(self, key: str) -> str:
+    def _full_key(self, key: str) -> str:
         return self.root + check_key(key)
 
     @contextmanager
@@ -526,63 +526,66 @@ class S3ObjectStore:
             if not refusals:
                 raise
             code = error_code(error)
-            if code in _NO_SUCH:
+            if code in _NOT_FOUND_CODES:
                 raise ObjectNotFoundError(f"There is no object {key!r} in bucket {self.bucket!r}.") from error
             if code == "NoSuchBucket":
-                raise self._no_bucket() from error
-            raise UnavailableError(self._refusal(key, code, error_status(error))) from error
+                raise self._no_bucket_error() from error
+            raise UnavailableError(self._describe_refusal(key, code, error_status(error))) from error
         except (NoCredentialsError, PartialCredentialsError) as error:
-            raise UnavailableError(f"There are no keys for the object store at {self._place}: set {_KEYS}.") from error
+            raise UnavailableError(
+                f"There are no keys for the object store at {self._safe_endpoint}: set {_KEYS_HINT}."
+            ) from error
         except ParamValidationError as error:
             raise UnavailableError(
-                f"The object store at {self._place} cannot be asked for bucket {self.bucket!r} "
-                f"({type(error).__name__}): check {_BUCKET}."
+                f"The object store at {self._safe_endpoint} cannot be asked for bucket {self.bucket!r} "
+                f"({type(error).__name__}): check {_BUCKET_HINT}."
             ) from error
         except (BotoCoreError, OSError) as error:
             raise UnavailableError(
-                f"The object store does not answer at {self._place} ({type(error).__name__}): start it or try again, "
-                f"or check {_ENDPOINT}."
+                f"The object store does not answer at {self._safe_endpoint} "
+                f"({type(error).__name__}): start it or try again, "
+                f"or check {_ENDPOINT_HINT}."
             ) from error
 
     @property
-    def _place(self) -> str:
+    def _safe_endpoint(self) -> str:
         """The endpoint without secrets, for messages: a URL can carry one."""
         url = urlsplit(self.endpoint)
         return f"{url.scheme}://{url.netloc.rpartition('@')[2]}"
 
-    def _no_bucket(self) -> UnavailableError:
+    def _no_bucket_error(self) -> UnavailableError:
         return UnavailableError(
-            f"There is no bucket {self.bucket!r} at {self._place}: check {_BUCKET}, and {_ENDPOINT}."
+            f"There is no bucket {self.bucket!r} at {self._safe_endpoint}: check {_BUCKET_HINT}, and {_ENDPOINT_HINT}."
         )
 
-    def _refusal(self, key: str, code: str, status: int) -> str:
+    def _describe_refusal(self, key: str, code: str, status: int) -> str:
         what = f"{key!r} in bucket {self.bucket!r}" if key else f"bucket {self.bucket!r}"
-        refused = f"The object store at {self._place} refused {what} ({code or status})"
+        refused = f"The object store at {self._safe_endpoint} refused {what} ({code or status})"
         if status in {401, 403}:
-            return f"{refused}: check {_KEYS}, and the permissions of that key."
-        return f"{refused}: try again, or check {_ENDPOINT}."
+            return f"{refused}: check {_KEYS_HINT}, and the permissions of that key."
+        return f"{refused}: try again, or check {_ENDPOINT_HINT}."
 
 
 @contextmanager
-def permitted(permit: Permit) -> Iterator[None]:
+def use_permit(permit: Permit) -> Iterator[None]:
     """Permit this thread to run `delete_many` or `abort`; neither works without a permit."""
-    before = _permit.set(permit)
+    before = _current_permit.set(permit)
     try:
         yield
     finally:
-        _permit.reset(before)
+        _current_permit.reset(before)
 
 
 def _ask_permit(**_: Any) -> None:
-    _permit.get()()
+    _current_permit.get()()
 
 
-def _begun_here() -> None:
+def _permit_own_upload() -> None:
     """A permit for a multipart upload that this process started and aborts itself."""
 
 
 @cache
-def _session() -> boto3.session.Session:
+def _make_session() -> boto3.session.Session:
     """Return a boto3 session with a fast parser of dates, because boto3's own slows listings."""
     session = botocore.session.get_session()
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_parse_time)
@@ -601,7 +604,7 @@ def _parse_time(value: Any) -> datetime.datetime:
     return parsed
 
 
-def _parts(key: str, chunks: Iterable[bytes], size: int, part_bytes: int) -> Iterator[bytes]:
+def _split_parts(key: str, chunks: Iterable[bytes], size: int, part_bytes: int) -> Iterator[bytes]:
     """Yield `size` bytes in parts of the same length; raises UsageError if there are more or fewer."""
     came, part = 0, bytearray()
     for chunk in chunks:
@@ -624,7 +627,7 @@ def _prefix_of(rule: Any) -> str:
     return found
 
 
-def _states(page: Any) -> Iterator[tuple[str, ObjectVersion]]:
+def _parse_states(page: Any) -> Iterator[tuple[str, ObjectVersion]]:
     """Yield the keys, with their root, and states of a page of versions."""
     for entry in (*page.get("Versions", []), *page.get("DeleteMarkers", [])):
         if not entry["Key"].endswith("/"):  # what some stores show of directories
@@ -633,11 +636,11 @@ def _states(page: Any) -> Iterator[tuple[str, ObjectVersion]]:
             yield entry["Key"], state
 
 
-def _goes_on_nowhere() -> UnavailableError:
+def _endless_listing_error() -> UnavailableError:
     return UnavailableError("The object store does not say how to continue its list.")
 
 
-def _changed(key: str) -> ConflictError:
+def _changed_error(key: str) -> ConflictError:
     return ConflictError(f"{key} has changed since it was read: try again.")
 
 

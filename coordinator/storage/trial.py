@@ -16,7 +16,7 @@ from botocore.exceptions import ClientError
 
 from coordinator.errors import UnavailableError, UsageError
 from coordinator.storage.port import LIST_LIMIT, KeyVersion, check_key
-from coordinator.storage.s3 import S3ObjectStore, error_code, error_status, permitted
+from coordinator.storage.s3 import S3ObjectStore, error_code, error_status, use_permit
 
 #: S3's names for the state of a bucket's versioning.
 ENABLED = "Enabled"
@@ -41,11 +41,13 @@ class TrialStore(S3ObjectStore):
     # Attempts that should be refused
 
     def attempt_put(self, key: str, body: bytes) -> Attempt:
-        return self._attempt(key, lambda: self._client.put_object(Bucket=self.bucket, Key=self._path(key), Body=body))
+        return self._attempt(
+            key, lambda: self._client.put_object(Bucket=self.bucket, Key=self._full_key(key), Body=body)
+        )
 
     def attempt_get(self, key: str) -> Attempt:
         def get() -> dict[str, Any]:
-            with closing(self._client.get_object(Bucket=self.bucket, Key=self._path(key))["Body"]):
+            with closing(self._client.get_object(Bucket=self.bucket, Key=self._full_key(key))["Body"]):
                 return {}
 
         return self._attempt(key, get)
@@ -60,7 +62,7 @@ class TrialStore(S3ObjectStore):
         begun: list[str] = []
 
         def begin() -> Any:
-            answer = self._client.create_multipart_upload(Bucket=self.bucket, Key=self._path(key))
+            answer = self._client.create_multipart_upload(Bucket=self.bucket, Key=self._full_key(key))
             begun.append(answer["UploadId"])
             return answer
 
@@ -71,12 +73,14 @@ class TrialStore(S3ObjectStore):
                 cleaner.abort_uploads(key)
 
     def attempt_delete(self, key: str, version: str | None = None) -> Attempt:
-        return self._attempt(key, lambda: self._client.delete_object(Bucket=self.bucket, **self._name(key, version)))
+        return self._attempt(
+            key, lambda: self._client.delete_object(Bucket=self.bucket, **self._object_arguments(key, version))
+        )
 
     def attempt_delete_many(self, key: str, version: str | None = None) -> Attempt:
         """Delete by the call that deletes up to a thousand at once, as registries do: a store checks it separately."""
-        delete: Any = {"Objects": [self._name(key, version)]}
-        with permitted(_its_own):
+        delete: Any = {"Objects": [self._object_arguments(key, version)]}
+        with use_permit(_permit_own):
             return self._attempt(key, lambda: self._client.delete_objects(Bucket=self.bucket, Delete=delete))
 
     def attempt_versioning(self, status: str) -> Attempt:
@@ -106,45 +110,45 @@ class TrialStore(S3ObjectStore):
 
     def erase(self, keys: Iterable[str]) -> int:
         """Delete every version and marker of objects; return how many there were."""
-        return self._erase([each for key in keys for each in self.walk_versions(key) if each.key == key])
+        return self._erase_states([each for key in keys for each in self.walk_versions(key) if each.key == key])
 
-    def left_by(self, prefix: str, pattern: re.Pattern[str]) -> set[str]:
+    def list_matching(self, prefix: str, pattern: re.Pattern[str]) -> set[str]:
         """Return the keys that begin with prefix and match, also of objects with only old versions left."""
         return {each.key for each in self.walk_versions(prefix) if pattern.search(each.key)}
 
     def abort_uploads(self, key: str) -> None:
         """Abort all multipart uploads of one key. Only for keys that are never written by multipart uploads."""
-        for upload in self.unfinished(key):
+        for upload in self.list_unfinished(key):
             if upload.key == key:
-                self.abort(upload, _its_own)
+                self.abort_upload(upload, _permit_own)
 
     def erase_below(self, prefix: str) -> int:
         """Delete every version and marker of all objects below a folder, and abort multipart uploads there."""
         if not prefix.endswith("/"):
             raise UsageError(f"{prefix!r} is not a folder: it would also match its neighbours.")
         folder = check_key(prefix.rstrip("/")) + "/"
-        count = self._erase(list(self.walk_versions(folder)))
-        uploads = list(self.unfinished(folder))
+        count = self._erase_states(list(self.walk_versions(folder)))
+        uploads = list(self.list_unfinished(folder))
         for upload in uploads:
-            self.abort(upload, _its_own)
+            self.abort_upload(upload, _permit_own)
         return count + len(uploads)
 
-    def _erase(self, found: list[KeyVersion]) -> int:
+    def _erase_states(self, found: list[KeyVersion]) -> int:
         for start in range(0, len(found), LIST_LIMIT):
             # By version even if none are kept: the version is then `null`, and no marker is left. (On SeaweedFS a
             # marker of that name, which a bucket with suspended versioning makes, cannot be removed.)
             part = found[start : start + LIST_LIMIT]
             names: Any = [{"Key": self.root + each.key, "VersionId": each.state.version} for each in part]
-            with permitted(_its_own), self._translate_errors(part[0].key):
+            with use_permit(_permit_own), self._translate_errors(part[0].key):
                 answer = self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": names, "Quiet": True})
             for failed in answer.get("Errors", ()):
                 code = failed.get("Code")
                 raise UnavailableError(f"The object store did not delete {failed.get('Key')!r} ({code}): try again.")
         return len(found)
 
-    def _name(self, key: str, version: str | None) -> Any:
-        return {"Key": self._path(key)} | ({} if version is None else {"VersionId": version})
+    def _object_arguments(self, key: str, version: str | None) -> Any:
+        return {"Key": self._full_key(key)} | ({} if version is None else {"VersionId": version})
 
 
-def _its_own() -> None:
+def _permit_own() -> None:
     """A permit for objects that a trial made itself."""

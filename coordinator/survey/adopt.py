@@ -1,6 +1,6 @@
 """Move a pod's own registry store to the shared layer: copy missing blobs, then write the links.
 
-Route: `read` both stores -> adopt_plan.plan -> `execute` -> the caller requests a reconcile of the pod
+Route: `read_stores` both stores -> adopt_plan.plan -> `execute_plan` -> the caller requests a reconcile of the pod
 
 Nothing at the source is written or deleted. Nothing in the shared layer is replaced, except a tag that the source has
 moved since. A second run does what the first left undone: a linked blob is hashed again only if something that is not
@@ -49,17 +49,25 @@ from coordinator.survey.adopt_plan import (
     Revision,
     TagWrite,
     Why,
-    needed_of,
-    owned,
+    find_needed_blobs,
+    select_owned,
 )
-from coordinator.survey.tree import Item, Link, pointed, read_held, read_links, read_sizes, side_by_side
+from coordinator.survey.tree import (
+    Item,
+    Link,
+    map_in_threads,
+    read_all_manifests,
+    read_links,
+    read_sizes,
+    read_tag_target,
+)
 
 #: Blobs and links that are processed at once.
 THREADS = 8
 #: Attempts of the last look-up of all blobs, if some were gone each time.
-CHECKS = 3
+CHECK_ROUNDS = 3
 
-Progress = Callable[[Figures], None]
+OnProgress = Callable[[Figures], None]
 
 
 class Trust(NamedTuple):
@@ -85,7 +93,7 @@ class _RefusedError(BaleenError):
     """A blob's bytes do not match its digest, or are gone."""
 
 
-def read(
+def read_stores(
     source: ObjectReader,
     shared: ObjectReader,
     prefixes: Collection[str],
@@ -97,17 +105,17 @@ def read(
     """Read everything that the plan needs. Raises ConflictError if the source has repositories of other pods."""
     report("listing the source's links")
     links = read_links(source, [REPOSITORIES], pool)
-    ours = owned(links, prefixes, only_owned=only_owned)
+    ours = select_owned(links, prefixes, only_owned=only_owned)
     links = {name: links[name] for name in ours}
     report("listing the source's blobs")
     sizes = read_sizes(source)
     report("reading the source's manifests")
-    links, manifests = read_held(source, links, sizes.keys(), pool)
+    links, manifests = read_all_manifests(source, links, sizes.keys(), pool)
     report("listing the pod's links in the shared layer")
     there = read_links(shared, [f"{REPOSITORIES}{prefix}/" for prefix in prefixes], pool)
     report("looking for the blobs in the shared layer")
-    needed = sorted({digest for each in links.values() for digest in needed_of(each, manifests, sizes.keys())})
-    heads = side_by_side(pool, lambda digest: shared.head(blob_key(digest)), needed)
+    needed = sorted({digest for each in links.values() for digest in find_needed_blobs(each, manifests, sizes.keys())})
+    heads = map_in_threads(pool, lambda digest: shared.head(blob_key(digest)), needed)
     return AdoptionInput(
         links=links,
         sizes=sizes,
@@ -117,22 +125,22 @@ def read(
     )
 
 
-def execute(
+def execute_plan(
     plan: Plan,
     source: ObjectReader,
     shared: ObjectStore,
     pool: Executor,
     *,
     trust: Trust = NO_TRUST,
-    progress: Progress = lambda figures: None,
+    progress: OnProgress = lambda figures: None,
 ) -> AdoptionResult:
     """Do what the plan says. Raises UnavailableError if a store does not answer; what is done stays done."""
-    return _Run(plan, source, shared, pool, trust, progress).run()
+    return _Adoption(plan, source, shared, pool, trust, progress).run()
 
 
-class _Run:
+class _Adoption:
     def __init__(
-        self, plan: Plan, source: ObjectReader, shared: ObjectStore, pool: Executor, trust: Trust, progress: Progress
+        self, plan: Plan, source: ObjectReader, shared: ObjectStore, pool: Executor, trust: Trust, progress: OnProgress
     ) -> None:
         self._plan = plan
         self._source = source
@@ -156,67 +164,69 @@ class _Run:
 
     def run(self) -> AdoptionResult:
         for each in self._plan.repositories:
-            self._repository(each)
-            self._count(repositories=1)
-        self._check_again()
+            self._adopt_repository(each)
+            self._add_counts(repositories=1)
+        self._check_blobs_again()
         return AdoptionResult(self._done, self._remarks, self._copied_again)
 
-    def _repository(self, each: RepositoryPlan) -> None:
+    def _adopt_repository(self, each: RepositoryPlan) -> None:
         name = each.repository
         links = {link.digest: link for link in each.layers if link.digest is not None}
         digests = dict.fromkeys([*(blob.digest for blob in each.blobs), *links])
-        self._all(lambda digest: self._layer(name, digest, links.get(digest)), digests)
+        self._for_all(lambda digest: self._adopt_layer(name, digest, links.get(digest)), digests)
         left_out: set[Digest] = set()
-        for wave in _waves(each.revisions):
-            self._all(lambda revision: self._revision(name, revision, left_out), wave)
+        for wave in _split_waves(each.revisions):
+            self._for_all(lambda revision: self._adopt_revision(name, revision, left_out), wave)
         moved = {tag.link.tag: tag for tag in each.tags}
         history: dict[str | None, list[Link]] = {tag: [] for tag in moved}
         for link in each.history:
             history.setdefault(link.tag, []).append(link)
-        self._all(lambda tag: self._tag(name, moved.get(tag), history[tag], left_out), history)
+        self._for_all(lambda tag: self._adopt_tag(name, moved.get(tag), history[tag], left_out), history)
 
-    def _layer(self, name: str, digest: Digest, link: Link | None) -> None:
-        if not self._bring(digest):
-            self._remark(Why.REFUSED, name, format_digest(digest), self._refused[digest])
+    def _adopt_layer(self, name: str, digest: Digest, link: Link | None) -> None:
+        if not self._bring_blob(digest):
+            self._add_remark(Why.REFUSED, name, format_digest(digest), self._refused[digest])
         elif link is not None:
-            self._write(link, digest)
-            self._count(layer_links=1)
+            self._write_link(link, digest)
+            self._add_counts(layer_links=1)
 
-    def _revision(self, name: str, revision: Revision, left_out: set[Digest]) -> None:
+    def _adopt_revision(self, name: str, revision: Revision, left_out: set[Digest]) -> None:
         bad = [each for each in revision.needs if each in self._refused or each in left_out]
-        if bad or not self._bring(revision.digest):
+        if bad or not self._bring_blob(revision.digest):
             with self._lock:
                 left_out.add(revision.digest)
             if bad:
                 what = f"it lists {format_digest(bad[0])}"
-                self._remark(Why.LEFT_OUT, name, format_digest(revision.digest), what)
+                self._add_remark(Why.LEFT_OUT, name, format_digest(revision.digest), what)
             return
-        self._write(revision.link, revision.digest)
-        self._count(revision_links=1)
+        self._write_link(revision.link, revision.digest)
+        self._add_counts(revision_links=1)
 
-    def _tag(self, name: str, tag: TagWrite | None, history: Sequence[Link], left_out: set[Digest]) -> None:
+    def _adopt_tag(self, name: str, tag: TagWrite | None, history: Sequence[Link], left_out: set[Digest]) -> None:
         """Write a tag's history and then, if `tag` is given, where it points now; nothing if the tag changed since."""
         if tag is not None:
             label = tag.link.tag or ""
             if tag.digest in left_out:
-                self._remark(Why.LEFT_OUT, name, label, f"{format_digest(tag.digest)} is not adopted")
+                self._add_remark(Why.LEFT_OUT, name, label, f"{format_digest(tag.digest)} is not adopted")
                 return
-            if (now := pointed(self._shared, tag.link)) not in {tag.there, tag.digest}:
+            if (now := read_tag_target(self._shared, tag.link)) not in {tag.there, tag.digest}:
                 where = "nowhere" if now is None else f"to {format_digest(now)}"
-                self._remark(Why.TAG_KEPT, name, label, f"it changed meanwhile: in the shared layer it points {where}")
+                self._add_remark(
+                    Why.TAG_KEPT, name, label, f"it changed meanwhile: in the shared layer it points {where}"
+                )
                 return
         for link in history:
             if link.digest is not None and link.digest not in left_out:
-                self._write(link, link.digest)
-                self._count(tag_links=1)
+                self._write_link(link, link.digest)
+                self._add_counts(tag_links=1)
         if tag is not None:
-            self._write(tag.link, tag.digest)
-            self._count(tag_links=1)
+            self._write_link(tag.link, tag.digest)
+            self._add_counts(tag_links=1)
 
-    def _write(self, link: Link, digest: Digest) -> None:
+    def _write_link(self, link: Link, digest: Digest) -> None:
         self._shared.put(link.key, format_digest(digest).encode())
 
-    def _bring(self, digest: Digest) -> bool:
+    def _bring_blob(self, digest: Digest) -> bool:
         """Copy the blob to the shared layer if it is missing, and verify its bytes; return False if it is refused."""
         if digest in self._refused:
             return False
@@ -224,7 +234,7 @@ class _Run:
         known = self._shared.head(key)
         try:
             if known is None:
-                self._copy(digest, key, size)
+                self._copy_blob(digest, key, size)
                 known = self._shared.head(key)
                 if known is None:
                     raise UnavailableError(
@@ -232,8 +242,8 @@ class _Run:
                         "what deletes there, and run this again."
                     )
             elif known.size == size and digest not in self._verified:
-                self._verify(digest, key)
-            _compare(size, known.size)
+                self._verify_bytes(digest, key)
+            _compare_sizes(size, known.size)
         except _RefusedError as error:
             with self._lock:
                 self._refused[digest] = str(error)
@@ -242,11 +252,11 @@ class _Run:
             self._verified.add(digest)
         return True
 
-    def _copy(self, digest: Digest, key: str, size: int) -> None:
+    def _copy_blob(self, digest: Digest, key: str, size: int) -> None:
         try:
             if self._by_service is False or not self._copy_by_service(digest, key):
                 with self._source.open(key) as opened:
-                    self._shared.put_chunks(key, _hashed(digest, opened.chunks), opened.size)
+                    self._shared.put_chunks(key, _verify_chunks(digest, opened.chunks), opened.size)
         except ObjectNotFoundError as error:
             raise _RefusedError("the source no longer has it") from error
         except ConflictError as error:
@@ -255,7 +265,7 @@ class _Run:
             if self._is_checking_again:
                 self._copied_again += 1
                 return
-        self._count(copied_blobs=1, copied_bytes=size)
+        self._add_counts(copied_blobs=1, copied_bytes=size)
 
     def _copy_by_service(self, digest: Digest, key: str) -> bool:
         etag = None
@@ -264,12 +274,12 @@ class _Run:
                 etag = opened.etag
                 if etag is None:
                     return False  # without an ETag, other bytes than the hashed ones may be copied
-                for _ in _hashed(digest, opened.chunks):
+                for _ in _verify_chunks(digest, opened.chunks):
                     pass
         self._by_service = self._shared.copy_from(self._source, key, key, etag=etag)
         return self._by_service
 
-    def _verify(self, digest: Digest, key: str) -> None:
+    def _verify_bytes(self, digest: Digest, key: str) -> None:
         """Compare the bytes of a blob with its digest, in both stores."""
         stores = (
             (self._source, self._trust.source, "in the source"),
@@ -280,49 +290,49 @@ class _Run:
                 continue
             try:
                 with store.open(key) as opened:
-                    for _ in _hashed(digest, opened.chunks, where):
+                    for _ in _verify_chunks(digest, opened.chunks, where):
                         pass
             except ObjectNotFoundError as error:
                 raise _RefusedError(f"it is no longer {where}") from error
 
-    def _check_again(self) -> None:
+    def _check_blobs_again(self) -> None:
         """Look up every blob once more after the links were written; see "Against garbage collection" above."""
         self._is_checking_again = True
         wanted = [digest for digest in self._plan.needed if digest not in self._refused]
-        for _ in range(CHECKS):
-            heads = side_by_side(self._pool, lambda digest: self._shared.head(blob_key(digest)), wanted)
+        for _ in range(CHECK_ROUNDS):
+            heads = map_in_threads(self._pool, lambda digest: self._shared.head(blob_key(digest)), wanted)
             gone = [digest for digest, head in zip(wanted, heads, strict=True) if head is None]
             if not gone:
                 return
-            self._all(self._bring_again, gone)
+            self._for_all(self._bring_blob_again, gone)
         raise BaleenError(
             f"{len(gone)} blobs are gone from the shared layer each time after they were copied. Find out what deletes "
             "there, and run this again."
         )
 
-    def _bring_again(self, digest: Digest) -> None:
-        if not self._bring(digest):
+    def _bring_blob_again(self, digest: Digest) -> None:
+        if not self._bring_blob(digest):
             raise BaleenError(
                 f"{format_digest(digest)} is linked and gone from the shared layer, and cannot be copied again: "
                 f"{self._refused[digest]}. Restore its bytes before the pod uses the shared layer."
             )
 
-    def _all(self, do: Callable[[Item], None], items: Iterable[Item]) -> None:
-        for _ in side_by_side(self._pool, do, items):
+    def _for_all(self, do: Callable[[Item], None], items: Iterable[Item]) -> None:
+        for _ in map_in_threads(self._pool, do, items):
             pass
 
-    def _count(self, **more: int) -> None:
+    def _add_counts(self, **more: int) -> None:
         with self._lock:
             self._done = self._done._replace(**{name: getattr(self._done, name) + more[name] for name in more})
             done = self._done
         self._progress(done)
 
-    def _remark(self, why: Why, name: str, what: str, detail: str) -> None:
+    def _add_remark(self, why: Why, name: str, what: str, detail: str) -> None:
         with self._lock:
             self._remarks.append(Remark(why, name, what, detail))
 
 
-def _hashed(digest: Digest, chunks: Iterator[bytes], where: str = "in the source") -> Iterator[bytes]:
+def _verify_chunks(digest: Digest, chunks: Iterator[bytes], where: str = "in the source") -> Iterator[bytes]:
     """Give the chunks as they are; raise _RefusedError at their end if they do not match the digest."""
     seen = hashlib.sha256()
     for chunk in chunks:
@@ -333,12 +343,12 @@ def _hashed(digest: Digest, chunks: Iterator[bytes], where: str = "in the source
         raise _RefusedError(f"its bytes {where} have the digest {format_digest(actual)}")
 
 
-def _compare(size: int, there: int) -> None:
+def _compare_sizes(size: int, there: int) -> None:
     if size != there:
         raise _RefusedError(f"the source stores {size} bytes, the shared layer {there}")
 
 
-def _waves(revisions: Sequence[Revision]) -> Iterator[Sequence[Revision]]:
+def _split_waves(revisions: Sequence[Revision]) -> Iterator[Sequence[Revision]]:
     """Split the manifests, children first, into waves in which none lists another: a wave can be linked in parallel."""
     wave: dict[Digest, Revision] = {}
     for revision in revisions:

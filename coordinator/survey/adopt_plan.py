@@ -1,6 +1,6 @@
 """Plan the adoption of a pod's own store. Pure: a dry run shows this plan, and the real run does it.
 
-Route: adopt.read -> (source's links, sizes, manifests; what the shared layer has) -> `plan` -> adopt.execute
+Route: adopt.read -> (source's links, sizes, manifests; what the shared layer has) -> `make_plan` -> adopt.execute
 
 Rules:
 - A blob is adopted if a repository links it, or one of its manifests lists it, and the source stores it.
@@ -122,7 +122,7 @@ class Plan(NamedTuple):
     figures: Figures
 
 
-def owned(repositories: Iterable[str], prefixes: Collection[str], *, only_owned: bool) -> list[RepositoryName]:
+def select_owned(repositories: Iterable[str], prefixes: Collection[str], *, only_owned: bool) -> list[RepositoryName]:
     """Return the repositories that are below the prefixes; raises ConflictError if others are not.
 
     With `only_owned` the others are left out.
@@ -147,7 +147,9 @@ def owned(repositories: Iterable[str], prefixes: Collection[str], *, only_owned:
     return ours
 
 
-def needed_of(links: Links, manifests: Mapping[Digest, Manifest], sizes: Collection[Digest]) -> frozenset[Digest]:
+def find_needed_blobs(
+    links: Links, manifests: Mapping[Digest, Manifest], sizes: Collection[Digest]
+) -> frozenset[Digest]:
     """Return the blobs that a repository needs and the source stores."""
     wanted = {*links.layers, *links.revisions}
     for revision in links.revisions:
@@ -155,9 +157,9 @@ def needed_of(links: Links, manifests: Mapping[Digest, Manifest], sizes: Collect
     return frozenset(digest for digest in wanted if digest in sizes)
 
 
-def plan(found: AdoptionInput, *, tags_from_source: bool = False) -> Plan:
+def make_plan(found: AdoptionInput, *, tags_from_source: bool = False) -> Plan:
     """Decide which blobs are copied, and which links are written, in which order."""
-    return _Planner(found, tags_from_source=tags_from_source).plan()
+    return _Planner(found, tags_from_source=tags_from_source).make_plan()
 
 
 class _Planner:
@@ -167,10 +169,10 @@ class _Planner:
         self._needed: dict[Digest, int] = {}
         self._brought: set[Digest] = set()
         self._remarks: list[Remark] = []
-        self._refused = dict(self._refusals())
+        self._refused = dict(self._find_refusals())
 
-    def plan(self) -> Plan:
-        repositories = [self._repository(name) for name in sorted(self._found.links)]
+    def make_plan(self) -> Plan:
+        repositories = [self._plan_repository(name) for name in sorted(self._found.links)]
         copied = [blob for each in repositories for blob in each.blobs if not blob.present]
         figures = Figures(
             repositories=len(repositories),
@@ -184,7 +186,7 @@ class _Planner:
         )
         return Plan(repositories, self._needed, self._remarks, figures)
 
-    def _refusals(self) -> Iterator[tuple[Digest, str]]:
+    def _find_refusals(self) -> Iterator[tuple[Digest, str]]:
         for digest, size in self._found.shared_sizes.items():
             if self._found.sizes[digest] != size:
                 yield digest, f"the source stores {self._found.sizes[digest]} bytes, the shared layer {size}"
@@ -192,28 +194,30 @@ class _Planner:
             if manifest.corrupt is not None:
                 yield digest, manifest.corrupt
 
-    def _repository(self, name: RepositoryName) -> RepositoryPlan:
+    def _plan_repository(self, name: RepositoryName) -> RepositoryPlan:
         found, links = self._found, self._found.links[name]
         have = found.shared_links.get(name, Links())
-        wanted = needed_of(links, found.manifests, found.sizes.keys())
-        self._remark_links(name, links, wanted)
-        revisions = list(in_order({digest: found.manifests[digest].references for digest in self._stored(links)}))
+        wanted = find_needed_blobs(links, found.manifests, found.sizes.keys())
+        self._add_link_remarks(name, links, wanted)
+        revisions = list(
+            children_first({digest: found.manifests[digest].references for digest in self._stored_blobs(links)})
+        )
         adopted: dict[Digest, Revision] = {}
         left_out: set[Digest] = set()
         for digest in revisions:
-            needs = self._needs(digest, have, adopted)
+            needs = self._needs_of(digest, have, adopted)
             bad = [each for each in needs if each in self._refused or each in left_out]
             if digest in self._refused or bad:
                 left_out.add(digest)
                 if digest not in self._refused:
-                    self._remark(Why.LEFT_OUT, name, digest, f"it lists {format_digest(bad[0])}")
+                    self._add_remark(Why.LEFT_OUT, name, digest, f"it lists {format_digest(bad[0])}")
             else:
                 adopted[digest] = Revision(Link(Kind.REVISION, name, digest), digest, needs)
         brought = {digest for digest in wanted if digest not in self._refused}
         self._needed.update((digest, found.sizes[digest]) for digest in sorted(brought))
         layers = sorted(links.layers & brought - have.layers)
         new = [revision for digest, revision in adopted.items() if digest not in have.revisions]
-        complete = have.layers | have.revisions | needed_of(have, found.manifests, found.sizes.keys())
+        complete = have.layers | have.revisions | find_needed_blobs(have, found.manifests, found.sizes.keys())
         complete -= {*layers, *(digest for revision in new for digest in (revision.digest, *revision.needs))}
         blobs = [
             Blob(digest, found.sizes[digest], digest in found.shared_sizes)
@@ -221,7 +225,7 @@ class _Planner:
             if not (digest in complete and digest in found.shared_sizes)
         ]
         self._brought.update(blob.digest for blob in blobs)
-        tags = list(self._tags(name, links, have, adopted))
+        tags = list(self._plan_tags(name, links, have, adopted))
         written = {each.link.tag for each in tags}
         return RepositoryPlan(
             name,
@@ -236,35 +240,37 @@ class _Planner:
             tags,
         )
 
-    def _needs(self, digest: Digest, have: Links, adopted: Mapping[Digest, Revision]) -> tuple[Digest, ...]:
+    def _needs_of(self, digest: Digest, have: Links, adopted: Mapping[Digest, Revision]) -> tuple[Digest, ...]:
         """Return what a manifest lists, and what those of its children need that have their links already."""
         listed = [each for each in self._found.manifests[digest].references if each in self._found.sizes]
         linked = [adopted[each] for each in listed if each in have.revisions and each in adopted]
         return tuple(dict.fromkeys([*listed, *(each for child in linked for each in child.needs)]))
 
-    def _stored(self, links: Links) -> Sequence[Digest]:
+    def _stored_blobs(self, links: Links) -> Sequence[Digest]:
         return sorted(digest for digest in links.revisions if digest in self._found.manifests)
 
-    def _remark_links(self, name: RepositoryName, links: Links, wanted: Collection[Digest]) -> None:
+    def _add_link_remarks(self, name: RepositoryName, links: Links, wanted: Collection[Digest]) -> None:
         for digest in sorted(links.layers | links.revisions):
             if digest not in self._found.sizes:
-                self._remark(Why.ABSENT, name, digest, "the source does not store it")
+                self._add_remark(Why.ABSENT, name, digest, "the source does not store it")
             elif digest in self._refused:
-                self._remark(Why.REFUSED, name, digest, self._refused[digest])
+                self._add_remark(Why.REFUSED, name, digest, self._refused[digest])
         for digest in sorted(set(wanted) - links.layers - links.revisions):
             if digest in self._refused:
-                self._remark(Why.REFUSED, name, digest, self._refused[digest])
-        for digest in self._stored(links):
+                self._add_remark(Why.REFUSED, name, digest, self._refused[digest])
+        for digest in self._stored_blobs(links):
             manifest = self._found.manifests[digest]
             if manifest.unread is not None:
-                self._remark(Why.UNREAD, name, digest, manifest.unread)
+                self._add_remark(Why.UNREAD, name, digest, manifest.unread)
             lacking = [each for each in manifest.references if each not in self._found.sizes]
             if lacking:
                 example = format_digest(lacking[0])
                 detail = f"the source does not store {len(lacking)} of what it lists, such as {example}"
-                self._remark(Why.INCOMPLETE, name, digest, detail)
+                self._add_remark(Why.INCOMPLETE, name, digest, detail)
 
-    def _tags(self, name: RepositoryName, links: Links, have: Links, adopted: Collection[Digest]) -> Iterator[TagWrite]:
+    def _plan_tags(
+        self, name: RepositoryName, links: Links, have: Links, adopted: Collection[Digest]
+    ) -> Iterator[TagWrite]:
         for tag, digest in sorted(links.tags.items()):
             if digest is None or digest not in adopted:
                 what = "its link cannot be read" if digest is None else f"{format_digest(digest)} is not adopted"
@@ -278,11 +284,11 @@ class _Planner:
                 detail = f"{format_digest(there)} in the shared layer, {format_digest(digest)} in the source"
                 self._remarks.append(Remark(Why.TAG_KEPT, name, tag, detail))
 
-    def _remark(self, why: Why, name: RepositoryName, digest: Digest, detail: str) -> None:
+    def _add_remark(self, why: Why, name: RepositoryName, digest: Digest, detail: str) -> None:
         self._remarks.append(Remark(why, name, format_digest(digest), detail))
 
 
-def in_order(references: Mapping[Digest, Sequence[Digest]]) -> Iterator[Digest]:
+def children_first(references: Mapping[Digest, Sequence[Digest]]) -> Iterator[Digest]:
     """Give the manifests, each after those of them that it lists. Digests allow no circle."""
     done: set[Digest] = set()
     for first in references:

@@ -30,7 +30,7 @@ class Spill:
         try:
             self._file = tempfile.TemporaryFile(buffering=0, dir=directory)  # noqa: SIM115 - closed by the block
         except OSError as error:
-            self._no_room(error)
+            self._raise_no_room(error)
         self._lock = threading.Lock()
         self._places = [array("Q") for _ in range(BUCKETS)]
         self._lengths = [array("H") for _ in range(BUCKETS)]
@@ -52,9 +52,9 @@ class Spill:
         try:
             written = os.pwrite(self._file.fileno(), chunk, place)
         except OSError as error:
-            self._no_room(error)
+            self._raise_no_room(error)
         if written != len(chunk):
-            self._no_room(OSError("the disk is full"))
+            self._raise_no_room(OSError("the disk is full"))
 
     def read(self, bucket: int) -> Iterator[bytes]:
         """Give the bucket's records in chunks, as they were written."""
@@ -62,7 +62,7 @@ class Spill:
         for place, length in zip(self._places[bucket], self._lengths[bucket], strict=True):
             yield os.pread(descriptor, length, place)
 
-    def _no_room(self, error: OSError) -> NoReturn:
+    def _raise_no_room(self, error: OSError) -> NoReturn:
         where = self._directory or tempfile.gettempdir()
         raise BaleenError(
             f"Cannot write to {where} ({error.strerror or error}). Name a directory with more space with --tmp-dir."

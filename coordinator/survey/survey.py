@@ -42,7 +42,7 @@ from coordinator.survey.tree import require_tree
 DISK_BYTES_PER_KEY = 52
 ROOTS_LIMIT = 1000
 LISTINGS_AT_ONCE = 8
-#: Keys between two checks whether to stop, and between two calls of `Progress`.
+#: Keys between two checks whether to stop, and between two calls of `OnProgress`.
 BLOCK = 1000
 TOP = 20
 EXAMPLES = 5
@@ -63,7 +63,7 @@ _LINK = struct.Struct("<34s8s")
 _BLOB = struct.Struct("<34sQ")
 _REPOSITORY = struct.Struct("<2s8s")
 
-Progress = Callable[[int], None]
+OnProgress = Callable[[int], None]
 #: What a listing gives for an object.
 Entry = TypeVar("Entry")
 
@@ -140,12 +140,12 @@ class Survey(NamedTuple):
         return self.stored_bytes - self.shared_layer_bytes
 
 
-def survey(
+def survey_roots(
     roots: Sequence[Root],
     *,
     top: int = TOP,
     directory: Path | None = None,
-    progress: Progress = lambda keys: None,
+    progress: OnProgress = lambda keys: None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Survey:
     """List all roots and count. Several threads call `progress` with the number of keys listed so far.
@@ -166,8 +166,8 @@ def survey(
             *(_Links(number, root, links, repositories) for number, root in enumerate(roots)),
             *(_Blobs(number, root, blobs) for number, root in enumerate(roots)),
         ]
-        _list_all(listings, progress)
-        count = _Count(roots, top)
+        _run_listings(listings, progress)
+        count = _BucketCounts(roots, top)
         for bucket in range(BUCKETS):
             count.add_repositories(repositories, bucket)
             count.add_bucket(links, blobs, bucket)
@@ -232,17 +232,17 @@ class _Links(_Listing[str]):
             elif before[-revisions_length:] == revisions:
                 found, head = before[:-revisions_length], as_revision
             else:
-                self._other(key)
+                self._note_other(key)
                 continue
             try:
                 digest = fromhex(hexadecimal)
             except ValueError:
                 digest = b""
             if digest.hex() != hexadecimal or not found or key[-5:] != "/link":
-                self._other(key)
+                self._note_other(key)
                 continue
             if found != name:
-                name, repository = found, self._begin(found, repositories)
+                name, repository = found, self._begin_repository(found, repositories)
             bucket = digest[0]
             buffer = buffers[bucket]
             buffer += head + digest + repository
@@ -250,7 +250,7 @@ class _Links(_Listing[str]):
                 flush(bucket)
         self._name, self._id = name, repository
 
-    def _begin(self, name: str, repositories: Writer) -> bytes:
+    def _begin_repository(self, name: str, repositories: Writer) -> bytes:
         """Record a repository, and return its id; a listing by names does so about once for each."""
         number = struct.pack("<H", self.number)
         repository = blake2b(name.encode(errors="surrogatepass"), digest_size=8, key=number).digest()
@@ -261,7 +261,7 @@ class _Links(_Listing[str]):
             repositories.flush(bucket)
         return repository
 
-    def _other(self, key: str) -> None:
+    def _note_other(self, key: str) -> None:
         if not (_UPLOADS in key or (_TAGS in key and key.endswith("/link"))):
             self.note_odd(key)
 
@@ -296,7 +296,7 @@ class _Blobs(_Listing[ObjectInfo]):
                 flush(bucket)
 
 
-def _list_all(listings: Sequence[_Listing[Any]], progress: Progress) -> None:
+def _run_listings(listings: Sequence[_Listing[Any]], progress: OnProgress) -> None:
     """Run all listings, some at a time; the first error ends the others, and is raised."""
     stop = threading.Event()
 
@@ -315,7 +315,7 @@ def _list_all(listings: Sequence[_Listing[Any]], progress: Progress) -> None:
             each.result()
 
 
-class _Count:
+class _BucketCounts:
     """Adds up one bucket after the other."""
 
     def __init__(self, roots: Sequence[Root], top: int) -> None:
@@ -328,22 +328,22 @@ class _Count:
         self.odd_examples: list[tuple[str, str]] = []
 
     def add_repositories(self, repositories: Spill, bucket: int) -> None:
-        distinct = set(_records(_REPOSITORY, repositories.read(bucket)))
+        distinct = set(_unpack_records(_REPOSITORY, repositories.read(bucket)))
         for number, many in Counter(map(itemgetter(0), distinct)).items():
-            self.figures[_number(number)].repositories += many
+            self.figures[_root_number(number)].repositories += many
 
     def add_bucket(self, links: Spill, blobs: Spill, bucket: int) -> None:
-        stored: dict[bytes, int] = dict(_records(_BLOB, blobs.read(bucket)))
-        linked = _linking(links, bucket)
+        stored: dict[bytes, int] = dict(_unpack_records(_BLOB, blobs.read(bucket)))
+        linked = _count_linking_repositories(links, bucket)
         for head, many in linked.items():
-            tally = self.figures[_number(head) // 2]
+            tally = self.figures[_root_number(head) // 2]
             size = stored.get(head)
             tally.links += many
             if size is None:
                 tally.missing_blobs += 1
                 tally.missing_links += many
                 if len(self._missing) < EXAMPLES:
-                    self._missing.append((self._roots[_number(head) // 2].url, format_digest(Digest(head[2:]))))
+                    self._missing.append((self._roots[_root_number(head) // 2].url, format_digest(Digest(head[2:]))))
                 continue
             tally.logical_bytes += many * size
             if many == 1:
@@ -353,7 +353,7 @@ class _Count:
         #: By digest: the roots that store it, and its size there.
         copies: dict[bytes, list[tuple[int, int]]] = {}
         for head, size in stored.items():
-            number = _number(head) // 2
+            number = _root_number(head) // 2
             tally = self.figures[number]
             tally.blobs += 1
             tally.stored_bytes += size
@@ -407,21 +407,21 @@ class _Count:
         )
 
 
-def _records(kind: struct.Struct, chunks: Iterator[bytes]) -> Iterator[tuple[Any, ...]]:
+def _unpack_records(kind: struct.Struct, chunks: Iterator[bytes]) -> Iterator[tuple[Any, ...]]:
     return chain.from_iterable(map(kind.iter_unpack, chunks))
 
 
-def _linking(links: Spill, bucket: int) -> Counter[bytes]:
+def _count_linking_repositories(links: Spill, bucket: int) -> Counter[bytes]:
     """Count the repositories that link each blob of a bucket, by its root and digest.
 
     Every link is listed once, so links are counted instead of repositories, which may be millions for one blob. Only
     if a digest is linked both as a layer and as a manifest are its repositories compared.
     """
-    heads = Counter(chain.from_iterable(_records(_HEAD_OF_LINK, links.read(bucket))))
+    heads = Counter(chain.from_iterable(_unpack_records(_HEAD_OF_LINK, links.read(bucket))))
     both = {head for head in heads if not head[0] & 1 and _as_revision(head) in heads}
     linking: dict[bytes, set[bytes]] = {head: set() for head in both}
     if both:
-        for head, repository in _records(_LINK, links.read(bucket)):
+        for head, repository in _unpack_records(_LINK, links.read(bucket)):
             if (plain := _as_layer(head)) in both:
                 linking[plain].add(repository)
     found: Counter[bytes] = Counter()
@@ -440,5 +440,5 @@ def _as_revision(head: bytes) -> bytes:
     return bytes((head[0] | 1,)) + head[1:]
 
 
-def _number(head: bytes) -> int:
+def _root_number(head: bytes) -> int:
     return int.from_bytes(head[:2], "little")

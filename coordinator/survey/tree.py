@@ -27,7 +27,7 @@ from coordinator.storage.port import ObjectNotFoundError, ObjectReader
 #: A link has 71 bytes; a larger object is no link.
 LINK_BYTES_LIMIT = 1024
 #: Items that are submitted to threads at once, so that a million items are not a million futures.
-AT_ONCE = 1000
+ITEMS_AT_ONCE = 1000
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
@@ -107,17 +107,17 @@ def parse_link(key: str) -> Link | None:
     *parts, _ = key.removeprefix(REPOSITORIES).split("/")
     match parts:
         case [*name, "_layers", "sha256", digest] if name:
-            return _link(Kind.LAYER, name, digest)
+            return _make_link(Kind.LAYER, name, digest)
         case [*name, "_manifests", "revisions", "sha256", digest] if name:
-            return _link(Kind.REVISION, name, digest)
+            return _make_link(Kind.REVISION, name, digest)
         case [*name, "_manifests", "tags", tag, "index", "sha256", digest] if name:
-            return _link(Kind.HISTORY, name, digest, tag)
+            return _make_link(Kind.HISTORY, name, digest, tag)
         case [*name, "_manifests", "tags", tag, "current"] if name:
             return Link(Kind.TAG, RepositoryName("/".join(name)), tag=tag)
     return None
 
 
-def _link(kind: Kind, name: list[str], digest: str, tag: str | None = None) -> Link | None:
+def _make_link(kind: Kind, name: list[str], digest: str, tag: str | None = None) -> Link | None:
     try:
         return Link(kind, RepositoryName("/".join(name)), parse_digest(f"sha256:{digest}"), tag)
     except InvalidNameError:
@@ -132,7 +132,7 @@ def read_links(store: ObjectReader, prefixes: Iterable[str], pool: Executor) -> 
             if (link := parse_link(entry.key)) is not None:
                 found.setdefault(link.repository, {kind: set() for kind in Kind})[link.kind].add(link)
     tags = [link for kinds in found.values() for link in sorted(kinds[Kind.TAG], key=lambda link: link.key)]
-    targets = dict(zip(tags, side_by_side(pool, lambda link: pointed(store, link), tags), strict=True))
+    targets = dict(zip(tags, map_in_threads(pool, lambda link: read_tag_target(store, link), tags), strict=True))
     return {
         repository: Links(
             layers=frozenset(link.digest for link in kinds[Kind.LAYER] if link.digest),
@@ -144,7 +144,7 @@ def read_links(store: ObjectReader, prefixes: Iterable[str], pool: Executor) -> 
     }
 
 
-def pointed(store: ObjectReader, link: Link) -> Digest | None:
+def read_tag_target(store: ObjectReader, link: Link) -> Digest | None:
     """Return where a tag's link points; None if it does not exist or cannot be read."""
     try:
         return parse_digest(store.get(link.key, limit=LINK_BYTES_LIMIT).decode().strip())
@@ -160,7 +160,7 @@ def read_sizes(store: ObjectReader) -> dict[Digest, int]:
 
 def read_manifests(store: ObjectReader, digests: Sequence[Digest], pool: Executor) -> dict[Digest, Manifest]:
     """Read these manifests; those that are not stored are left out."""
-    read = side_by_side(pool, lambda digest: read_manifest(store, digest), digests)
+    read = map_in_threads(pool, lambda digest: read_manifest(store, digest), digests)
     return {digest: manifest for digest, manifest in zip(digests, read, strict=True) if manifest is not None}
 
 
@@ -182,7 +182,7 @@ def read_manifest(store: ObjectReader, digest: Digest) -> Manifest | None:
     return Manifest(listed, is_index=content.kind is ManifestKind.INDEX)
 
 
-def read_held(
+def read_all_manifests(
     store: ObjectReader, links: Mapping[RepositoryName, Links], sizes: Collection[Digest], pool: Executor
 ) -> tuple[dict[RepositoryName, Links], dict[Digest, Manifest]]:
     """Read the manifests of all repositories; return them, and the links with every manifest among the revisions.
@@ -193,7 +193,7 @@ def read_held(
     manifests: dict[Digest, Manifest] = {}
     checked: set[Digest] = set()
     while True:
-        named = {repository: _layered(each, manifests) for repository, each in held.items()}
+        named = {repository: _linked_as_blobs(each, manifests) for repository, each in held.items()}
         wanted = {digest for name in held for digest in held[name].revisions | named[name]} - checked
         manifests |= read_manifests(store, sorted(wanted.intersection(sizes)), pool)
         checked |= wanted
@@ -207,7 +207,7 @@ def read_held(
             return held, {digest: manifest for digest, manifest in manifests.items() if digest in revisions}
 
 
-def _layered(links: Links, manifests: Mapping[Digest, Manifest]) -> set[Digest]:
+def _linked_as_blobs(links: Links, manifests: Mapping[Digest, Manifest]) -> set[Digest]:
     """Return digests that a repository's tags, their history, or its indexes name, and that it links only as blobs."""
     named = {digest for digest in links.tags.values() if digest is not None}
     named.update(digest for _, digest in links.history)
@@ -217,8 +217,8 @@ def _layered(links: Links, manifests: Mapping[Digest, Manifest]) -> set[Digest]:
     return (named & links.layers) - links.revisions
 
 
-def side_by_side(
-    pool: Executor, do: Callable[[Item], Outcome], items: Iterable[Item], at_once: int = AT_ONCE
+def map_in_threads(
+    pool: Executor, do: Callable[[Item], Outcome], items: Iterable[Item], at_once: int = ITEMS_AT_ONCE
 ) -> Iterator[Outcome]:
     """Call `do` for each item in the pool's threads, and give the results in order; an error ends it."""
     waiting = iter(items)

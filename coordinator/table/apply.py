@@ -1,6 +1,6 @@
 """Apply a batch of facts in one transaction, together with the offsets of their partitions.
 
-Route: workers/processor.py -> `BatchApply.apply(slices)` -> each run of facts (digest_facts.py; repository_facts.py
+Route: workers/processor.py -> `BatchApplier.apply(slices)` -> each run of facts (digest_facts.py; repository_facts.py
 for facts about a whole repository) -> dead letters and progress -> commit.
 
 Why it is exactly once: each partition's progress row is locked first and must be at the first offset of its slice. A
@@ -33,18 +33,18 @@ from coordinator.domain.names import Digest, RepositoryName
 from coordinator.table import dead_letters, echoes, renames, repository_facts, statements
 from coordinator.table import processes as registry_processes
 from coordinator.table.batch import (
-    Applied,
+    ApplyResult,
     DeadLetterLimits,
     Item,
     NotServedError,
     OutOfStepError,
-    Process,
+    ProcessKey,
     Reports,
     Slice,
     StateChangedError,
-    total,
+    add_results,
 )
-from coordinator.table.digest_facts import AloneNeededError, Run
+from coordinator.table.digest_facts import AloneNeededError, FactRun
 
 #: Another writer (a mount, another worker's new blob) can force a few repetitions. After SHARED_ATTEMPTS the batch
 #: excludes other writers, and only a writer without the lock (a sweep) can disturb it.
@@ -52,10 +52,10 @@ SHARED_ATTEMPTS = 3
 ATTEMPTS = 8
 
 #: Facts about a whole repository. They see everything before them, and exclude all other writers.
-_BARRIERS = (RepositoryRemoved, RepositoryRenamed)
+_WHOLE_REPOSITORY_FACTS = (RepositoryRemoved, RepositoryRenamed)
 
 
-class BatchApply:
+class BatchApplier:
     """Apply batches on one connection, set up by `rows.prepare`. Not safe for use by several threads."""
 
     def __init__(
@@ -75,61 +75,61 @@ class BatchApply:
         self._limits = limits or DeadLetterLimits()
         self._processes = echoes.KnownProcesses() if processes is None else processes
 
-    def apply(self, slices: Sequence[Slice]) -> Applied:
+    def apply(self, slices: Sequence[Slice]) -> ApplyResult:
         """Apply slices of different partitions in one transaction; raises OutOfStepError with nothing changed."""
         ordered = sorted(slices, key=lambda piece: (piece.topic, piece.partition))
-        alone = any(isinstance(item.fact, _BARRIERS) for piece in ordered for item in piece.items)
-        new = self._processes.missing(ordered)
+        alone = any(isinstance(item.fact, _WHOLE_REPOSITORY_FACTS) for piece in ordered for item in piece.items)
+        new = self._processes.find_unknown(ordered)
         try:
-            applied = self._at_rest(lambda alone: self._apply(ordered, new, alone=alone), alone=alone)
+            applied = self._run_transaction(lambda alone: self._apply_slices(ordered, new, alone=alone), alone=alone)
         except BaseException:
             self._processes.forget()
             raise
         self._processes.add(new)
         return applied
 
-    def apply_found(self, items: list[Item], reports: Reports | None = None) -> Applied:
+    def apply_stored(self, items: list[Item], reports: Reports | None = None) -> ApplyResult:
         """Apply facts about single digests that were found in storage and so have no offset.
 
         They are ordinary additions: a known one changes nothing, one that an event contradicts is doubtful.
         `reports`: what pods reported about manifests that were read.
         """
-        return self._at_rest(lambda alone: self._apply_run(items, alone=alone, reports=reports), alone=False)
+        return self._run_transaction(lambda alone: self._apply_run(items, alone=alone, reports=reports), alone=False)
 
-    def apply_kept(self, repository: RepositoryName, items: list[Item]) -> Applied:
-        """Apply links of one repository as `apply_found` does, and keep them (see RepositoryBlob.kept)."""
+    def apply_kept_links(self, repository: RepositoryName, items: list[Item]) -> ApplyResult:
+        """Apply links of one repository as `apply_stored` does, and keep them (see RepositoryBlob.kept)."""
         linked = {item.fact.digest for item in items if isinstance(item.fact, BlobLinked)}
 
-        def work(alone: bool) -> Applied:
+        def work(alone: bool) -> ApplyResult:
             applied = self._apply_run(items, alone=alone)
             statements.keep_links(self._connection, repository, sorted(linked))
             return applied
 
-        return self._at_rest(work, alone=False)
+        return self._run_transaction(work, alone=False)
 
-    def apply_served(self, item: Item, digest: Digest, then: Callable[[], None]) -> Applied:
-        """Apply a reference to a served blob as `apply_found` does, and call `then` in the same transaction.
+    def apply_if_served(self, item: Item, digest: Digest, then: Callable[[], None]) -> ApplyResult:
+        """Apply a reference to a served blob as `apply_stored` does, and call `then` in the same transaction.
 
         The blob's row is locked until the commit: a later hide finds the blob needed, and an earlier one is found here.
         Raises NotServedError, with nothing changed, if the blob is not served.
         """
 
-        def work(alone: bool) -> Applied:
+        def work(alone: bool) -> ApplyResult:
             applied = self._apply_run([item], alone=alone)
-            state = statements.lock_state(self._connection, digest)
+            state = statements.lock_blob_state(self._connection, digest)
             if state is not BlobState.LIVE:
                 raise NotServedError(state)
             then()
             return applied
 
-        return self._at_rest(work, alone=False)
+        return self._run_transaction(work, alone=False)
 
-    def _at_rest(self, work: Callable[[bool], Applied], *, alone: bool) -> Applied:
+    def _run_transaction(self, work: Callable[[bool], ApplyResult], *, alone: bool) -> ApplyResult:
         """Do the work in a transaction; repeat it if another writer interfered, and finally exclude all others."""
         for attempt in range(ATTEMPTS):
             try:
                 with self._connection.transaction():
-                    locks.enter(self._connection, alone=alone)
+                    locks.lock_facts(self._connection, alone=alone)
                     return work(alone)
             except AloneNeededError:
                 alone = True
@@ -139,16 +139,16 @@ class BatchApply:
                 alone = alone or attempt + 1 >= SHARED_ATTEMPTS
         raise StateChangedError(f"Other writers changed the batch's rows in each of {ATTEMPTS} attempts.")
 
-    def _apply(self, slices: Sequence[Slice], new: Collection[Process], *, alone: bool) -> Applied:
+    def _apply_slices(self, slices: Sequence[Slice], new: Collection[ProcessKey], *, alone: bool) -> ApplyResult:
         self._lock_progress(slices)
         items = [item for piece in slices for item in piece.items]
-        applied = Applied(records=sum(piece.next_offset - piece.first_offset for piece in slices))
-        for run in _runs(items):
-            applied = total(applied, self._apply_run(run, alone=alone))
+        applied = ApplyResult(records=sum(piece.next_offset - piece.first_offset for piece in slices))
+        for run in _split_runs(items):
+            applied = add_results(applied, self._apply_run(run, alone=alone))
         dead = [(piece, item) for piece in slices for item in piece.items if item.dead_letter is not None]
-        not_kept = dead_letters.keep(self._connection, dead, self._limits)
+        not_kept = dead_letters.store_dead_letters(self._connection, dead, self._limits)
         statements.advance_progress(self._connection, slices)
-        echoes.discover(self._connection, new)
+        echoes.insert_processes(self._connection, new)
         echoes_applied = echoes.apply_echoes(self._connection, slices, self._request_bound)
         return applied._replace(
             dead_letters=len(dead),
@@ -164,24 +164,24 @@ class BatchApply:
             if expected != piece.first_offset:
                 raise OutOfStepError(piece, expected)
 
-    def _apply_run(self, run: list[Item], *, alone: bool, reports: Reports | None = None) -> Applied:
+    def _apply_run(self, run: list[Item], *, alone: bool, reports: Reports | None = None) -> ApplyResult:
         first = run[0].fact
         if isinstance(first, RepositoryRemoved):
             return repository_facts.remove_repository(self._connection, first, run[0].pod_id, self._margin)
         if isinstance(first, RepositoryRenamed):
             repository_facts.rename_repositories(self._connection, first, run[0].pod_id, self._margin)
-            return Applied()
-        renames.notice_late(self._connection, run, self._margin)
-        return Run(self._connection, run, self._margin, alone=alone, reports=reports).apply()
+            return ApplyResult()
+        renames.record_late_facts(self._connection, run, self._margin)
+        return FactRun(self._connection, run, self._margin, alone=alone, reports=reports).apply()
 
 
-def _runs(items: Iterable[Item]) -> Iterable[list[Item]]:
+def _split_runs(items: Iterable[Item]) -> Iterable[list[Item]]:
     """Split items at facts about a whole repository, which must see everything before them."""
     run: list[Item] = []
     for item in items:
         if item.fact is None:
             continue
-        if isinstance(item.fact, _BARRIERS):
+        if isinstance(item.fact, _WHOLE_REPOSITORY_FACTS):
             if run:
                 yield run
             yield [item]

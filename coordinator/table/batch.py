@@ -33,7 +33,7 @@ class DeadLetterLimits(NamedTuple):
 
 
 #: A registry process: its pod's id, and its `source.instanceID`.
-Process = tuple[int, str]
+ProcessKey = tuple[int, str]
 
 
 class Echo(NamedTuple):
@@ -75,10 +75,10 @@ class Slice(NamedTuple):
     fingerprint: int
     items: list[Item]
     #: Every process that sent one of its records, and possibly others.
-    processes: frozenset[Process] = frozenset()
+    processes: frozenset[ProcessKey] = frozenset()
 
 
-class Applied(NamedTuple):
+class ApplyResult(NamedTuple):
     """What a batch changed; the numbers are rows."""
 
     records: int = 0
@@ -99,10 +99,10 @@ class Applied(NamedTuple):
     disputed: frozenset[Digest] = frozenset()
 
 
-def total(left: Applied, right: Applied) -> Applied:
+def add_results(left: ApplyResult, right: ApplyResult) -> ApplyResult:
     disputed = left.disputed | right.disputed
     numbers = zip(left[:-1], right[:-1], strict=True)
-    return Applied(*(a + b for a, b in numbers), disputed=disputed)  # type: ignore[misc, arg-type]
+    return ApplyResult(*(a + b for a, b in numbers), disputed=disputed)  # type: ignore[misc, arg-type]
 
 
 class OutOfStepError(BaleenError):

@@ -20,21 +20,21 @@ from typing import Any, NamedTuple
 
 from psycopg import Connection
 
-from coordinator.db.arrays import within
+from coordinator.db.arrays import clamp_time
 from coordinator.domain.facts import BlobLinked, ManifestPushed, ManifestRead, Removed
 from coordinator.domain.fold import Before, Changes, Fold, Key
 from coordinator.domain.names import Digest, RepositoryName
-from coordinator.domain.references import PARENTS, ManifestContent, ManifestKind, unique
+from coordinator.domain.references import PARENTS, ManifestContent, ManifestKind, unique_references
 from coordinator.errors import BaleenError
 from coordinator.table import implied, renames, statements
-from coordinator.table.batch import Applied, Item, Reports, StateChangedError
+from coordinator.table.batch import ApplyResult, Item, Reports, StateChangedError
 
 
 class AloneNeededError(BaleenError):
     """The run must change what a known manifest lists, which needs all other writers excluded."""
 
 
-class _Listed(NamedTuple):
+class _ListedContent(NamedTuple):
     """What a manifest lists according to this run; `read` and `by_links` as in ManifestPushed."""
 
     content: ManifestContent | None
@@ -42,7 +42,7 @@ class _Listed(NamedTuple):
     by_links: bool
 
 
-class Run:
+class FactRun:
     """Apply one run of facts; used once. `alone`: this transaction excludes all other writers (see db/locks.py)."""
 
     def __init__(
@@ -59,7 +59,7 @@ class Run:
         self._margin = margin
         self._alone = alone
         self._facts = [
-            fact if (at := within(fact.at)) is fact.at else fact._replace(at=at)
+            fact if (at := clamp_time(fact.at)) is fact.at else fact._replace(at=at)
             for item in items
             if isinstance(fact := item.fact, ManifestPushed | BlobLinked | Removed)
         ]
@@ -70,7 +70,7 @@ class Run:
             if item.fact is not None and not isinstance(item.fact, ManifestRead)
         }
         #: What each manifest lists.
-        self._listed: dict[Digest, _Listed] = {}
+        self._listed: dict[Digest, _ListedContent] = {}
         #: What pods report about it.
         self._reports: dict[Digest, list[tuple[int, ManifestContent]]] = {
             digest: list(found) for digest, found in (reports or {}).items()
@@ -99,22 +99,22 @@ class Run:
         #: What known manifests listed before, if they were indexes.
         self._narrowed: dict[int, Sequence[int]] = {}
 
-    def apply(self) -> Applied:
-        self._collect()
-        self._repositories = statements.repository_ids(self._connection, self._owners)
-        self._name_blobs()
-        before = self._before()
-        fold = Fold(before, self._margin, self._by_report())
-        fold.take(fact for fact in self._facts if not isinstance(fact, ManifestPushed) or fact.linked)
+    def apply(self) -> ApplyResult:
+        self._collect_stated()
+        self._repositories = statements.ensure_repositories(self._connection, self._owners)
+        self._assign_blob_ids()
+        before = self._read_before()
+        fold = Fold(before, self._margin, self._repositories_by_report())
+        fold.apply(fact for fact in self._facts if not isinstance(fact, ManifestPushed) or fact.linked)
         changes = fold.changes()
         if changes.holdings.removed and not self._alone:
             raise AloneNeededError("Another writer may be adding an index that lists the removed manifest.")
-        new_manifests = self._learn_manifests()
-        self._count(changes)
-        self._write(before, changes, new_manifests)
-        self._keep_children(changes, new_manifests)
+        new_manifests = self._update_manifests()
+        self._count_changes(changes)
+        self._write_changes(before, changes, new_manifests)
+        self._update_implied_holdings(changes, new_manifests)
         removals = chain(changes.removals.added.values(), changes.removals.changed.values())
-        return Applied(
+        return ApplyResult(
             holdings_added=len(changes.holdings.added),
             holdings_removed=len(changes.holdings.removed),
             links_added=len(changes.links.added),
@@ -125,52 +125,52 @@ class Run:
             disputed=frozenset(self._disputed),
         )
 
-    def _collect(self) -> None:
+    def _collect_stated(self) -> None:
         sizes = self._sizes
         for read in self._reads:
-            self._add_listed(read.digest, _Listed(read.content, read.content is not None, read.by_links))
+            self._add_listed(read.digest, _ListedContent(read.content, read.content is not None, read.by_links))
         for fact in self._facts:
             if isinstance(fact, Removed):
                 continue
             if isinstance(fact, ManifestPushed):
-                self._add_listed(fact.digest, _Listed(fact.content, fact.read, fact.by_links))
+                self._add_listed(fact.digest, _ListedContent(fact.content, fact.read, fact.by_links))
                 if fact.content is not None and not fact.read:
                     self._reports.setdefault(fact.digest, []).append((self._owners[fact.repository], fact.content))
             if fact.size is not None or fact.digest not in sizes:
                 sizes[fact.digest] = fact.size
 
-    def _add_listed(self, digest: Digest, stated: _Listed) -> None:
+    def _add_listed(self, digest: Digest, stated: _ListedContent) -> None:
         known = self._listed.get(digest)
-        self._size(stated.content)
+        self._add_sizes(stated.content)
         if known is None or (stated.read and not known.read):
             self._listed[digest] = stated
         elif not known.read:
             content = known.content or stated.content
             if known.content is not None and stated.content is not None and known.content != stated.content:
-                content = _join(known.content, stated.content)
+                content = _join_reports(known.content, stated.content)
                 if set(content.references) != set(known.content.references):
                     self._disputed.add(digest)
-            self._listed[digest] = _Listed(content, read=False, by_links=known.by_links or stated.by_links)
+            self._listed[digest] = _ListedContent(content, read=False, by_links=known.by_links or stated.by_links)
 
-    def _size(self, content: ManifestContent | None) -> None:
+    def _add_sizes(self, content: ManifestContent | None) -> None:
         sizes = self._sizes
         for reference, size in content.references if content is not None else ():
             if sizes.get(reference) is None:
                 sizes[reference] = size
 
-    def _name_blobs(self) -> None:
+    def _assign_blob_ids(self) -> None:
         """Find the ids of known blobs, and assign ids to the others in the order of writing."""
         wanted = list(self._sizes)
         named = {fact.digest for fact in self._facts if isinstance(fact, Removed)}
         named |= {fact.digest for fact in self._reads} | {reference.digest for reference in self._earlier}
         wanted += named - self._sizes.keys()
-        self._ids, self._unsized = statements.blob_ids(self._connection, wanted)
+        self._ids, self._unsized = statements.read_blob_ids(self._connection, wanted)
         ids = self._ids
         new = sorted(self._sizes.keys() - ids.keys())
-        ids.update(zip(new, statements.new_blob_ids(self._connection, len(new)), strict=True))
+        ids.update(zip(new, statements.allocate_blob_ids(self._connection, len(new)), strict=True))
         self._new = set(new)
 
-    def _before(self) -> Before:
+    def _read_before(self) -> Before:
         """Load the holdings, links and removals of exactly the pairs that the facts name."""
         keys: dict[Key, None] = {(fact.repository, fact.digest): None for fact in self._facts}
         known = {
@@ -179,31 +179,31 @@ class Run:
             if digest in self._ids and digest not in self._new
         }
         pairs = list(known)
-        held = {known[pair]: at for pair, at in statements.holdings(self._connection, pairs)}
+        held = {known[pair]: at for pair, at in statements.read_holdings(self._connection, pairs)}
         self._implied = {key for key, at in held.items() if at is None}
         return Before(
             holdings={key: at for key, at in held.items() if at is not None},
-            links={known[pair]: at for pair, at in statements.links(self._connection, pairs)},
-            removals=statements.removals(self._connection, list(keys), self._repositories),
+            links={known[pair]: at for pair, at in statements.read_links(self._connection, pairs)},
+            removals=statements.read_removals(self._connection, list(keys), self._repositories),
         )
 
-    def _by_report(self) -> AbstractSet[RepositoryName]:
+    def _repositories_by_report(self) -> AbstractSet[RepositoryName]:
         """Return the repositories whose removals are applied without a check of storage.
 
         Their links are not in shared storage, and no rename gave them anything that may be newer than the removal.
         """
         removals = [fact for fact in self._facts if isinstance(fact, Removed)]
         removed = {fact.repository for fact in removals}
-        elsewhere = statements.pods_elsewhere(self._connection, {self._owners[name] for name in removed})
+        elsewhere = statements.read_unshared_pods(self._connection, {self._owners[name] for name in removed})
         by_report = {name for name in removed if self._owners[name] in elsewhere}
-        return by_report - renames.taken_since(
+        return by_report - renames.read_renamed_over(
             self._connection, [fact for fact in removals if fact.repository in by_report], self._margin
         )
 
-    def _learn_manifests(self) -> list[statements.NewManifest]:
+    def _update_manifests(self) -> list[statements.NewManifest]:
         """Fill in what the manifests of this run list; return those that have no row yet."""
         ids = self._ids
-        known = statements.manifests(
+        known = statements.read_manifests(
             self._connection, [ids[digest] for digest in self._listed if digest in ids and digest not in self._new]
         )
         self._refs.update((manifest, each.refs) for manifest, each in known.items())
@@ -226,14 +226,14 @@ class Run:
                 new.append(statements.NewManifest(manifest, kind, refs, stated.read, stated.by_links))
                 now = statements.KnownManifest(kind, refs, stated.read, stated.by_links)
             else:
-                now = self._learn(digest, known[manifest], stated, refs)
+                now = self._update_manifest(digest, known[manifest], stated, refs)
             if now.by_links:
                 self._by_links.add(manifest)
-            self._decide(digest, now)
+            self._count_contradicted_reports(digest, now)
         return new
 
-    def _learn(
-        self, digest: Digest, known: statements.KnownManifest, stated: _Listed, refs: list[int] | None
+    def _update_manifest(
+        self, digest: Digest, known: statements.KnownManifest, stated: _ListedContent, refs: list[int] | None
     ) -> statements.KnownManifest:
         """Update a known manifest with what this run says of it; return the new state."""
         kind = None if stated.content is None else stated.content.kind
@@ -241,7 +241,7 @@ class Run:
             self._disputed.discard(digest)
             now = statements.KnownManifest(kind, refs, verified=True, by_links=stated.by_links)
             if not known.verified and known.refs is not None and not known.by_links:
-                self._suspect(digest, known, now)
+                self._count_earlier_false_report(digest, known, now)
         elif known.verified:
             return known
         else:
@@ -254,16 +254,16 @@ class Run:
                 kind = known.kind or kind
             now = statements.KnownManifest(kind, both, verified=False, by_links=known.by_links or stated.by_links)
         if now != known:
-            self._change(digest, known, now)
+            self._change_manifest(digest, known, now)
         return now
 
-    def _change(self, digest: Digest, known: statements.KnownManifest, now: statements.KnownManifest) -> None:
+    def _change_manifest(self, digest: Digest, known: statements.KnownManifest, now: statements.KnownManifest) -> None:
         manifest = self._ids[digest]
         if now.kind in PARENTS:
             self._widened.add(manifest)
         is_narrowed = known.kind in PARENTS and now.kind not in PARENTS
         if not is_narrowed and known._replace(verified=now.verified, kind=now.kind) == now:
-            # The counts do not change, so `_write` does it without excluding other writers.
+            # The counts do not change, so `_write_changes` does it without excluding other writers.
             return
         if not self._alone:
             raise AloneNeededError(f"The references of manifest {manifest} changed: retry with the exclusive lock.")
@@ -276,7 +276,7 @@ class Run:
         for blob in known.refs or ():
             self._references[blob] -= holdings
 
-    def _decide(self, digest: Digest, now: statements.KnownManifest) -> None:
+    def _count_contradicted_reports(self, digest: Digest, now: statements.KnownManifest) -> None:
         """Count the reports of this run that the manifest's bytes contradict."""
         reports = self._reports.get(digest)
         # A NAMED manifest's bytes may name more than it lists.
@@ -284,31 +284,33 @@ class Run:
             return
         truth = set(now.refs or ())
         for pod, content in reports:
-            if self._reported(digest, content) != truth:
-                self._count_false(pod, digest)
+            if self._reported_ids(digest, content) != truth:
+                self._count_false_report(pod, digest)
 
-    def _suspect(self, digest: Digest, known: statements.KnownManifest, now: statements.KnownManifest) -> None:
+    def _count_earlier_false_report(
+        self, digest: Digest, known: statements.KnownManifest, now: statements.KnownManifest
+    ) -> None:
         """Count an earlier false report, if only one pod can have made it."""
         truth, reports = set(now.refs or ()), self._reports.get(digest, ())
         if now.kind is ManifestKind.NAMED:
             return
-        stated = {pod: self._reported(digest, content) for pod, content in reports}
+        stated = {pod: self._reported_ids(digest, content) for pod, content in reports}
         left = set(known.refs or ()).difference(*(each - truth for each in stated.values()))
         if left == truth:
             return
-        others = statements.holders(self._connection, self._ids[digest]) - stated.keys()
+        others = statements.read_holding_pods(self._connection, self._ids[digest]) - stated.keys()
         if len(others) == 1:
-            self._count_false(others.pop(), digest)
+            self._count_false_report(others.pop(), digest)
 
-    def _reported(self, digest: Digest, content: ManifestContent) -> set[int]:
+    def _reported_ids(self, digest: Digest, content: ManifestContent) -> set[int]:
         # 0 for a digest without a row: it equals no known reference, since ids begin at 1.
         return {self._ids.get(reference, 0) for reference, _ in content.references if reference != digest}
 
-    def _count_false(self, pod: int, digest: Digest) -> None:
+    def _count_false_report(self, pod: int, digest: Digest) -> None:
         if pod:
             self._false[pod] = (self._false.get(pod, (0, digest))[0] + 1, digest)
 
-    def _count(self, changes: Changes) -> None:
+    def _count_changes(self, changes: Changes) -> None:
         ids, refs, references = self._ids, self._refs, self._references
         for key in changes.holdings.added:
             if key in self._implied:
@@ -320,18 +322,18 @@ class Run:
         self._links.update(ids[digest] for _, digest in changes.links.added)
         self._links.subtract(ids[digest] for _, digest in changes.links.removed)
 
-    def _write(self, before: Before, changes: Changes, new_manifests: list[statements.NewManifest]) -> None:
+    def _write_changes(self, before: Before, changes: Changes, new_manifests: list[statements.NewManifest]) -> None:
         ids = self._ids
         new_ids = {ids[digest] for digest in self._new}
         self._insert_blobs()
         statements.insert_manifests(self._connection, sorted(new_manifests))
         written = {manifest.id for manifest in new_manifests}
-        statements.mark_kinds(self._connection, self._kinds(written, read=False), read=False)
-        statements.mark_kinds(self._connection, self._kinds(written, read=True), read=True)
+        statements.mark_kinds(self._connection, self._known_kinds(written, read=False), read=False)
+        statements.mark_kinds(self._connection, self._known_kinds(written, read=True), read=True)
         statements.write_holdings(
             self._connection, before.holdings, changes.holdings, ids, self._repositories, self._implied
         )
-        statements.await_links(
+        statements.mark_links_pending(
             self._connection,
             [
                 (self._repositories[repository], ids[digest])
@@ -344,12 +346,12 @@ class Run:
         sizes = {ids[digest]: self._sizes.get(digest) for digest in self._unsized}
         touched = sorted((self._references.keys() | self._links.keys() | sizes.keys()) - new_ids)
         deltas = [
-            statements.Delta(blob, self._references[blob], self._links[blob], sizes.get(blob)) for blob in touched
+            statements.CountDelta(blob, self._references[blob], self._links[blob], sizes.get(blob)) for blob in touched
         ]
         statements.add_counts(self._connection, [delta for delta in deltas if delta[1:] != (0, 0, None)])
         statements.count_false_reports(self._connection, self._false)
 
-    def _kinds(self, written: AbstractSet[int], *, read: bool) -> Mapping[int, ManifestKind]:
+    def _known_kinds(self, written: AbstractSet[int], *, read: bool) -> Mapping[int, ManifestKind]:
         """Return the kinds of known manifests: by their bytes, or, of reported ones, only those of indexes."""
         return {
             self._ids[digest]: stated.content.kind
@@ -361,25 +363,25 @@ class Run:
             and self._ids[digest] not in written
         }
 
-    def _keep_children(self, changes: Changes, new_manifests: list[statements.NewManifest]) -> None:
+    def _update_implied_holdings(self, changes: Changes, new_manifests: list[statements.NewManifest]) -> None:
         """Update the implied holdings of held indexes, after the counts are written (see implied.py)."""
 
         def holdings(keys: Iterable[Key]) -> list[implied.Holding]:
             return [(self._repositories[name], self._ids[digest]) for name, digest in keys]
 
-        implied.drop(self._connection, holdings(changes.holdings.removed))
+        implied.remove_unlinked(self._connection, holdings(changes.holdings.removed))
         no_indexes = {manifest.id for manifest in new_manifests if manifest.kind not in PARENTS}
         added = holdings(changes.holdings.added)
-        implied.complete(self._connection, [pair for pair in added if pair[1] not in no_indexes])
+        implied.add_implied(self._connection, [pair for pair in added if pair[1] not in no_indexes])
         # No known manifest lists a digest that had no row.
         new = {self._ids[digest] for digest in self._new}
-        implied.complete_all(
+        implied.add_implied_everywhere(
             self._connection,
             listed={manifest.id for manifest in new_manifests} - new,
             indexes=self._widened,
         )
         for manifest, listed in self._narrowed.items():
-            implied.release_children(self._connection, manifest, listed)
+            implied.remove_former_children(self._connection, manifest, listed)
 
     def _insert_blobs(self) -> None:
         ids, sizes = self._ids, self._sizes
@@ -400,7 +402,7 @@ class Run:
             raise StateChangedError("Another worker inserted the same new blob.")
 
 
-def _join(one: ManifestContent, other: ManifestContent) -> ManifestContent:
+def _join_reports(one: ManifestContent, other: ManifestContent) -> ManifestContent:
     """Join two reports, so that neither removes what the other lists."""
     kind = ManifestKind.INDEX if ManifestKind.INDEX in {one.kind, other.kind} else one.kind
-    return ManifestContent(kind, unique([*one.references, *other.references]))
+    return ManifestContent(kind, unique_references([*one.references, *other.references]))

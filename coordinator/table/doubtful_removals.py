@@ -1,6 +1,6 @@
 """Read doubtful removals, and resolve them with what storage shows.
 
-The caller excludes all other writers (db/locks.py) from `load` to `resolve`.
+The caller excludes all other writers (db/locks.py) from `read_doubtful_removals` to `apply_confirmations`.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from coordinator.domain.own import is_own
 from coordinator.domain.pods import PodMode
 from coordinator.table import implied, statements
 
-Key = tuple[int, bytes]
-BEGINNING: Key = (-1, b"")
+RemovalKey = tuple[int, bytes]
+FIRST_KEY: RemovalKey = (-1, b"")
 
 
 class DoubtfulRemoval(NamedTuple):
@@ -37,7 +37,7 @@ class DoubtfulRemoval(NamedTuple):
     mode: PodMode = PodMode.MANIFEST
 
     @property
-    def key(self) -> Key:
+    def key(self) -> RemovalKey:
         return (self.repository_id, self.digest)
 
 
@@ -64,9 +64,9 @@ _DOUBTFUL_REMOVALS = """
 """
 
 
-def load(
+def read_doubtful_removals(
     connection: Connection[Any],
-    after: Key,
+    after: RemovalKey,
     limit: int,
     newer_than: timedelta | None = None,
     pod_id: int | None = None,
@@ -84,10 +84,10 @@ def load(
         """,
         (*after, newer_than, newer_than, pod_id, pod_id, limit),
     )
-    return [_doubtful_removal(row) for row in found]
+    return [_make_doubtful_removal(row) for row in found]
 
 
-def record(connection: Connection[Any], keys: Sequence[Key], at: datetime) -> list[DoubtfulRemoval]:
+def record_unlisted(connection: Connection[Any], keys: Sequence[RemovalKey], at: datetime) -> list[DoubtfulRemoval]:
     """Record a doubtful removal for each (repository, digest) whose link was not listed; return them.
 
     `at` takes the place of the time of a delete event; `reported` is false, since no event reported the removal.
@@ -109,10 +109,10 @@ def record(connection: Connection[Any], keys: Sequence[Key], at: datetime) -> li
         " ORDER BY r.repository_id, r.digest",
         (repositories, digests),
     )
-    return [_doubtful_removal(row) for row in found]
+    return [_make_doubtful_removal(row) for row in found]
 
 
-def _doubtful_removal(row: Sequence[Any]) -> DoubtfulRemoval:
+def _make_doubtful_removal(row: Sequence[Any]) -> DoubtfulRemoval:
     return DoubtfulRemoval(
         row[0],
         RepositoryName(row[1]),
@@ -127,7 +127,7 @@ def _doubtful_removal(row: Sequence[Any]) -> DoubtfulRemoval:
     )
 
 
-def resolve(connection: Connection[Any], results: list[Confirmation]) -> int:
+def apply_confirmations(connection: Connection[Any], results: list[Confirmation]) -> int:
     """Remove holdings and links that storage does not have, and drop the removals of those it has.
 
     A removal that no event reported is recorded as vanished (vanished_links.py), in the same transaction. Return how
@@ -167,8 +167,8 @@ def resolve(connection: Connection[Any], results: list[Confirmation]) -> int:
             else "UPDATE removals SET doubtful_since = NULL WHERE repository_id = %s AND digest = %s",
             result.doubtful.key,
         )
-    statements.recount(connection, [], [doubtful.blob for doubtful in unlinked if doubtful.blob is not None], by=-1)
-    implied.drop(
+    statements.count_rows(connection, [], [doubtful.blob for doubtful in unlinked if doubtful.blob is not None], by=-1)
+    implied.remove_unlinked(
         connection, [(doubtful.repository_id, doubtful.blob) for doubtful in gone if doubtful.blob is not None]
     )
     return len(gone) + len(unlinked)

@@ -1,7 +1,7 @@
 """Record new registry processes and apply echoes, in the transaction that applies the records before them.
 
-Route: apply.py -> `discover` the processes of its slices, `apply_echoes` the echoes in them -> rows of processes,
-watermarks and endpoints. Locks: see processes.py.
+Route: apply.py -> `insert_processes` the processes of its slices, `apply_echoes` the echoes in them -> rows of
+processes, watermarks and endpoints. Locks: see processes.py.
 
 Invariants: a watermark moves only to a probe that was sent to the same pod, and only in the transaction that applies
 all records before its echo in that partition; it never moves back here (pods/clock.py may move it). A repeated echo
@@ -16,13 +16,13 @@ from typing import Any, Final, NamedTuple
 import structlog
 from psycopg import Connection
 
-from coordinator.db.arrays import integers
+from coordinator.db.arrays import integer_array
 from coordinator.domain.progress import GapReason
-from coordinator.domain.watermarks import DeathReason, KnownProcess, Place, apply_echo, was_paused
+from coordinator.domain.watermarks import DeathReason, EndpointEcho, KnownProcess, apply_echo, was_paused
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.table import processes
-from coordinator.table.batch import Echo, Process, Slice
-from coordinator.table.processes import Key, Locked, MarkKey
+from coordinator.table.batch import Echo, ProcessKey, Slice
+from coordinator.table.processes import EndpointKey, LockedProcesses, WatermarkKey
 
 log = structlog.get_logger()
 
@@ -36,12 +36,12 @@ class KnownProcesses:
     LIMIT: Final = 10_000
 
     def __init__(self) -> None:
-        self._known: set[Process] = set()
+        self._known: set[ProcessKey] = set()
 
-    def missing(self, slices: Iterable[Slice]) -> set[Process]:
+    def find_unknown(self, slices: Iterable[Slice]) -> set[ProcessKey]:
         return {process for piece in slices for process in piece.processes if process not in self._known}
 
-    def add(self, processes: Collection[Process]) -> None:
+    def add(self, processes: Collection[ProcessKey]) -> None:
         if len(self._known) + len(processes) > self.LIMIT:
             self._known.clear()
         if len(processes) <= self.LIMIT:
@@ -51,7 +51,7 @@ class KnownProcesses:
         self._known.clear()
 
 
-class Echoes(NamedTuple):
+class EchoCounts(NamedTuple):
     """How many echoes were of a known probe, and how many of an unknown one."""
 
     known: int = 0
@@ -59,22 +59,22 @@ class Echoes(NamedTuple):
 
 
 class _Probe(NamedTuple):
-    place: Key
+    place: EndpointKey
     sent_at: datetime
     echoed: bool
 
 
-class _Copy(NamedTuple):
+class _EchoCopy(NamedTuple):
     """An echo in one partition, and its probe."""
 
     topic: str
     partition: int
-    process: Process
+    process: ProcessKey
     echo: Echo
     probe: _Probe
 
 
-def discover(connection: Connection[Any], processes: Collection[Process]) -> None:
+def insert_processes(connection: Connection[Any], processes: Collection[ProcessKey]) -> None:
     """Insert these processes if they have no row. Those of removed pods are skipped."""
     if not processes:
         return
@@ -87,44 +87,44 @@ def discover(connection: Connection[Any], processes: Collection[Process]) -> Non
         JOIN pods p ON p.id = d.pod_id ORDER BY d.pod_id, d.instance_id COLLATE "C"
         ON CONFLICT (pod_id, instance_id) DO NOTHING
         """,
-        (integers(pod for pod, _ in wanted), [instance for _, instance in wanted]),
+        (integer_array(pod for pod, _ in wanted), [instance for _, instance in wanted]),
     )
 
 
-def apply_echoes(connection: Connection[Any], slices: Sequence[Slice], request_bound: timedelta) -> Echoes:
+def apply_echoes(connection: Connection[Any], slices: Sequence[Slice], request_bound: timedelta) -> EchoCounts:
     """Move watermarks to the probes whose echoes are in these slices, and update the state of processes.
 
     Part of the transaction that applies the slices: records before an echo are applied with it or before it.
     """
     found = [(piece, item) for piece in slices for item in piece.items if item.echo is not None]
     if not found:
-        return Echoes()
-    probes = _probes(connection, {item.echo.nonce for _, item in found if item.echo is not None})
+        return EchoCounts()
+    probes = _read_probes(connection, {item.echo.nonce for _, item in found if item.echo is not None})
     copies = [
-        _Copy(piece.topic, piece.partition, (item.pod_id, item.echo.instance_id), item.echo, probe)
+        _EchoCopy(piece.topic, piece.partition, (item.pod_id, item.echo.instance_id), item.echo, probe)
         for piece, item in found
         if item.echo is not None
         and (probe := probes.get(item.echo.nonce)) is not None
         and probe.place[0] == item.pod_id
     ]
     if copies:
-        _apply(connection, copies, request_bound)
-    return Echoes(len(copies), len(found) - len(copies))
+        _apply_copies(connection, copies, request_bound)
+    return EchoCounts(len(copies), len(found) - len(copies))
 
 
-def _apply(connection: Connection[Any], copies: Sequence[_Copy], request_bound: timedelta) -> None:
-    ids = _ids(connection, {copy.process for copy in copies})
+def _apply_copies(connection: Connection[Any], copies: Sequence[_EchoCopy], request_bound: timedelta) -> None:
+    ids = _process_ids(connection, {copy.process for copy in copies})
     _mark_echoed(connection, {copy.echo.nonce for copy in copies if not copy.probe.echoed})
-    places = _places(connection, {copy.probe.place for copy in copies})
+    places = _lock_endpoints(connection, {copy.probe.place for copy in copies})
     others = {place.process for place in places.values() if place.process is not None}
-    locked = processes.lock(connection, others.union(ids.values()))
-    moved = _moved(copies, ids, locked.marks)
-    _note_pauses(connection, set(ids.values()), locked, request_bound)
-    places_after, processes_after = _decided(copies, ids, places, locked)
+    locked = processes.lock_processes(connection, others.union(ids.values()))
+    moved = _new_watermarks(copies, ids, locked.marks)
+    _record_pauses(connection, set(ids.values()), locked, request_bound)
+    places_after, processes_after = _new_states(copies, ids, places, locked)
     _log_revived(locked, processes_after)
     echoed = {process for (process, _, _), at in moved.items() if at is not None}
-    _write_places(connection, {key: place for key, place in places_after.items() if place != places[key]})
-    processes.write(
+    _write_endpoints(connection, {key: place for key, place in places_after.items() if place != places[key]})
+    processes.write_processes(
         connection,
         {
             process: after
@@ -134,16 +134,16 @@ def _apply(connection: Connection[Any], copies: Sequence[_Copy], request_bound: 
         echoed,
     )
     if moved:
-        _write_marks(connection, moved)
+        _write_watermarks(connection, moved)
     restarted = {
         process
         for process, before in locked.processes.items()
         if before.dead_why == DeathReason.REFUSED and processes_after[process].dead_why != DeathReason.REFUSED
     }
-    _note_restarts(connection, {pod for (pod, _), process in ids.items() if process in restarted}, request_bound)
+    _record_restarts(connection, {pod for (pod, _), process in ids.items() if process in restarted}, request_bound)
 
 
-def _probes(connection: Connection[Any], nonces: Collection[str]) -> dict[str, _Probe]:
+def _read_probes(connection: Connection[Any], nonces: Collection[str]) -> dict[str, _Probe]:
     """Return the probes of these nonces, except those that were sent while the clock was ahead."""
     found = connection.execute(
         """
@@ -171,28 +171,28 @@ def _mark_echoed(connection: Connection[Any], nonces: Collection[str]) -> None:
         )
 
 
-def _ids(connection: Connection[Any], processes: Collection[Process]) -> dict[Process, int]:
+def _process_ids(connection: Connection[Any], processes: Collection[ProcessKey]) -> dict[ProcessKey, int]:
     """Return the ids of processes; insert those that were in the cache and have no row."""
-    ids = _known_ids(connection, processes)
+    ids = _read_process_ids(connection, processes)
     if len(ids) < len(processes):
-        discover(connection, processes - ids.keys())
-        ids = _known_ids(connection, processes)
+        insert_processes(connection, processes - ids.keys())
+        ids = _read_process_ids(connection, processes)
     return ids
 
 
-def _known_ids(connection: Connection[Any], processes: Collection[Process]) -> dict[Process, int]:
+def _read_process_ids(connection: Connection[Any], processes: Collection[ProcessKey]) -> dict[ProcessKey, int]:
     wanted = list(processes)
     found = connection.execute(
         """
         SELECT s.pod_id, s.instance_id, s.id FROM unnest(%s::smallint[], %s::text[]) d (pod_id, instance_id)
         JOIN processes s ON s.pod_id = d.pod_id AND s.instance_id = d.instance_id
         """,
-        (integers(pod for pod, _ in wanted), [instance for _, instance in wanted]),
+        (integer_array(pod for pod, _ in wanted), [instance for _, instance in wanted]),
     )
     return {(row[0], row[1]): row[2] for row in found}
 
 
-def _places(connection: Connection[Any], keys: Collection[Key]) -> dict[Key, Place]:
+def _lock_endpoints(connection: Connection[Any], keys: Collection[EndpointKey]) -> dict[EndpointKey, EndpointEcho]:
     """Lock these endpoints and return those that exist."""
     wanted = list(keys)
     found = connection.execute(
@@ -202,17 +202,17 @@ def _places(connection: Connection[Any], keys: Collection[Key]) -> dict[Key, Pla
         JOIN endpoints e ON e.pod_id = d.pod_id AND e.url = d.url AND e.address = d.address
         ORDER BY e.pod_id, e.url, e.address FOR NO KEY UPDATE OF e
         """,
-        (integers(key[0] for key in wanted), [key[1] for key in wanted], [key[2] for key in wanted]),
+        (integer_array(key[0] for key in wanted), [key[1] for key in wanted], [key[2] for key in wanted]),
     )
-    return {(row[0], row[1], row[2]): Place(*row[3:]) for row in found}
+    return {(row[0], row[1], row[2]): EndpointEcho(*row[3:]) for row in found}
 
 
-def _moved(
-    copies: Iterable[_Copy], ids: Mapping[Process, int], marks: Mapping[MarkKey, datetime | None]
-) -> dict[MarkKey, datetime | None]:
+def _new_watermarks(
+    copies: Iterable[_EchoCopy], ids: Mapping[ProcessKey, int], marks: Mapping[WatermarkKey, datetime | None]
+) -> dict[WatermarkKey, datetime | None]:
     """Return the new values of the watermarks that move; None for a partition that becomes known only now."""
-    moved: dict[MarkKey, datetime | None] = {}
-    named: set[MarkKey] = set()
+    moved: dict[WatermarkKey, datetime | None] = {}
+    named: set[WatermarkKey] = set()
     for copy in copies:
         process, echo, sent_at = ids[copy.process], copy.echo, copy.probe.sent_at
         key = (process, copy.topic, copy.partition)
@@ -225,9 +225,12 @@ def _moved(
     return moved | dict.fromkeys(named - moved.keys() - marks.keys())
 
 
-def _decided(
-    copies: Iterable[_Copy], ids: Mapping[Process, int], places: Mapping[Key, Place], locked: Locked
-) -> tuple[dict[Key, Place], dict[int, KnownProcess]]:
+def _new_states(
+    copies: Iterable[_EchoCopy],
+    ids: Mapping[ProcessKey, int],
+    places: Mapping[EndpointKey, EndpointEcho],
+    locked: LockedProcesses,
+) -> tuple[dict[EndpointKey, EndpointEcho], dict[int, KnownProcess]]:
     """Return endpoints and processes after these echoes, applied in the order of their probes."""
     places, known = dict(places), dict(locked.processes)
     echoes = sorted({(copy.probe.sent_at, copy.probe.place, ids[copy.process]) for copy in copies})
@@ -236,7 +239,7 @@ def _decided(
         known[process] = known[process]._replace(newest=max(sent_at, newest))
     for sent_at, key, process in echoes:
         # Even if the probe's endpoint was deleted since, its echo shows that the process is alive.
-        result = apply_echo(places.get(key, Place()), process, sent_at, known)
+        result = apply_echo(places.get(key, EndpointEcho()), process, sent_at, known)
         if key in places:
             places[key] = result.place
         if result.revived:
@@ -246,8 +249,8 @@ def _decided(
     return places, known
 
 
-def _note_pauses(
-    connection: Connection[Any], echoed: Collection[int], locked: Locked, request_bound: timedelta
+def _record_pauses(
+    connection: Connection[Any], echoed: Collection[int], locked: LockedProcesses, request_bound: timedelta
 ) -> None:
     """Record processes that may have been paused until now: their requests of that time continue."""
     paused = sorted(
@@ -257,7 +260,7 @@ def _note_pauses(
         connection.execute("UPDATE processes SET paused_until = %s WHERE id = ANY(%s)", (locked.now, paused))
 
 
-def _log_revived(locked: Locked, after: Mapping[int, KnownProcess]) -> None:
+def _log_revived(locked: LockedProcesses, after: Mapping[int, KnownProcess]) -> None:
     for process, known in after.items():
         if locked.processes[process].retired_at is not None and known.retired_at is None:
             log.warning(
@@ -267,7 +270,7 @@ def _log_revived(locked: Locked, after: Mapping[int, KnownProcess]) -> None:
             )
 
 
-def _note_restarts(connection: Connection[Any], pods: Collection[int], request_bound: timedelta) -> None:
+def _record_restarts(connection: Connection[Any], pods: Collection[int], request_bound: timedelta) -> None:
     """Record a gap for a process that was dead and is back under the same id: undelivered events may be lost.
 
     Also for pods whose links no reconcile can read: no operator has confirmed that nothing is lost.
@@ -282,7 +285,7 @@ def _note_restarts(connection: Connection[Any], pods: Collection[int], request_b
         )
 
 
-def _write_places(connection: Connection[Any], places: Mapping[Key, Place]) -> None:
+def _write_endpoints(connection: Connection[Any], places: Mapping[EndpointKey, EndpointEcho]) -> None:
     for (pod_id, url, address), place in places.items():
         connection.execute(
             """
@@ -293,7 +296,7 @@ def _write_places(connection: Connection[Any], places: Mapping[Key, Place]) -> N
         )
 
 
-def _write_marks(connection: Connection[Any], moved: Mapping[MarkKey, datetime | None]) -> None:
+def _write_watermarks(connection: Connection[Any], moved: Mapping[WatermarkKey, datetime | None]) -> None:
     keys = sorted(moved)
     marks = (moved[key] for key in keys)
     connection.execute(
@@ -303,9 +306,9 @@ def _write_marks(connection: Connection[Any], moved: Mapping[MarkKey, datetime |
         ON CONFLICT (process_id, topic, partition) DO UPDATE SET at = greatest(watermarks.at, excluded.at)
         """,
         (
-            integers(process for process, _, _ in keys),
+            integer_array(process for process, _, _ in keys),
             [topic for _, topic, _ in keys],
-            integers(partition for _, _, partition in keys),
+            integer_array(partition for _, _, partition in keys),
             f"{{{','.join('-infinity' if mark is None else mark.isoformat() for mark in marks)}}}",
         ),
     )

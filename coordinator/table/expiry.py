@@ -11,12 +11,12 @@ from psycopg import Connection
 from coordinator.db import locks
 from coordinator.table import statements
 
-BATCH = 1000
+BATCH_SIZE = 1000
 #: Added to Kafka's retention: after that, no late addition can arrive that contradicts a removal.
-REMOVALS_KEPT = timedelta(days=30)
+REMOVALS_RETENTION = timedelta(days=30)
 
 
-def expire_links(connection: Connection[Any], grace: timedelta, batch: int = BATCH) -> int:
+def delete_expired_links(connection: Connection[Any], grace: timedelta, batch: int = BATCH_SIZE) -> int:
     """Delete direct links of pods of mode `manifest` that are older than the grace; return how many.
 
     In a pod that cannot be reconciled, two kinds stay:
@@ -27,7 +27,7 @@ def expire_links(connection: Connection[Any], grace: timedelta, batch: int = BAT
     total = 0
     while True:
         with connection.transaction():
-            locks.enter(connection)
+            locks.lock_facts(connection)
             expired = connection.execute(
                 """
                 WITH old AS MATERIALIZED (
@@ -47,32 +47,32 @@ def expire_links(connection: Connection[Any], grace: timedelta, batch: int = BAT
                 """,
                 (grace, batch),
             ).fetchall()
-            statements.recount(connection, [], [row[0] for row in expired], by=-1)
+            statements.count_rows(connection, [], [row[0] for row in expired], by=-1)
         total += len(expired)
         if len(expired) < batch:
             return total
 
 
-def end_doubtful_removals(connection: Connection[Any]) -> int:
+def resolve_needless_removals(connection: Connection[Any]) -> int:
     """Resolve doubtful removals of what the table no longer has, such as expired links; return how many.
 
     If the repository has neither, nothing is doubtful (domain/fold.py). For pods whose links cannot be read, nothing
     else would resolve these.
     """
-    if not connection.execute(f"SELECT FROM ({_NEEDLESS} LIMIT 1) x").rowcount:
+    if not connection.execute(f"SELECT FROM ({_NEEDLESS_REMOVALS} LIMIT 1) x").rowcount:
         return 0
     with connection.transaction():
         # Alone: a writer that adds the holding or link again makes the removal doubtful again.
-        locks.enter(connection, alone=True)
+        locks.lock_facts(connection, alone=True)
         return connection.execute(
             f"""
-            UPDATE removals x SET doubtful_since = NULL FROM ({_NEEDLESS} LIMIT {BATCH}) d
+            UPDATE removals x SET doubtful_since = NULL FROM ({_NEEDLESS_REMOVALS} LIMIT {BATCH_SIZE}) d
             WHERE x.repository_id = d.repository_id AND x.digest = d.digest
             """
         ).rowcount
 
 
-_NEEDLESS = """
+_NEEDLESS_REMOVALS = """
 SELECT r.repository_id, r.digest FROM removals r WHERE r.doubtful_since IS NOT NULL
 AND NOT EXISTS (SELECT FROM blobs b JOIN repository_manifests h ON h.manifest_id = b.id
                 WHERE b.digest = r.digest AND h.repository_id = r.repository_id)
@@ -81,12 +81,12 @@ AND NOT EXISTS (SELECT FROM blobs b JOIN repository_blobs l ON l.blob_id = b.id
 """
 
 
-def forget_removals(connection: Connection[Any], retention: timedelta, batch: int = BATCH) -> int:
+def delete_old_removals(connection: Connection[Any], retention: timedelta, batch: int = BATCH_SIZE) -> int:
     """Delete removals and renames that no late event can contradict any more; return how many. Doubtful ones stay.
 
     `retention`: how long Kafka keeps the events.
     """
-    kept = REMOVALS_KEPT + retention
+    kept = REMOVALS_RETENTION + retention
     total = connection.execute("DELETE FROM renames WHERE seen_at < now() - %s", (kept,)).rowcount
     while True:
         forgotten = connection.execute(

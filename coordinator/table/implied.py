@@ -8,7 +8,8 @@ last index of the repository that lists it.
 Invariant: (repository, child) has a row if the repository holds an index that lists the child, and the child is a
 known manifest; an implied row is listed by an index that the repository holds. `check` compares both.
 
-Route: digest_facts.py and doubtful_removals.py, after they have written -> `drop`, `complete`, `complete_all`
+Route: digest_facts.py and doubtful_removals.py, after they have written -> `remove_unlinked`, `add_implied`,
+`add_implied_everywhere`
 Order: after the counts of the run are written. Two runs, one that adds an index and one that learns what its child is,
 both count the child's blob; the second finds what the first has committed.
 Removals need all other writers excluded (db/locks.py): an index that is being added may list what is removed.
@@ -20,7 +21,7 @@ from typing import Any
 
 from psycopg import Connection
 
-from coordinator.db.arrays import integers
+from coordinator.db.arrays import integer_array
 from coordinator.domain.references import PARENTS
 from coordinator.table import statements
 
@@ -28,12 +29,12 @@ from coordinator.table import statements
 Holding = tuple[int, int]
 _PARENTS = ", ".join(str(kind.value) for kind in PARENTS)
 #: No index that the repository holds lists the manifest of a holding `d`.
-UNLISTED = f"""NOT EXISTS (
+IS_NOT_LISTED = f"""NOT EXISTS (
                 SELECT FROM manifests m JOIN repository_manifests i ON i.manifest_id = m.id
                 WHERE m.refs @> ARRAY[d.id] AND m.kind IN ({_PARENTS}) AND i.repository_id = d.repository_id)"""
 
 
-def complete(connection: Connection[Any], holdings: Collection[Holding]) -> int:
+def add_implied(connection: Connection[Any], holdings: Collection[Holding]) -> int:
     """Add implied holdings for all descendants of the indexes among these holdings; return how many were added."""
     added = 0
     while holdings:
@@ -51,16 +52,18 @@ def complete(connection: Connection[Any], holdings: Collection[Holding]) -> int:
             GROUP BY 1, 2 ORDER BY 2, 1
             ON CONFLICT DO NOTHING RETURNING repository_id, manifest_id
             """,
-            _arrays(holdings),
+            _as_arrays(holdings),
         ).fetchall()
-        statements.recount(connection, [manifest for _, manifest in found], by=1)
+        statements.count_rows(connection, [manifest for _, manifest in found], by=1)
         added += len(found)
         # Children may be indexes; digests allow no cycle, so this ends.
         holdings = found
     return added
 
 
-def complete_all(connection: Connection[Any], *, listed: Collection[int] = (), indexes: Collection[int] = ()) -> int:
+def add_implied_everywhere(
+    connection: Connection[Any], *, listed: Collection[int] = (), indexes: Collection[int] = ()
+) -> int:
     """Complete all repositories that hold one of `indexes`, or an index that lists one of `listed`."""
     found: list[Holding] = []
     if listed:
@@ -71,17 +74,17 @@ def complete_all(connection: Connection[Any], *, listed: Collection[int] = (), i
             JOIN manifests m ON m.refs @> ARRAY[d.id] AND m.kind IN ({_PARENTS})
             JOIN repository_manifests h ON h.manifest_id = m.id
             """,
-            (integers(sorted(listed)),),
+            (integer_array(sorted(listed)),),
         ).fetchall()
     if indexes:
         found += connection.execute(
             "SELECT repository_id, manifest_id FROM repository_manifests WHERE manifest_id = ANY(%s::bigint[])",
-            (integers(sorted(indexes)),),
+            (integer_array(sorted(indexes)),),
         ).fetchall()
-    return complete(connection, found)
+    return add_implied(connection, found)
 
 
-def drop(connection: Connection[Any], holdings: Sequence[Holding]) -> None:
+def remove_unlinked(connection: Connection[Any], holdings: Sequence[Holding]) -> None:
     """Remove holdings whose links are gone; those that a held index lists become implied.
 
     All other writers must be excluded.
@@ -94,12 +97,12 @@ def drop(connection: Connection[Any], holdings: Sequence[Holding]) -> None:
         FROM unnest(%s::int[], %s::bigint[]) d (repository_id, id)
         WHERE h.manifest_id = d.id AND h.repository_id = d.repository_id AND NOT h.implied
         """,
-        _arrays(holdings),
+        _as_arrays(holdings),
     )
-    release(connection, holdings)
+    remove_implied(connection, holdings)
 
 
-def release(connection: Connection[Any], holdings: Collection[Holding]) -> int:
+def remove_implied(connection: Connection[Any], holdings: Collection[Holding]) -> int:
     """Remove the implied holdings among these that no held index lists, and their descendants; return how many.
 
     All other writers must be excluded.
@@ -109,18 +112,18 @@ def release(connection: Connection[Any], holdings: Collection[Holding]) -> int:
         gone = connection.execute(
             f"""
             DELETE FROM repository_manifests h USING unnest(%s::int[], %s::bigint[]) d (repository_id, id)
-            WHERE h.manifest_id = d.id AND h.repository_id = d.repository_id AND h.implied AND {UNLISTED}
+            WHERE h.manifest_id = d.id AND h.repository_id = d.repository_id AND h.implied AND {IS_NOT_LISTED}
             RETURNING h.repository_id, h.manifest_id
             """,
-            _arrays(holdings),
+            _as_arrays(holdings),
         ).fetchall()
-        statements.recount(connection, [manifest for _, manifest in gone], by=-1)
+        statements.count_rows(connection, [manifest for _, manifest in gone], by=-1)
         removed += len(gone)
-        holdings = _implied_children(connection, gone)
+        holdings = _find_implied_children(connection, gone)
     return removed
 
 
-def release_children(connection: Connection[Any], index: int, children: Collection[int]) -> int:
+def remove_former_children(connection: Connection[Any], index: int, children: Collection[int]) -> int:
     """Release former children of an index that lists less than was known, wherever it is held; return how many.
 
     All other writers must be excluded.
@@ -131,22 +134,22 @@ def release_children(connection: Connection[Any], index: int, children: Collecti
         JOIN repository_manifests x ON x.repository_id = h.repository_id AND x.implied
         WHERE h.manifest_id = %s AND x.manifest_id = ANY(%s::bigint[])
         """,
-        (index, integers(sorted(children))),
+        (index, integer_array(sorted(children))),
     ).fetchall()
-    return release(connection, found)
+    return remove_implied(connection, found)
 
 
-def repair(connection: Connection[Any], repositories: Sequence[int]) -> None:
+def repair_repositories(connection: Connection[Any], repositories: Sequence[int]) -> None:
     """Restore the invariant in repositories whose holdings have moved. All other writers must be excluded."""
     found = connection.execute(
         "SELECT repository_id, manifest_id, implied FROM repository_manifests WHERE repository_id = ANY(%s::int[])",
-        (integers(repositories),),
+        (integer_array(repositories),),
     ).fetchall()
-    release(connection, [(repository, manifest) for repository, manifest, implied in found if implied])
-    complete(connection, [(repository, manifest) for repository, manifest, _ in found])
+    remove_implied(connection, [(repository, manifest) for repository, manifest, implied in found if implied])
+    add_implied(connection, [(repository, manifest) for repository, manifest, _ in found])
 
 
-def _implied_children(connection: Connection[Any], indexes: Sequence[Holding]) -> list[Holding]:
+def _find_implied_children(connection: Connection[Any], indexes: Sequence[Holding]) -> list[Holding]:
     if not indexes:
         return []
     return connection.execute(
@@ -157,10 +160,10 @@ def _implied_children(connection: Connection[Any], indexes: Sequence[Holding]) -
         CROSS JOIN LATERAL unnest(m.refs) u (id)
         JOIN repository_manifests h ON h.manifest_id = u.id AND h.repository_id = d.repository_id AND h.implied
         """,
-        _arrays(indexes),
+        _as_arrays(indexes),
     ).fetchall()
 
 
-def _arrays(holdings: Iterable[Holding]) -> tuple[str, str]:
+def _as_arrays(holdings: Iterable[Holding]) -> tuple[str, str]:
     pairs = list(holdings)
-    return integers(repository for repository, _ in pairs), integers(manifest for _, manifest in pairs)
+    return integer_array(repository for repository, _ in pairs), integer_array(manifest for _, manifest in pairs)

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 from psycopg import Connection
 
 from coordinator.db import locks
-from coordinator.db.arrays import digests, integers, times
+from coordinator.db.arrays import digest_array, integer_array, time_array
 from coordinator.domain.names import Digest, RepositoryName
 
 #: Rows that one transaction keeps or releases.
-BATCH = 1000
+BATCH_SIZE = 1000
 
 
-class Holding(NamedTuple):
+class HoldingByLinks(NamedTuple):
     repository_id: int
     repository: RepositoryName
     pod_id: int
@@ -29,7 +29,7 @@ class Holding(NamedTuple):
     pushed_at: datetime
 
 
-def unread(connection: Connection[Any], after: int, limit: int) -> list[tuple[int, Digest]]:
+def read_unread_manifests(connection: Connection[Any], after: int, limit: int) -> list[tuple[int, Digest]]:
     """Return ids and digests of manifests whose bytes were not read yet, by id."""
     found = connection.execute(
         "SELECT m.id, b.digest FROM manifests m JOIN blobs b ON b.id = m.id"
@@ -39,7 +39,7 @@ def unread(connection: Connection[Any], after: int, limit: int) -> list[tuple[in
     return [(row[0], Digest(row[1])) for row in found]
 
 
-def pending_repositories(connection: Connection[Any]) -> list[int]:
+def read_pending_repositories(connection: Connection[Any]) -> list[int]:
     """Return the repositories whose links must be listed, of pods whose links are in shared storage."""
     found = connection.execute(
         """
@@ -50,7 +50,7 @@ def pending_repositories(connection: Connection[Any]) -> list[int]:
     return [row[0] for row in found]
 
 
-def repositories_by_links(connection: Connection[Any], pod_id: int) -> list[int]:
+def read_repositories_by_links(connection: Connection[Any], pod_id: int) -> list[int]:
     """Return the repositories of a pod that hold manifests marked `by_links`."""
     found = connection.execute(
         """
@@ -62,7 +62,9 @@ def repositories_by_links(connection: Connection[Any], pod_id: int) -> list[int]
     return [row[0] for row in found]
 
 
-def holdings(connection: Connection[Any], repository_id: int, limit: int, *, pending: bool) -> list[Holding]:
+def read_holdings(
+    connection: Connection[Any], repository_id: int, limit: int, *, pending: bool
+) -> list[HoldingByLinks]:
     """Return the repository's holdings of manifests marked `by_links`; with `pending`, only pending ones."""
     found = connection.execute(
         """
@@ -79,15 +81,15 @@ def holdings(connection: Connection[Any], repository_id: int, limit: int, *, pen
         """,
         (repository_id, limit),
     )
-    return [Holding(row[0], RepositoryName(row[1]), row[2], Digest(row[3]), row[4]) for row in found]
+    return [HoldingByLinks(row[0], RepositoryName(row[1]), row[2], Digest(row[3]), row[4]) for row in found]
 
 
-def keep_known(connection: Connection[Any], repository_id: int) -> None:
+def keep_known_links(connection: Connection[Any], repository_id: int) -> None:
     """Keep the links of the repository that the table has: storage may have lost some since the push."""
     after = -1
     while True:
         with connection.transaction():
-            locks.enter(connection)
+            locks.lock_facts(connection)
             row = connection.execute(
                 """
                 WITH chosen AS MATERIALIZED (
@@ -99,17 +101,17 @@ def keep_known(connection: Connection[Any], repository_id: int) -> None:
                 )
                 SELECT max(blob_id) FROM chosen
                 """,
-                (repository_id, after, BATCH, repository_id),
+                (repository_id, after, BATCH_SIZE, repository_id),
             ).fetchone()
         if row is None or row[0] is None:
             return
         after = row[0]
 
 
-def listed(connection: Connection[Any], found: Sequence[Holding]) -> int:
+def mark_holdings_listed(connection: Connection[Any], found: Sequence[HoldingByLinks]) -> int:
     """Mark these holdings as no longer pending, unless they were pushed again since; return how many."""
     with connection.transaction():
-        locks.enter(connection)
+        locks.lock_facts(connection)
         return connection.execute(
             """
             UPDATE repository_manifests h SET links_pending = false
@@ -119,14 +121,14 @@ def listed(connection: Connection[Any], found: Sequence[Holding]) -> int:
               AND h.links_pending
             """,
             (
-                integers(each.repository_id for each in found),
-                digests(each.digest for each in found),
-                times(each.pushed_at for each in found),
+                integer_array(each.repository_id for each in found),
+                digest_array(each.digest for each in found),
+                time_array(each.pushed_at for each in found),
             ),
         ).rowcount
 
 
-def release(connection: Connection[Any], pod_id: int) -> int:
+def release_links(connection: Connection[Any], pod_id: int) -> int:
     """Release the kept links of the pod's repositories that no longer hold such a manifest; return how many.
 
     They are ordinary links then, and their grace begins now.
@@ -144,7 +146,7 @@ def release(connection: Connection[Any], pod_id: int) -> int:
     for (repository,) in repositories:
         while True:
             with connection.transaction():
-                locks.enter(connection)
+                locks.lock_facts(connection)
                 released = connection.execute(
                     """
                     WITH chosen AS MATERIALIZED (
@@ -153,9 +155,9 @@ def release(connection: Connection[Any], pod_id: int) -> int:
                     UPDATE repository_blobs l SET kept = false, linked_at = now() FROM chosen
                     WHERE l.blob_id = chosen.blob_id AND l.repository_id = %s
                     """,
-                    (repository, BATCH, repository),
+                    (repository, BATCH_SIZE, repository),
                 ).rowcount
             total += released
-            if released < BATCH:
+            if released < BATCH_SIZE:
                 break
     return total

@@ -49,7 +49,7 @@ class Entry(NamedTuple):
     hide_id: int | None = None
 
 
-def write(connection: Connection[Any], entries: Sequence[Entry]) -> None:
+def write_entries(connection: Connection[Any], entries: Sequence[Entry]) -> None:
     if not entries:
         return
     connection.execute(

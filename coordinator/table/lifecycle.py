@@ -2,7 +2,7 @@
 
 A change is written to the outbox in the transaction that makes it, after the blob's row was changed: so the changes of
 one blob have ids in the order in which they happened. They are published in the order of ids, by one process at a time
-(`outbox`).
+(`take_from_outbox`).
 Not here: which change follows (domain/lifecycle.py), the check (reconcile/presence.py), the topic (kafka/lifecycle.py).
 """
 
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from psycopg import Connection
 
-from coordinator.db.arrays import integers
-from coordinator.domain.lifecycle import BlobEvent, BlobState, after, published_name
+from coordinator.db.arrays import integer_array
+from coordinator.domain.lifecycle import BlobEvent, BlobState, published_name, state_after
 from coordinator.domain.names import Digest
 from coordinator.domain.references import ManifestKind
 
@@ -38,7 +38,7 @@ class KnownBlob(NamedTuple):
         return self.reference_count > 0 or self.link_count > 0
 
 
-class Move(NamedTuple):
+class Transition(NamedTuple):
     blob: KnownBlob
     to: BlobState
 
@@ -48,7 +48,7 @@ class Move(NamedTuple):
         return published_name(self.blob.state, self.to)
 
 
-class Change(NamedTuple):
+class UnpublishedChange(NamedTuple):
     """A change of a blob's state that was not published yet."""
 
     id: int
@@ -59,42 +59,42 @@ class Change(NamedTuple):
     link_count: int
 
 
-_KNOWN = "SELECT b.id, b.digest, b.size, b.state, b.reference_count, b.link_count FROM blobs b"
+_SELECT_BLOBS = "SELECT b.id, b.digest, b.size, b.state, b.reference_count, b.link_count FROM blobs b"
 
 
-def _blob(row: Sequence[Any]) -> KnownBlob:
+def _make_blob(row: Sequence[Any]) -> KnownBlob:
     return KnownBlob(row[0], Digest(row[1]), row[2], BlobState(row[3]), row[4], row[5])
 
 
-def load(connection: Connection[Any], wanted: Sequence[Digest]) -> list[KnownBlob]:
+def read_blobs(connection: Connection[Any], wanted: Sequence[Digest]) -> list[KnownBlob]:
     """Return the blobs among these digests that have a row."""
     found = connection.execute(
-        f"{_KNOWN} JOIN unnest(%s::bytea[]) d (digest) ON b.digest = d.digest ORDER BY b.id", (list(wanted),)
+        f"{_SELECT_BLOBS} JOIN unnest(%s::bytea[]) d (digest) ON b.digest = d.digest ORDER BY b.id", (list(wanted),)
     )
-    return [_blob(row) for row in found]
+    return [_make_blob(row) for row in found]
 
 
-def missing(connection: Connection[Any], after: int, limit: int) -> list[KnownBlob]:
+def read_missing_blobs(connection: Connection[Any], after: int, limit: int) -> list[KnownBlob]:
     """Return missing blobs by id."""
     found = connection.execute(
-        f"{_KNOWN} WHERE b.state = {BlobState.MISSING:d} AND b.id > %s ORDER BY b.id LIMIT %s", (after, limit)
+        f"{_SELECT_BLOBS} WHERE b.state = {BlobState.MISSING:d} AND b.id > %s ORDER BY b.id LIMIT %s", (after, limit)
     )
-    return [_blob(row) for row in found]
+    return [_make_blob(row) for row in found]
 
 
-def unread(connection: Connection[Any], after: int, limit: int) -> list[KnownBlob]:
+def read_unread_manifests(connection: Connection[Any], after: int, limit: int) -> list[KnownBlob]:
     """Return live manifests whose bytes could not be read, by id: the bytes may be missing."""
     found = connection.execute(
         f"""
-        {_KNOWN} JOIN manifests m ON m.id = b.id
+        {_SELECT_BLOBS} JOIN manifests m ON m.id = b.id
         WHERE (m.refs IS NULL OR m.by_links) AND m.id > %s AND b.state = {BlobState.LIVE:d} ORDER BY m.id LIMIT %s
         """,
         (after, limit),
     )
-    return [_blob(row) for row in found]
+    return [_make_blob(row) for row in found]
 
 
-def some_live(connection: Connection[Any], limit: int) -> list[Digest]:
+def read_live_sample(connection: Connection[Any], limit: int) -> list[Digest]:
     """Return digests of the live blobs among the `limit` newest and the `limit` oldest rows."""
     found = connection.execute(
         f"""
@@ -108,7 +108,7 @@ def some_live(connection: Connection[Any], limit: int) -> list[Digest]:
     return [Digest(row[0]) for row in found]
 
 
-def may_lack_bytes(connection: Connection[Any], blobs: Sequence[int]) -> set[int]:
+def read_rightly_without_bytes(connection: Connection[Any], blobs: Sequence[int]) -> set[int]:
     """Return which of these blobs without bytes in storage are not necessarily lost.
 
     Either they are needed only by pods that may have their bytes in a store of their own. Or they were
@@ -131,7 +131,7 @@ def may_lack_bytes(connection: Connection[Any], blobs: Sequence[int]) -> set[int
               FROM manifests m JOIN repository_manifests h ON h.manifest_id = m.id WHERE m.refs @> ARRAY[b.id]
           )
         """,
-        (integers(blobs), integers(blobs)),
+        (integer_array(blobs), integer_array(blobs)),
     )
     return {row[0] for row in found}
 
@@ -149,7 +149,7 @@ _PODS_THAT_NEED = """
 """
 
 
-def move(connection: Connection[Any], moves: Sequence[Move]) -> None:
+def apply_transitions(connection: Connection[Any], moves: Sequence[Transition]) -> None:
     """Change the states of blobs and write the outbox. The caller has excluded all writers of facts (db/locks.py)."""
     if not moves:
         return
@@ -166,32 +166,32 @@ def move(connection: Connection[Any], moves: Sequence[Move]) -> None:
         WHERE c.change IS NOT NULL ORDER BY m.id
         """,
         (
-            integers(each.blob.id for each in moves),
-            integers(each.to for each in moves),
-            integers(each.blob.id for each in moves),
+            integer_array(each.blob.id for each in moves),
+            integer_array(each.to for each in moves),
+            integer_array(each.blob.id for each in moves),
             [each.change for each in moves],
         ),
     )
 
 
-def apply_event(connection: Connection[Any], blobs: Sequence[int], event: BlobEvent) -> list[Move]:
+def apply_event(connection: Connection[Any], blobs: Sequence[int], event: BlobEvent) -> list[Transition]:
     """Apply an event to blobs; return the changes of state. Raises LifecycleError, with nothing changed.
 
     The rows stay locked until the transaction ends, so their counts cannot change before that.
     """
     found = connection.execute(
-        f"{_KNOWN} JOIN unnest(%s::bigint[]) d (id) ON d.id = b.id ORDER BY b.id FOR NO KEY UPDATE OF b",
-        (integers(blobs),),
+        f"{_SELECT_BLOBS} JOIN unnest(%s::bigint[]) d (id) ON d.id = b.id ORDER BY b.id FOR NO KEY UPDATE OF b",
+        (integer_array(blobs),),
     )
-    known = [_blob(row) for row in found]
-    moves = [Move(blob, after(blob.state, event, needed=blob.referenced)) for blob in known]
+    known = [_make_blob(row) for row in found]
+    moves = [Transition(blob, state_after(blob.state, event, needed=blob.referenced)) for blob in known]
     moves = [each for each in moves if each.to is not each.blob.state]
-    move(connection, moves)
+    apply_transitions(connection, moves)
     return moves
 
 
 @contextmanager
-def outbox(connection: Connection[Any], limit: int) -> Iterator[list[Change]]:
+def take_from_outbox(connection: Connection[Any], limit: int) -> Iterator[list[UnpublishedChange]]:
     """Yield the oldest unpublished changes; they are deleted when the block ends, and stay if it raises.
 
     Yields none while another process is publishing: two at once could publish one blob's changes out of order.
@@ -207,9 +207,10 @@ def outbox(connection: Connection[Any], limit: int) -> Iterator[list[Change]]:
             """,
             (limit,),
         )
-        changes = [Change(row[0], Digest(row[1]), *row[2:]) for row in found]
+        changes = [UnpublishedChange(row[0], Digest(row[1]), *row[2:]) for row in found]
         yield changes
         if changes:
             connection.execute(
-                "DELETE FROM lifecycle_outbox WHERE id = ANY(%s::bigint[])", (integers(each.id for each in changes),)
+                "DELETE FROM lifecycle_outbox WHERE id = ANY(%s::bigint[])",
+                (integer_array(each.id for each in changes),),
             )

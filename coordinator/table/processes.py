@@ -1,9 +1,9 @@
 """SQL for registry processes: endpoints, probes, deaths and retirements.
 
-Route: the prober records the addresses of names (`endpoints_seen`), the probes it sends (`insert_probe`) and their
-results (`probe_answered`, `probe_failed`); the batch apply records echoes (echoes.py); a reconcile retires dead
-processes (`retire_dead`) and resolves probes that were answered without an echo (`resolve_unechoed`); an operator can
-retire any process (`retire`).
+Route: the prober records the addresses of names (`record_endpoints`), the probes it sends (`insert_probe`) and their
+results (`record_probe_answer`, `record_probe_failure`); the batch apply records echoes (echoes.py); a reconcile retires
+dead processes (`retire_dead_processes`) and resolves probes that were answered without an echo
+(`delete_unechoed_probes`); an operator can retire any process (`retire_process`).
 
 Locks: new rows of processes, by pod and instance id; then probes, by nonce; then endpoints, by their key; then
 processes, by id. A transaction that has these locks takes no others after them; the batch apply takes them last. Rows
@@ -19,32 +19,38 @@ from typing import Any, Final, NamedTuple
 import structlog
 from psycopg import Connection
 
-from coordinator.db.arrays import integers
+from coordinator.db.arrays import integer_array
 from coordinator.domain.names import PodName
 from coordinator.domain.progress import GapReason
-from coordinator.domain.reasons import reason
-from coordinator.domain.watermarks import DeathReason, KnownProcess, Place, may_retire, refused
+from coordinator.domain.reasons import check_reason
+from coordinator.domain.watermarks import (
+    DeathReason,
+    EndpointEcho,
+    KnownProcess,
+    is_retirable,
+    process_ended_by_refusal,
+)
 from coordinator.errors import NotFoundError
 
 log = structlog.get_logger()
 
 #: Older probes are deleted, and their echoes ignored, except the first and the newest of those that W may not pass.
-PROBES_KEPT: Final = timedelta(days=1)
+PROBES_RETENTION: Final = timedelta(days=1)
 #: The default of the setting safety_request_bound, for callers that do not pass it.
 REQUEST_BOUND: Final = timedelta(hours=1)
 #: Endpoints that a name has not led to for this time are deleted.
-ENDPOINTS_KEPT: Final = timedelta(days=7)
-BATCH: Final = 1000
+ENDPOINTS_RETENTION: Final = timedelta(days=7)
+BATCH_SIZE: Final = 1000
 
 #: Pod id, URL and address of an endpoint.
-Key = tuple[int, str, str]
+EndpointKey = tuple[int, str, str]
 #: Id of a process, topic and partition.
-MarkKey = tuple[int, str, int]
+WatermarkKey = tuple[int, str, int]
 
 # The prober's side
 
 
-def endpoints_seen(
+def record_endpoints(
     connection: Connection[Any], pod_id: int, found: Mapping[str, Collection[str]], asked_at: datetime
 ) -> None:
     """Record the addresses of the pod's registries: URL, as in pods.registries -> addresses.
@@ -74,7 +80,7 @@ def endpoints_seen(
             WHERE e.pod_id = %s AND p.id = e.pod_id
               AND (e.url <> ALL (p.registries) OR e.url = ANY (%s) AND e.resolved_at < now() - %s::interval)
             """,
-            (pod_id, list(found), ENDPOINTS_KEPT),
+            (pod_id, list(found), ENDPOINTS_RETENTION),
         )
 
 
@@ -112,7 +118,7 @@ def insert_trial_probe(connection: Connection[Any], pod_id: int, url: str, addre
     return nonce
 
 
-def probe_answered(connection: Connection[Any], nonce: str) -> None:
+def record_probe_answer(connection: Connection[Any], nonce: str) -> None:
     """Record that the endpoint answered the probe as expected."""
     connection.execute(
         """
@@ -124,7 +130,7 @@ def probe_answered(connection: Connection[Any], nonce: str) -> None:
     )
 
 
-def probe_failed(
+def record_probe_failure(
     connection: Connection[Any], nonce: str, error: str, *, refused: bool, answered: bool = False
 ) -> str | None:
     """Record that the endpoint did not answer the probe as expected.
@@ -143,7 +149,7 @@ def probe_failed(
         ).fetchone()
         if row is None:
             return None
-        sent_at, key, place = row[0], row[1:4], Place(*row[4:7])
+        sent_at, key, place = row[0], row[1:4], EndpointEcho(*row[4:7])
         connection.execute(
             """
             UPDATE endpoints SET failing_since = coalesce(failing_since, now()), error = %s,
@@ -153,21 +159,21 @@ def probe_failed(
             """,
             (error, refused, sent_at, answered, *key),
         )
-        return _bury(connection, place, sent_at) if refused else None
+        return _mark_dead(connection, place, sent_at) if refused else None
 
 
-def _bury(connection: Connection[Any], place: Place, sent_at: datetime) -> str | None:
+def _mark_dead(connection: Connection[Any], place: EndpointEcho, sent_at: datetime) -> str | None:
     """Mark the process that last echoed from an endpoint as dead, if the refusal of a probe proves it."""
-    locked = lock(connection, set() if place.process is None else {place.process})
-    dead = refused(place, sent_at, locked.processes)
+    locked = lock_processes(connection, set() if place.process is None else {place.process})
+    dead = process_ended_by_refusal(place, sent_at, locked.processes)
     if dead is None:
         return None
     after = locked.processes[dead]._replace(dead_since=locked.now, dead_why=DeathReason.REFUSED)
-    write(connection, {dead: after}, set())
+    write_processes(connection, {dead: after}, set())
     return locked.names[dead]
 
 
-def forget_old_probes(connection: Connection[Any], kept: timedelta = PROBES_KEPT) -> int:
+def delete_old_probes(connection: Connection[Any], kept: timedelta = PROBES_RETENTION) -> int:
     """Delete probes whose echo no longer matters; return how many.
 
     Probes that W may not pass stay: for each endpoint the first, the newest, and one for all between them.
@@ -182,10 +188,10 @@ def forget_old_probes(connection: Connection[Any], kept: timedelta = PROBES_KEPT
             )
             DELETE FROM probes p USING old WHERE p.nonce = old.nonce
             """,
-            (kept, BATCH),
+            (kept, BATCH_SIZE),
         ).rowcount
         total += forgotten
-        if forgotten < BATCH:
+        if forgotten < BATCH_SIZE:
             return total + _merge_unechoed(connection, kept)
 
 
@@ -225,7 +231,7 @@ def _merge_unechoed(connection: Connection[Any], kept: timedelta) -> int:
 # Retirements
 
 
-def retire(
+def retire_process(
     connection: Connection[Any],
     pod: PodName,
     instance_id: str,
@@ -237,7 +243,7 @@ def retire(
     What it had not delivered is lost. A gap is recorded, which only a reconcile resolves that begins after the writes
     of the process's last request have landed.
     """
-    why = reason(why, "why it is retired")
+    why = check_reason(why, "why it is retired")
     done = connection.execute(
         """
             WITH gone AS (
@@ -264,7 +270,7 @@ def retire(
         raise NotFoundError(f"Pod {pod} has no process {instance_id} to retire: see `baleen pods show {pod}`.")
 
 
-def retire_dead(
+def retire_dead_processes(
     connection: Connection[Any], pod_id: int, began_at: datetime, request_bound: timedelta, why: str
 ) -> list[str]:
     """Retire the dead processes that a reconcile begun at `began_at` covers; return their instance ids."""
@@ -276,7 +282,7 @@ def retire_dead(
             """,
             (pod_id,),
         ).fetchall()
-        covered = {row[0]: row[1] for row in dead if may_retire(row[2], began_at, request_bound)}
+        covered = {row[0]: row[1] for row in dead if is_retirable(row[2], began_at, request_bound)}
         connection.execute(
             "UPDATE processes SET retired_at = clock_timestamp(), retired_why = %s WHERE id = ANY(%s)",
             (why, list(covered)),
@@ -284,7 +290,9 @@ def retire_dead(
     return list(covered.values())
 
 
-def resolve_unechoed(connection: Connection[Any], pod_id: int, began_at: datetime, request_bound: timedelta) -> None:
+def delete_unechoed_probes(
+    connection: Connection[Any], pod_id: int, began_at: datetime, request_bound: timedelta
+) -> None:
     """Delete probes that were answered without an echo, if a reconcile begun at `began_at` covers them.
 
     The reconcile has seen what the process that answered them had done; if that process had ended, its last request's
@@ -307,31 +315,31 @@ def resolve_unechoed(connection: Connection[Any], pod_id: int, began_at: datetim
 # Rows of processes
 
 
-class Locked(NamedTuple):
+class LockedProcesses(NamedTuple):
     """Sources whose rows are locked, by id."""
 
     names: dict[int, str]
     processes: dict[int, KnownProcess]
     #: None if nothing was applied yet.
-    marks: dict[MarkKey, datetime | None]
+    marks: dict[WatermarkKey, datetime | None]
     now: datetime
 
 
-def lock(connection: Connection[Any], ids: Collection[int]) -> Locked:
+def lock_processes(connection: Connection[Any], ids: Collection[int]) -> LockedProcesses:
     """Lock processes, and read their watermarks."""
     found = connection.execute(
         """
         SELECT s.id, s.instance_id, s.dead_since, s.dead_why, s.retired_at
         FROM unnest(%s::bigint[]) d (id) JOIN processes s ON s.id = d.id ORDER BY s.id FOR NO KEY UPDATE OF s
         """,
-        (integers(ids),),
+        (integer_array(ids),),
     ).fetchall()
     rows = connection.execute(
         """
         SELECT w.process_id, w.topic, w.partition, nullif(w.at, '-infinity')
         FROM unnest(%s::bigint[]) d (id) JOIN watermarks w ON w.process_id = d.id
         """,
-        (integers(ids),),
+        (integer_array(ids),),
     ).fetchall()
     newest: dict[int, datetime] = {}
     for process, _, _, at in rows:
@@ -339,7 +347,7 @@ def lock(connection: Connection[Any], ids: Collection[int]) -> Locked:
             newest[process] = max(at, newest.get(process, at))
     now = connection.execute("SELECT clock_timestamp()").fetchone()
     assert now is not None
-    return Locked(
+    return LockedProcesses(
         {row[0]: row[1] for row in found},
         {row[0]: KnownProcess(newest.get(row[0]), row[2], row[3], row[4]) for row in found},
         {(row[0], row[1], row[2]): row[3] for row in rows},
@@ -347,7 +355,9 @@ def lock(connection: Connection[Any], ids: Collection[int]) -> Locked:
     )
 
 
-def write(connection: Connection[Any], processes: Mapping[int, KnownProcess], echoed: Collection[int]) -> None:
+def write_processes(
+    connection: Connection[Any], processes: Mapping[int, KnownProcess], echoed: Collection[int]
+) -> None:
     """Write the new state of locked processes. One that did not count and now does begins another life."""
     for process, known in processes.items():
         connection.execute(

@@ -12,7 +12,7 @@ from coordinator.domain.progress import GapReason, Position, Progress
 Partition = tuple[str, int]
 
 
-def read(connection: Connection[Any], partitions: list[Partition]) -> dict[Partition, Progress]:
+def read_progress(connection: Connection[Any], partitions: list[Partition]) -> dict[Partition, Progress]:
     """Return the progress of the partitions that have any."""
     rows = connection.execute(
         """
@@ -24,7 +24,7 @@ def read(connection: Connection[Any], partitions: list[Partition]) -> dict[Parti
     return {(row[0], row[1]): Progress(row[2], row[3], row[4]) for row in rows}
 
 
-def move(connection: Connection[Any], partition: Partition, seen: Progress | None, position: Position) -> bool:
+def set_position(connection: Connection[Any], partition: Partition, seen: Progress | None, position: Position) -> bool:
     """Set a partition to a position that was decided from `seen`, and record its gap for every pod.
 
     Return False, with nothing changed, if the partition has moved since: decide again. Lost records may be of any
@@ -72,7 +72,7 @@ def move(connection: Connection[Any], partition: Partition, seen: Progress | Non
     return True
 
 
-def record_cut(connection: Connection[Any], topic: str) -> int:
+def record_log_cut(connection: Connection[Any], topic: str) -> int:
     """Record for every pod that a broker may have lost acknowledged records, and that it is not known which.
 
     Return how many pods have such an open gap now. Each has one: a reconcile that is already running does not resolve

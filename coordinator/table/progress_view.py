@@ -7,7 +7,7 @@ import datetime as dt
 
 from sqlalchemy import Connection, text
 
-from coordinator.db.migrate import wanted
+from coordinator.db.migrate import wanted_revision
 from coordinator.domain.lifecycle import BlobState
 
 UNPUBLISHED_LIMIT = 100_000
@@ -19,33 +19,33 @@ _UNPUBLISHED = text("SELECT count(*) FROM (SELECT FROM lifecycle_outbox LIMIT :l
 _REVISION = text("SELECT version_num FROM alembic_version")
 
 
-def progress(connection: Connection) -> dict[tuple[str, int], int]:
+def read_progress(connection: Connection) -> dict[tuple[str, int], int]:
     """Return the first offset that is not applied, for each partition with applied records."""
     rows = connection.execute(_PROGRESS)
     return {(row.topic, row.partition): row.next_offset for row in rows}
 
 
-def clock(connection: Connection) -> dt.datetime:
+def read_clock(connection: Connection) -> dt.datetime:
     """Return the database's time, by which watermarks are measured."""
     now: dt.datetime = connection.execute(_CLOCK).scalar_one()
     return now
 
 
-def missing_blobs(connection: Connection) -> int:
+def count_missing_blobs(connection: Connection) -> int:
     """Count blobs that are needed and have no bytes."""
     return int(connection.execute(_MISSING).scalar_one())
 
 
-def unpublished_changes(connection: Connection) -> int:
+def count_unpublished_changes(connection: Connection) -> int:
     """Count changes that are not published to blob.lifecycle yet, up to UNPUBLISHED_LIMIT."""
     return int(connection.execute(_UNPUBLISHED, {"limit": UNPUBLISHED_LIMIT}).scalar_one())
 
 
-def schema_problem(connection: Connection) -> str | None:
+def describe_schema_problem(connection: Connection) -> str | None:
     """Return what is wrong with the database's schema; None if it is this release's."""
     if not connection.scalar(text("SELECT to_regclass('alembic_version') IS NOT NULL")):
         return "The database has no schema yet: run `baleen db migrate`."
-    found, needed = connection.scalar(_REVISION), wanted()
+    found, needed = connection.scalar(_REVISION), wanted_revision()
     if found == needed:
         return None
     return f"The database has schema {found}, and this release needs {needed}: run `baleen db migrate`."

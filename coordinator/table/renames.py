@@ -21,7 +21,7 @@ from coordinator.domain.progress import GapReason
 from coordinator.table.batch import Item
 
 
-def remember(connection: Connection[Any], fact: RepositoryRenamed, pod_id: int) -> bool:
+def record_rename(connection: Connection[Any], fact: RepositoryRenamed, pod_id: int) -> bool:
     """Store a rename; return whether it was new. All other writers must be excluded (db/locks.py)."""
     key = (fact.repository, fact.destination, fact.below, fact.at)
     known = connection.execute(
@@ -37,7 +37,9 @@ def remember(connection: Connection[Any], fact: RepositoryRenamed, pod_id: int) 
     return not known
 
 
-def crosses_later(connection: Connection[Any], fact: RepositoryRenamed, margin: timedelta, *, is_new: bool) -> bool:
+def overlaps_later_rename(
+    connection: Connection[Any], fact: RepositoryRenamed, margin: timedelta, *, is_new: bool
+) -> bool:
     """Whether a rename that may be later than this one was applied before it and overlaps with it.
 
     It may have moved things to the source, or around or below it, which this one would move along. Or it has missed
@@ -50,8 +52,8 @@ def crosses_later(connection: Connection[Any], fact: RepositoryRenamed, margin: 
         SELECT FROM renames r
         WHERE r.at + %(margin)s >= %(at)s
           AND (r.source, r.destination, r.below, r.at) <> (%(repository)s, %(destination)s, %(below)s, %(at)s)
-          AND ({_overlap("r.destination", "%(repository)s::text")} OR %(is_new)s AND (
-               {_overlap("r.source", "%(repository)s::text")} OR {_overlap("r.source", "%(destination)s::text")}))
+          AND ({_overlaps("r.destination", "%(repository)s::text")} OR %(is_new)s AND (
+               {_overlaps("r.source", "%(repository)s::text")} OR {_overlaps("r.source", "%(destination)s::text")}))
         LIMIT 1
         """,
         values,
@@ -59,11 +61,13 @@ def crosses_later(connection: Connection[Any], fact: RepositoryRenamed, margin: 
     return found.rowcount > 0
 
 
-def _overlap(name: str, other: str) -> str:
+def _overlaps(name: str, other: str) -> str:
     return f"(starts_with({name} || '/', {other} || '/') OR starts_with({other} || '/', {name} || '/'))"
 
 
-def taken_since(connection: Connection[Any], removals: Collection[Removed], margin: timedelta) -> set[RepositoryName]:
+def read_renamed_over(
+    connection: Connection[Any], removals: Collection[Removed], margin: timedelta
+) -> set[RepositoryName]:
     """Return the repositories whose removals may be older than what a rename moved there.
 
     What a rename moves keeps the time of its push, which does not say since when it has this name.
@@ -83,7 +87,7 @@ def taken_since(connection: Connection[Any], removals: Collection[Removed], marg
     }
 
 
-def notice_late(connection: Connection[Any], run: list[Item], margin: timedelta) -> None:
+def record_late_facts(connection: Connection[Any], run: list[Item], margin: timedelta) -> None:
     """Record a gap for pods that have facts in this run which may be older than an applied rename."""
     # Renames are rare: without any, no other query is made.
     if not connection.execute("SELECT FROM renames LIMIT 1").rowcount:
@@ -95,7 +99,7 @@ def notice_late(connection: Connection[Any], run: list[Item], margin: timedelta)
         (list(names),),
     )
     latest = {(source, below): at for source, below, at in found}
-    record_gap(connection, {item.pod_id for item in run if _is_late(item, latest, margin)})
+    record_rename_gaps(connection, {item.pod_id for item in run if _is_late(item, latest, margin)})
 
 
 def _is_late(item: Item, latest: dict[tuple[str, bool], Any], margin: timedelta) -> bool:
@@ -106,7 +110,7 @@ def _is_late(item: Item, latest: dict[tuple[str, bool], Any], margin: timedelta)
     return any(at is not None and fact.at <= at + margin for at in times)
 
 
-def record_gap(connection: Connection[Any], pods: set[int]) -> None:
+def record_rename_gaps(connection: Connection[Any], pods: set[int]) -> None:
     """Record for each of these pods that something may be stored under an old name in the table.
 
     Each pod has one such gap: a reconcile that is already running does not resolve it.

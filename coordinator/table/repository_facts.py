@@ -9,40 +9,46 @@ from typing import Any
 
 from psycopg import Connection
 
-from coordinator.db.arrays import within
+from coordinator.db.arrays import clamp_time
 from coordinator.domain.facts import Removed, RepositoryRemoved, RepositoryRenamed
 from coordinator.domain.names import Digest
 from coordinator.table import implied, renames, statements
-from coordinator.table.batch import Applied, Item, total
-from coordinator.table.digest_facts import Run
+from coordinator.table.batch import ApplyResult, Item, add_results
+from coordinator.table.digest_facts import FactRun
 
 
-def remove_repository(connection: Connection[Any], fact: RepositoryRemoved, pod_id: int, margin: timedelta) -> Applied:
+def remove_repository(
+    connection: Connection[Any], fact: RepositoryRemoved, pod_id: int, margin: timedelta
+) -> ApplyResult:
     """Remove everything in the repository by the rule of single removals: each may be doubtful or overtaken."""
-    if not statements.pods_elsewhere(connection, {pod_id}):
-        values = {"name": fact.repository, "at": within(fact.at), "margin": margin}
-        connection.execute(_EXPLAIN_ALL, values)
+    if not statements.read_unshared_pods(connection, {pod_id}):
+        values = {"name": fact.repository, "at": clamp_time(fact.at), "margin": margin}
+        connection.execute(_MARK_REPORTED, values)
         doubtful = connection.execute(_MAKE_DOUBTFUL, values)
-        return Applied(removals_doubtful=doubtful.rowcount)
-    applied = Applied()
+        return ApplyResult(removals_doubtful=doubtful.rowcount)
+    applied = ApplyResult()
     after = -1
     while True:
-        found = connection.execute(_HELD, {"name": fact.repository, "after": after, "limit": AT_ONCE}).fetchall()
+        found = connection.execute(
+            _SELECT_HELD, {"name": fact.repository, "after": after, "limit": PAGE_SIZE}
+        ).fetchall()
         if not found:
             return applied
         facts = [Removed(fact.repository, Digest(digest), fact.at, entirely=True) for _, digest in found]
-        applied = total(applied, Run(connection, [_item(pod_id, each) for each in facts], margin, alone=True).apply())
+        applied = add_results(
+            applied, FactRun(connection, [_make_item(pod_id, each) for each in facts], margin, alone=True).apply()
+        )
         after = found[-1][0]
 
 
-def _item(pod_id: int, fact: Removed) -> Item:
+def _make_item(pod_id: int, fact: Removed) -> Item:
     return Item(0, 0, pod_id, fact, None)
 
 
 #: How many digests are removed at once, so that no statement exceeds its timeout.
-AT_ONCE = 5000
+PAGE_SIZE = 5000
 
-_HELD = """
+_SELECT_HELD = """
 SELECT b.id, b.digest FROM (
     SELECT h.manifest_id FROM repositories r JOIN repository_manifests h ON h.repository_id = r.id
     WHERE r.name = %(name)s AND h.manifest_id > %(after)s
@@ -70,7 +76,7 @@ SET removed_at = greatest(removals.removed_at, excluded.removed_at), seen_at = n
 """
 
 #: Links of the repository that had vanished before this event arrived, and that the event explains.
-_EXPLAIN_ALL = """
+_MARK_REPORTED = """
 UPDATE removals r SET reported = true, vanished_since = NULL, vanished_added_at = NULL, vanished_kind = NULL
 FROM repositories n
 WHERE n.name = %(name)s AND r.repository_id = n.id AND r.vanished_since IS NOT NULL
@@ -84,13 +90,13 @@ def rename_repositories(connection: Connection[Any], fact: RepositoryRenamed, po
     What was added under the old name after the rename stays there: a repeated rename must not move it. It may have been
     there before as well, which is not known, since a holding has only its last time: then a gap is recorded.
     """
-    fact = fact._replace(at=within(fact.at))
+    fact = fact._replace(at=clamp_time(fact.at))
     old, new, at = fact.repository, fact.destination, fact.at
     if new == old:
         return
-    is_new = renames.remember(connection, fact, pod_id)
-    if renames.crosses_later(connection, fact, margin, is_new=is_new):
-        renames.record_gap(connection, {pod_id})
+    is_new = renames.record_rename(connection, fact, pod_id)
+    if renames.overlaps_later_rename(connection, fact, margin, is_new=is_new):
+        renames.record_rename_gaps(connection, {pod_id})
     if not is_new and fact.below and (new.startswith(f"{old}/") or old.startswith(f"{new}/")):
         # What it moved has a name below the old one, too, and would be moved again. Older things that arrived under the
         # old name since then were recorded as a gap (renames.py).
@@ -103,23 +109,23 @@ def rename_repositories(connection: Connection[Any], fact: RepositoryRenamed, po
     # amount, so in the order of length each name is free before another repository takes it.
     names.sort(key=lambda row: len(row[1]), reverse=len(new) > len(old))
     for number, name in names:
-        if _has_later(connection, {"source": number, "at": at, "margin": timedelta()}):
-            renames.record_gap(connection, {pod_id})
-        _rename(connection, number, new + name.removeprefix(old), {"at": at, "margin": margin})
+        if _has_later_facts(connection, {"source": number, "at": at, "margin": timedelta()}):
+            renames.record_rename_gaps(connection, {pod_id})
+        _rename_repository(connection, number, new + name.removeprefix(old), {"at": at, "margin": margin})
 
 
 #: Table, column of the digest's id, the registry's time.
-_FACTS = (
+_FACT_TABLES = (
     ("repository_manifests", "manifest_id", "pushed_at"),
     ("repository_blobs", "blob_id", "event_at"),
 )
 
 
-def _rename(connection: Connection[Any], source: int, name: str, when: dict[str, Any]) -> None:
+def _rename_repository(connection: Connection[Any], source: int, name: str, when: dict[str, Any]) -> None:
     values = {"source": source, "name": name} | when
     row = connection.execute("SELECT id FROM repositories WHERE name = %(name)s", values).fetchone()
     if row is None:
-        if not _has_later(connection, values):
+        if not _has_later_facts(connection, values):
             connection.execute("UPDATE repositories SET name = %(name)s WHERE id = %(source)s", values)
             return
         row = connection.execute(
@@ -129,12 +135,12 @@ def _rename(connection: Connection[Any], source: int, name: str, when: dict[str,
         ).fetchone()
         assert row is not None
     if row[0] != source:
-        _merge(connection, values | {"destination": row[0]})
+        _merge_repositories(connection, values | {"destination": row[0]})
 
 
-def _has_later(connection: Connection[Any], values: dict[str, Any]) -> bool:
+def _has_later_facts(connection: Connection[Any], values: dict[str, Any]) -> bool:
     """Whether anything was added to, or removed from, `source` after the rename."""
-    times = [(table, time) for table, _, time in _FACTS]
+    times = [(table, time) for table, _, time in _FACT_TABLES]
     later = " UNION ALL ".join(
         f"SELECT FROM {table} WHERE repository_id = %(source)s AND {time} > %(at)s::timestamptz + %(margin)s"
         for table, time in (*times, ("removals", "removed_at"))
@@ -142,11 +148,13 @@ def _has_later(connection: Connection[Any], values: dict[str, Any]) -> bool:
     return connection.execute(f"{later} LIMIT 1", values).rowcount > 0
 
 
-def _merge(connection: Connection[Any], values: dict[str, Any]) -> None:
+def _merge_repositories(connection: Connection[Any], values: dict[str, Any]) -> None:
     """Move what `source` had at the time of the rename to a repository that exists already."""
-    twice, linked_twice = (_both(connection, table, column, time, values) for table, column, time in _FACTS)
-    for table, column, time in _FACTS:
-        _move(connection, table, column, time, values)
+    twice, linked_twice = (
+        _read_common(connection, table, column, time, values) for table, column, time in _FACT_TABLES
+    )
+    for table, column, time in _FACT_TABLES:
+        _move_rows(connection, table, column, time, values)
     # It does not matter which links moved: those of the destination are listed anew (reconcile/link_keeper.py).
     connection.execute(
         """
@@ -165,11 +173,11 @@ def _merge(connection: Connection[Any], values: dict[str, Any]) -> None:
         """,
         values,
     )
-    statements.recount(connection, twice, linked_twice, by=-1)
-    implied.repair(connection, [values["source"], values["destination"]])
+    statements.count_rows(connection, twice, linked_twice, by=-1)
+    implied.repair_repositories(connection, [values["source"], values["destination"]])
 
 
-def _both(connection: Connection[Any], table: str, column: str, time: str, values: dict[str, Any]) -> list[int]:
+def _read_common(connection: Connection[Any], table: str, column: str, time: str, values: dict[str, Any]) -> list[int]:
     found = connection.execute(
         f"""
         SELECT s.{column} FROM {table} s JOIN {table} d ON d.{column} = s.{column}
@@ -181,7 +189,7 @@ def _both(connection: Connection[Any], table: str, column: str, time: str, value
     return [row[0] for row in found]
 
 
-def _move(connection: Connection[Any], table: str, column: str, time: str, values: dict[str, Any]) -> None:
+def _move_rows(connection: Connection[Any], table: str, column: str, time: str, values: dict[str, Any]) -> None:
     moves = f"s.repository_id = %(source)s AND s.{time} <= %(at)s::timestamptz + %(margin)s"
     more = "linked_at = greatest(d.linked_at, s.linked_at), kept = d.kept OR s.kept"
     if table == "repository_manifests":
@@ -222,7 +230,7 @@ def _move_removals(connection: Connection[Any], values: dict[str, Any]) -> None:
         """,
         values,
     )
-    for table, column, time in _FACTS:
+    for table, column, time in _FACT_TABLES:
         connection.execute(
             f"""
             UPDATE removals r SET doubtful_since = now() FROM {table} t JOIN blobs b ON b.id = t.{column}

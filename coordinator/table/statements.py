@@ -1,6 +1,7 @@
 """The SQL of the batch apply: each function is one statement over arrays, whatever the size of the batch.
 
-Joins against `unnest` are forced to use indexes (see `prepare`): the planner cannot know how long an array will be.
+Joins against `unnest` are forced to use indexes (see `prepare_connection`): the planner cannot know how long an array
+will be.
 A write knows how many rows it must change, and raises StateChangedError if it changed another number.
 """
 
@@ -11,9 +12,9 @@ from typing import Any, NamedTuple
 
 from psycopg import Connection, Cursor
 
-from coordinator.db.arrays import digests, integers, register, times
+from coordinator.db.arrays import digest_array, integer_array, register_dumper, time_array
 from coordinator.domain.fold import Difference, Key, Removal
-from coordinator.domain.lifecycle import BlobState, counted
+from coordinator.domain.lifecycle import BlobState, state_after_count
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.references import ManifestKind
 from coordinator.table.batch import Slice, StateChangedError
@@ -29,7 +30,7 @@ class NewBlob(NamedTuple):
     link_count: int
 
 
-class Delta(NamedTuple):
+class CountDelta(NamedTuple):
     """How a known blob's counts change, and its size in bytes if that was not known."""
 
     blob: int
@@ -57,21 +58,21 @@ class KnownManifest(NamedTuple):
     by_links: bool
 
 
-def prepare(connection: Connection[Any]) -> None:
+def prepare_connection(connection: Connection[Any]) -> None:
     """Set the connection up for batches: statements are planned once, and for index look-ups."""
-    register(connection)
+    register_dumper(connection)
     connection.prepare_threshold = 0
     for setting in ("enable_seqscan = off", "enable_hashjoin = off", "enable_mergejoin = off"):
         connection.execute(f"SET {setting}")
     connection.execute("SET plan_cache_mode = force_generic_plan")
 
 
-def _run(connection: Connection[Any], statement: str, parameters: Sequence[Any]) -> Cursor[Any]:
+def _execute(connection: Connection[Any], statement: str, parameters: Sequence[Any]) -> Cursor[Any]:
     return connection.cursor(binary=True).execute(statement, parameters)
 
 
-def _change(connection: Connection[Any], expected: int, statement: str, parameters: Sequence[Any]) -> None:
-    if expected and _run(connection, statement, parameters).rowcount != expected:
+def _execute_expecting(connection: Connection[Any], expected: int, statement: str, parameters: Sequence[Any]) -> None:
+    if expected and _execute(connection, statement, parameters).rowcount != expected:
         raise StateChangedError("Rows were added or removed by another writer.")
 
 
@@ -79,7 +80,7 @@ def lock_progress(connection: Connection[Any], partitions: Sequence[tuple[str, i
     """Lock the partitions' progress, in order; return the next offset of each."""
     stands: dict[tuple[str, int], int] = {}
     for topic, partition in partitions:
-        row = _run(
+        row = _execute(
             connection,
             "SELECT next_offset FROM partition_progress WHERE topic = %s AND partition = %s FOR UPDATE",
             (topic, partition),
@@ -90,7 +91,7 @@ def lock_progress(connection: Connection[Any], partitions: Sequence[tuple[str, i
 
 
 def advance_progress(connection: Connection[Any], slices: Sequence[Slice]) -> None:
-    _change(
+    _execute_expecting(
         connection,
         len(slices),
         """
@@ -100,17 +101,17 @@ def advance_progress(connection: Connection[Any], slices: Sequence[Slice]) -> No
         """,
         (
             [piece.topic for piece in slices],
-            integers(piece.partition for piece in slices),
-            integers(piece.next_offset for piece in slices),
-            integers(piece.fingerprint for piece in slices),
+            integer_array(piece.partition for piece in slices),
+            integer_array(piece.next_offset for piece in slices),
+            integer_array(piece.fingerprint for piece in slices),
         ),
     )
 
 
-def repository_ids(connection: Connection[Any], owners: Mapping[RepositoryName, int]) -> dict[RepositoryName, int]:
+def ensure_repositories(connection: Connection[Any], owners: Mapping[RepositoryName, int]) -> dict[RepositoryName, int]:
     """Return the id of each repository, creating those that are not there; `owners` gives their pods."""
     found = dict(
-        _run(
+        _execute(
             connection,
             "SELECT r.name, r.id FROM unnest(%b::text[]) d (name) JOIN repositories r ON r.name = d.name",
             (list(owners),),
@@ -118,13 +119,13 @@ def repository_ids(connection: Connection[Any], owners: Mapping[RepositoryName, 
     )
     missing = sorted(owners.keys() - found.keys())
     if missing:
-        created = _run(
+        created = _execute(
             connection,
             """
             INSERT INTO repositories (name, pod_id) SELECT * FROM unnest(%b::text[], %s::smallint[])
             ON CONFLICT (name) DO NOTHING RETURNING name, id
             """,
-            (missing, integers(owners[name] for name in missing)),
+            (missing, integer_array(owners[name] for name in missing)),
         ).fetchall()
         if len(created) != len(missing):
             raise StateChangedError("A repository was created at the same time.")
@@ -132,36 +133,36 @@ def repository_ids(connection: Connection[Any], owners: Mapping[RepositoryName, 
     return found
 
 
-def pods_elsewhere(connection: Connection[Any], pods: Collection[int]) -> set[int]:
+def read_unshared_pods(connection: Connection[Any], pods: Collection[int]) -> set[int]:
     """Return those of these pods whose links are not in shared storage."""
     if not pods:
         return set()
     statement = "SELECT id FROM pods WHERE id = ANY(%s::int[]) AND NOT links_in_store"
-    return {row[0] for row in _run(connection, statement, (integers(pods),))}
+    return {row[0] for row in _execute(connection, statement, (integer_array(pods),))}
 
 
-def blob_ids(connection: Connection[Any], wanted: list[Digest]) -> tuple[dict[Digest, int], list[Digest]]:
+def read_blob_ids(connection: Connection[Any], wanted: list[Digest]) -> tuple[dict[Digest, int], list[Digest]]:
     """Return the ids of the digests that have a row, and which of these have no size yet."""
-    found = _run(
+    found = _execute(
         connection,
         "SELECT b.digest, b.id, b.size < 0 FROM unnest(%b::bytea[]) d (digest) JOIN blobs b ON b.digest = d.digest",
-        (digests(wanted),),
+        (digest_array(wanted),),
     ).fetchall()
     return {row[0]: row[1] for row in found}, [row[0] for row in found if row[2]]
 
 
-def new_blob_ids(connection: Connection[Any], count: int) -> list[int]:
+def allocate_blob_ids(connection: Connection[Any], count: int) -> list[int]:
     if not count:
         return []
     statement = "SELECT nextval('blobs_id_seq') FROM generate_series(1, %b)"
-    return [row[0] for row in _run(connection, statement, (count,))]
+    return [row[0] for row in _execute(connection, statement, (count,))]
 
 
 def insert_blobs(connection: Connection[Any], blobs: list[NewBlob]) -> int:
     """Insert blobs, sorted by digest; return how many had no row yet."""
     if not blobs:
         return 0
-    return _run(
+    return _execute(
         connection,
         f"""
         INSERT INTO blobs (id, size, unreferenced_since, reference_count, link_count, state, digest)
@@ -171,16 +172,16 @@ def insert_blobs(connection: Connection[Any], blobs: list[NewBlob]) -> int:
         ON CONFLICT DO NOTHING
         """,
         (
-            integers(blob.id for blob in blobs),
-            integers(-1 if blob.size is None else blob.size for blob in blobs),
-            integers(blob.reference_count for blob in blobs),
-            integers(blob.link_count for blob in blobs),
-            digests(blob.digest for blob in blobs),
+            integer_array(blob.id for blob in blobs),
+            integer_array(-1 if blob.size is None else blob.size for blob in blobs),
+            integer_array(blob.reference_count for blob in blobs),
+            integer_array(blob.link_count for blob in blobs),
+            digest_array(blob.digest for blob in blobs),
         ),
     ).rowcount
 
 
-def manifests(connection: Connection[Any], ids: list[int]) -> dict[int, KnownManifest]:
+def read_manifests(connection: Connection[Any], ids: list[int]) -> dict[int, KnownManifest]:
     """Return what is known of each of these manifests that has a row."""
     if not ids:
         return {}
@@ -188,14 +189,14 @@ def manifests(connection: Connection[Any], ids: list[int]) -> dict[int, KnownMan
         SELECT m.id, m.kind, m.refs, m.verified, m.by_links
         FROM unnest(%s::bigint[]) d (id) JOIN manifests m ON m.id = d.id
     """
-    found = _run(connection, statement, (integers(ids),)).fetchall()
+    found = _execute(connection, statement, (integer_array(ids),)).fetchall()
     return {
         row[0]: KnownManifest(None if row[1] is None else ManifestKind(row[1]), row[2], row[3], row[4]) for row in found
     }
 
 
 def insert_manifests(connection: Connection[Any], new: list[NewManifest]) -> None:
-    _change(
+    _execute_expecting(
         connection,
         len(new),
         """
@@ -206,9 +207,9 @@ def insert_manifests(connection: Connection[Any], new: list[NewManifest]) -> Non
         ON CONFLICT DO NOTHING
         """,
         (
-            integers(manifest.id for manifest in new),
-            integers(0 if manifest.kind is None else manifest.kind for manifest in new),
-            [None if manifest.refs is None else integers(manifest.refs) for manifest in new],
+            integer_array(manifest.id for manifest in new),
+            integer_array(0 if manifest.kind is None else manifest.kind for manifest in new),
+            [None if manifest.refs is None else integer_array(manifest.refs) for manifest in new],
             [manifest.verified for manifest in new],
             [manifest.by_links for manifest in new],
         ),
@@ -219,20 +220,20 @@ def mark_kinds(connection: Connection[Any], kinds: Mapping[int, ManifestKind], *
     """Set the kinds of manifests; with `read`, from their bytes, and then no report changes them afterwards."""
     if kinds:
         ordered = sorted(kinds)
-        _run(
+        _execute(
             connection,
             """
             UPDATE manifests m SET kind = d.kind, verified = m.verified OR %b
             FROM unnest(%s::bigint[], %s::smallint[]) d (id, kind)
             WHERE m.id = d.id AND (m.kind IS DISTINCT FROM d.kind OR m.verified <> %b) AND (%b OR NOT m.verified)
             """,
-            (read, integers(ordered), integers(int(kinds[each]) for each in ordered), read, read),
+            (read, integer_array(ordered), integer_array(int(kinds[each]) for each in ordered), read, read),
         )
 
 
-def holders(connection: Connection[Any], manifest: int) -> set[int]:
+def read_holding_pods(connection: Connection[Any], manifest: int) -> set[int]:
     """Return the ids of the pods that hold a manifest."""
-    found = _run(
+    found = _execute(
         connection,
         """
         SELECT DISTINCT r.pod_id::int FROM repository_manifests h JOIN repositories r ON r.id = h.repository_id
@@ -245,46 +246,48 @@ def holders(connection: Connection[Any], manifest: int) -> set[int]:
 
 def change_manifest(connection: Connection[Any], manifest: int, known: KnownManifest, now: KnownManifest) -> int:
     """Set what a manifest lists; return how many holdings it has. Needs all other writers excluded (db/locks.py)."""
-    _change(
+    _execute_expecting(
         connection,
         1,
         "UPDATE manifests SET kind = nullif(%b, 0), refs = %s::bigint[], verified = %b, by_links = %b WHERE id = %b",
         (
             0 if now.kind is None else int(now.kind),
-            None if now.refs is None else integers(now.refs),
+            None if now.refs is None else integer_array(now.refs),
             now.verified,
             now.by_links,
             manifest,
         ),
     )
     if known.by_links != now.by_links:
-        _run(
+        _execute(
             connection,
             "UPDATE repository_manifests SET links_pending = %b WHERE manifest_id = %b AND links_pending <> %b",
             (now.by_links, manifest, now.by_links),
         )
-    row = _run(connection, "SELECT count(*) FROM repository_manifests WHERE manifest_id = %b", (manifest,)).fetchone()
+    row = _execute(
+        connection, "SELECT count(*) FROM repository_manifests WHERE manifest_id = %b", (manifest,)
+    ).fetchone()
     assert row is not None
     return int(row[0])
 
 
-def await_links(connection: Connection[Any], pairs: Sequence[Pair]) -> None:
+def mark_links_pending(connection: Connection[Any], pairs: Sequence[Pair]) -> None:
     """Mark these (repository, manifest) holdings as pending: the links of their repositories must be listed."""
     if pairs:
-        _run(
+        _execute(
             connection,
             """
             UPDATE repository_manifests h SET links_pending = true
             FROM unnest(%s::int[], %s::bigint[]) d (repository_id, id)
             WHERE h.manifest_id = d.id AND h.repository_id = d.repository_id
             """,
-            (integers(pair[0] for pair in pairs), integers(pair[1] for pair in pairs)),
+            (integer_array(pair[0] for pair in pairs), integer_array(pair[1] for pair in pairs)),
         )
 
 
 def keep_links(connection: Connection[Any], repository: RepositoryName, blobs: Sequence[Digest]) -> None:
     """Keep these links of a repository until it holds no manifest marked `by_links`; they must have rows."""
-    _change(
+    _execute_expecting(
         connection,
         len(blobs),
         """
@@ -292,7 +295,7 @@ def keep_links(connection: Connection[Any], repository: RepositoryName, blobs: S
         JOIN blobs b ON b.digest = d.digest JOIN repositories r ON r.name = %b
         WHERE l.blob_id = b.id AND l.repository_id = r.id
         """,
-        (digests(blobs), repository),
+        (digest_array(blobs), repository),
     )
 
 
@@ -300,7 +303,7 @@ def count_false_reports(connection: Connection[Any], found: Mapping[int, tuple[i
     """Add to the count of false reports of each pod, with one manifest as an example."""
     if found:
         pods = sorted(found)
-        _run(
+        _execute(
             connection,
             """
             INSERT INTO false_reports (pod_id, count, manifest)
@@ -308,16 +311,20 @@ def count_false_reports(connection: Connection[Any], found: Mapping[int, tuple[i
             ON CONFLICT (pod_id) DO UPDATE
             SET count = false_reports.count + excluded.count, last_at = now(), manifest = excluded.manifest
             """,
-            (integers(pods), integers(found[pod][0] for pod in pods), digests(found[pod][1] for pod in pods)),
+            (
+                integer_array(pods),
+                integer_array(found[pod][0] for pod in pods),
+                digest_array(found[pod][1] for pod in pods),
+            ),
         )
 
 
-def holdings(connection: Connection[Any], pairs: list[Pair]) -> list[tuple[Pair, datetime | None]]:
+def read_holdings(connection: Connection[Any], pairs: list[Pair]) -> list[tuple[Pair, datetime | None]]:
     """Return those (repository, manifest) pairs that are held, with the registry's time of the push.
 
     Implied ones have None: no link of theirs is known.
     """
-    return _pairs(
+    return _read_pairs(
         connection,
         """
         SELECT h.repository_id, h.manifest_id, CASE WHEN NOT h.implied THEN h.pushed_at END
@@ -328,9 +335,9 @@ def holdings(connection: Connection[Any], pairs: list[Pair]) -> list[tuple[Pair,
     )
 
 
-def links(connection: Connection[Any], pairs: list[Pair]) -> list[tuple[Pair, datetime]]:
+def read_links(connection: Connection[Any], pairs: list[Pair]) -> list[tuple[Pair, datetime]]:
     """Return those (repository, blob) pairs that are linked, with the registry's time of the link."""
-    return _pairs(
+    return _read_pairs(
         connection,
         """
         SELECT l.repository_id, l.blob_id, l.event_at
@@ -341,26 +348,28 @@ def links(connection: Connection[Any], pairs: list[Pair]) -> list[tuple[Pair, da
     )
 
 
-def _pairs(connection: Connection[Any], statement: str, pairs: list[Pair]) -> list[tuple[Pair, Any]]:
+def _read_pairs(connection: Connection[Any], statement: str, pairs: list[Pair]) -> list[tuple[Pair, Any]]:
     if not pairs:
         return []
-    found = _run(connection, statement, (integers(pair[0] for pair in pairs), integers(pair[1] for pair in pairs)))
+    found = _execute(
+        connection, statement, (integer_array(pair[0] for pair in pairs), integer_array(pair[1] for pair in pairs))
+    )
     return [((row[0], row[1]), row[2]) for row in found]
 
 
-def removals(
+def read_removals(
     connection: Connection[Any], keys: list[Key], repositories: Mapping[RepositoryName, int]
 ) -> dict[Key, Removal]:
     """Return the known removals of these (repository, digest) pairs."""
     names = {number: name for name, number in repositories.items()}
-    found = _run(
+    found = _execute(
         connection,
         """
         SELECT r.repository_id, r.digest, r.removed_at, r.doubtful_since IS NOT NULL, r.reported, r.vanished_added_at
         FROM unnest(%s::int[], %b::bytea[]) d (repository_id, digest)
         JOIN removals r ON r.repository_id = d.repository_id AND r.digest = d.digest
         """,
-        (integers(repositories[name] for name, _ in keys), digests(digest for _, digest in keys)),
+        (integer_array(repositories[name] for name, _ in keys), digest_array(digest for _, digest in keys)),
     )
     return {(names[row[0]], Digest(row[1])): Removal(*row[2:]) for row in found}
 
@@ -379,7 +388,7 @@ def write_holdings(
     implied.py.
     """
     own = [key for key in difference.added if key in implied]
-    _change(
+    _execute_expecting(
         connection,
         len(own),
         """
@@ -388,9 +397,9 @@ def write_holdings(
         WHERE t.manifest_id = d.id AND t.repository_id = d.repository_id AND t.implied
         """,
         (
-            integers(repositories[name] for name, _ in own),
-            integers(ids[digest] for _, digest in own),
-            times(difference.added[key] for key in own),
+            integer_array(repositories[name] for name, _ in own),
+            integer_array(ids[digest] for _, digest in own),
+            time_array(difference.added[key] for key in own),
         ),
     )
     added = {key: at for key, at in difference.added.items() if key not in implied} if own else difference.added
@@ -420,23 +429,23 @@ def _write_pairs(
     repositories: Mapping[RepositoryName, int],
 ) -> None:
     def arrays(keys: Sequence[Key]) -> tuple[str, str]:
-        return integers(repositories[name] for name, _ in keys), integers(ids[digest] for _, digest in keys)
+        return integer_array(repositories[name] for name, _ in keys), integer_array(ids[digest] for _, digest in keys)
 
     # In the order of ids, so that an index grows at its end and its pages fill up; by repository, too, so that two
     # writers that add the same rows do not deadlock.
     added = sorted(difference.added, key=lambda key: (ids[key[1]], repositories[key[0]]))
 
     again = ", linked_at = now()" if table == "repository_blobs" else ""
-    _change(
+    _execute_expecting(
         connection,
         len(difference.added),
         f"""
         INSERT INTO {table} (repository_id, {column}, {time})
         SELECT * FROM unnest(%s::int[], %s::bigint[], %s::timestamptz[]) ON CONFLICT DO NOTHING
         """,
-        (*arrays(added), times(difference.added[key] for key in added)),
+        (*arrays(added), time_array(difference.added[key] for key in added)),
     )
-    _change(
+    _execute_expecting(
         connection,
         len(difference.changed),
         f"""
@@ -446,18 +455,18 @@ def _write_pairs(
         """,
         (
             *arrays(list(difference.changed)),
-            times(difference.changed.values()),
-            times(before[key] for key in difference.changed),
+            time_array(difference.changed.values()),
+            time_array(before[key] for key in difference.changed),
         ),
     )
-    _change(
+    _execute_expecting(
         connection,
         len(difference.removed),
         f"""
         DELETE FROM {table} t USING unnest(%s::int[], %s::bigint[], %s::timestamptz[]) d (repository_id, id, known)
         WHERE t.{column} = d.id AND t.repository_id = d.repository_id AND t.{time} = d.known
         """,
-        (*arrays(difference.removed), times(before[key] for key in difference.removed)),
+        (*arrays(difference.removed), time_array(before[key] for key in difference.removed)),
     )
 
 
@@ -465,7 +474,7 @@ def write_removals(
     connection: Connection[Any], difference: Difference[Removal], repositories: Mapping[RepositoryName, int]
 ) -> None:
     written = difference.added | difference.changed
-    _change(
+    _execute_expecting(
         connection,
         len(written),
         """
@@ -481,14 +490,14 @@ def write_removals(
             vanished_kind = CASE WHEN NOT excluded.reported THEN removals.vanished_kind END
         """,
         (
-            integers(repositories[name] for name, _ in written),
-            digests(digest for _, digest in written),
-            times(removal.at for removal in written.values()),
+            integer_array(repositories[name] for name, _ in written),
+            digest_array(digest for _, digest in written),
+            time_array(removal.at for removal in written.values()),
             [removal.doubtful for removal in written.values()],
             [removal.reported for removal in written.values()],
         ),
     )
-    _change(
+    _execute_expecting(
         connection,
         len(difference.removed),
         """
@@ -496,13 +505,13 @@ def write_removals(
         WHERE r.repository_id = d.repository_id AND r.digest = d.digest
         """,
         (
-            integers(repositories[name] for name, _ in difference.removed),
-            digests(digest for _, digest in difference.removed),
+            integer_array(repositories[name] for name, _ in difference.removed),
+            digest_array(digest for _, digest in difference.removed),
         ),
     )
 
 
-def add_counts(connection: Connection[Any], deltas: list[Delta]) -> None:
+def add_counts(connection: Connection[Any], deltas: list[CountDelta]) -> None:
     """Add to counts, and change blobs' states accordingly; `deltas` sorted by blob.
 
     Rows are locked first and in order: an UPDATE alone promises no order, and two workers would deadlock.
@@ -512,7 +521,7 @@ def add_counts(connection: Connection[Any], deltas: list[Delta]) -> None:
     blobs = [delta.blob for delta in deltas]
     # After a blob was published as missing or unreferenced, its next change is published, too. A blob without a
     # published change is live.
-    locked = _run(
+    locked = _execute(
         connection,
         f"""
         SELECT array_agg(id) FILTER (WHERE state = {BlobState.MISSING:d}),
@@ -521,11 +530,11 @@ def add_counts(connection: Connection[Any], deltas: list[Delta]) -> None:
             ORDER BY b.id FOR NO KEY UPDATE OF b
         ) locked
         """,
-        (integers(blobs),),
+        (integer_array(blobs),),
     ).fetchone()
     missing, unreferenced = (locked[0] or [], locked[1] or []) if locked is not None else ([], [])
     gone = "b.reference_count + d.refs = 0 AND b.link_count + d.links = 0"
-    _change(
+    _execute_expecting(
         connection,
         len(deltas),
         f"""
@@ -534,58 +543,61 @@ def add_counts(connection: Connection[Any], deltas: list[Delta]) -> None:
             link_count = b.link_count + d.links,
             size = CASE WHEN b.size < 0 THEN d.size ELSE b.size END,
             unreferenced_since = CASE WHEN {gone} THEN coalesce(b.unreferenced_since, now()) END,
-            state = CASE WHEN {gone} THEN {_counted(referenced=False)} ELSE {_counted(referenced=True)} END
+            state = CASE WHEN {gone} THEN {_counted_state(referenced=False)} ELSE {_counted_state(referenced=True)} END
         FROM unnest(%s::bigint[], %s::int[], %s::int[], %s::bigint[]) d (id, refs, links, size)
         WHERE b.id = d.id
         """,
         (
-            integers(blobs),
-            integers(delta.references for delta in deltas),
-            integers(delta.links for delta in deltas),
-            integers(-1 if delta.size is None else delta.size for delta in deltas),
+            integer_array(blobs),
+            integer_array(delta.references for delta in deltas),
+            integer_array(delta.links for delta in deltas),
+            integer_array(-1 if delta.size is None else delta.size for delta in deltas),
         ),
     )
     before = set(unreferenced)
     fewer = [delta.blob for delta in deltas if (delta.references < 0 or delta.links < 0) and delta.blob not in before]
-    _record_counted(connection, sorted({*fewer, *missing}), BlobState.UNREFERENCED, "unreferenced")
-    _record_counted(connection, unreferenced, BlobState.LIVE, "live")
+    _write_outbox(connection, sorted({*fewer, *missing}), BlobState.UNREFERENCED, "unreferenced")
+    _write_outbox(connection, unreferenced, BlobState.LIVE, "live")
 
 
-def lock_state(connection: Connection[Any], digest: Digest) -> BlobState:
+def lock_blob_state(connection: Connection[Any], digest: Digest) -> BlobState:
     """Return the state of a blob that has a row, and keep it until the transaction ends."""
-    row = _run(connection, "SELECT state FROM blobs WHERE digest = %b FOR NO KEY UPDATE", (digest,)).fetchone()
+    row = _execute(connection, "SELECT state FROM blobs WHERE digest = %b FOR NO KEY UPDATE", (digest,)).fetchone()
     assert row is not None
     return BlobState(row[0])
 
 
-def _record_counted(connection: Connection[Any], blobs: Sequence[int], state: BlobState, change: str) -> None:
+def _write_outbox(connection: Connection[Any], blobs: Sequence[int], state: BlobState, change: str) -> None:
     """Write the outbox for those of these blobs that a change of counts has brought to this state."""
     if blobs:
-        _run(
+        _execute(
             connection,
             """
             INSERT INTO lifecycle_outbox (digest, change, reference_count, link_count)
             SELECT digest, %b::text, reference_count, link_count FROM blobs
             WHERE id = ANY(%s::bigint[]) AND state = %s::smallint ORDER BY id
             """,
-            (change, integers(blobs), int(state)),
+            (change, integer_array(blobs), int(state)),
         )
 
 
-def _counted(*, referenced: bool) -> str:
+def _counted_state(*, referenced: bool) -> str:
     """The rule of the domain (`counted`) as an expression over `b.state`."""
-    rule = " ".join(f"WHEN {state:d} THEN {counted(state, referenced=referenced):d}" for state in BlobState)
+    rule = " ".join(f"WHEN {state:d} THEN {state_after_count(state, referenced=referenced):d}" for state in BlobState)
     return f"CASE b.state {rule} ELSE b.state END"
 
 
-def recount(connection: Connection[Any], holdings: Sequence[int], links: Iterable[int] = (), *, by: int) -> None:
+def count_rows(connection: Connection[Any], holdings: Sequence[int], links: Iterable[int] = (), *, by: int) -> None:
     """Add `by` (1 or -1) to the counts for each of these holdings of manifests and links of blobs."""
     references: Counter[int] = Counter()
     linked = Counter(links)
-    listed = manifests(connection, list(holdings))
+    listed = read_manifests(connection, list(holdings))
     for manifest in holdings:
         references.update([manifest, *(listed[manifest].refs or ())])
     add_counts(
         connection,
-        [Delta(blob, by * references[blob], by * linked[blob]) for blob in sorted(references.keys() | linked.keys())],
+        [
+            CountDelta(blob, by * references[blob], by * linked[blob])
+            for blob in sorted(references.keys() | linked.keys())
+        ],
     )

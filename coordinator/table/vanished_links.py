@@ -6,10 +6,11 @@ as unreferenced because of it also sees this record, and hides nothing (pods/vie
 
 - the registry pushes it again: the push deletes the removal, or makes it doubtful until storage confirms it (fold.py)
 - the delete event arrives late (fold.py, repository_facts.py)
-- an operator accepts it (`accept`)
+- an operator accepts it (`accept_vanished`)
 
-Blobs of accepted links get a whole grace: in its transaction, `accept` sets the time of everything that is unreferenced
-now and was listed by what vanished, through children of indexes. It works in pages; GC is blocked until the last one.
+Blobs of accepted links get a whole grace: in its transaction, `accept_vanished` sets the time of everything that is
+unreferenced now and was listed by what vanished, through children of indexes. It works in pages; GC is blocked until
+the last one.
 Not here: reading them (pods/vanished_view.py).
 """
 
@@ -18,16 +19,16 @@ from typing import NamedTuple
 
 from sqlalchemy import Engine
 
-from coordinator.db.session import writing
+from coordinator.db.session import write_transaction
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import PodName, RepositoryName
-from coordinator.domain.reasons import reason
+from coordinator.domain.reasons import check_reason
 from coordinator.errors import NotFoundError
 from coordinator.table.ledger import Decision
 
 BY_LIMIT = 255
 #: Links that one transaction accepts, and that one call accepts.
-BATCH = 200
+BATCH_SIZE = 200
 CALL_LIMIT = 2000
 
 _POD = "SELECT id, clock_timestamp() AS now FROM pods WHERE name = %s"
@@ -52,7 +53,7 @@ FROM accepted a WHERE x.repository_id = a.repository_id AND x.digest = a.digest
 RETURNING x.digest
 """
 
-_DATE = f"""
+_RESTART_GRACE = f"""
 WITH RECURSIVE needed (id) AS (
     SELECT b.id FROM unnest(%s::bytea[]) d (digest) JOIN blobs b ON b.digest = d.digest
     UNION
@@ -67,14 +68,14 @@ WHERE b.id = l.id AND b.unreferenced_since IS NOT NULL
 """
 
 
-class Accepted(NamedTuple):
+class AcceptResult(NamedTuple):
     accepted: int
     #: There are more that vanished up to `before`: call again.
     more: bool
     before: dt.datetime
 
 
-def accept(
+def accept_vanished(
     engine: Engine,
     pod: PodName,
     why: str,
@@ -82,17 +83,17 @@ def accept(
     repository: RepositoryName | None = None,
     before: dt.datetime | None = None,
     *,
-    batch: int = BATCH,
+    batch: int = BATCH_SIZE,
     call_limit: int = CALL_LIMIT,
-) -> Accepted:
+) -> AcceptResult:
     """Accept that links of the pod are gone: up to `call_limit` of those noticed until `before` (default: now).
 
     Raises NotFoundError, and UsageError.
     """
-    why, by = reason(why, "why they may be gone"), reason(by, "who accepts it", BY_LIMIT)
+    why, by = check_reason(why, "why they may be gone"), check_reason(by, "who accepts it", BY_LIMIT)
     accepted = 0
     while True:
-        with writing(engine) as connection:
+        with write_transaction(engine) as connection:
             row = connection.exec_driver_sql(_POD, (pod,)).one_or_none()
             if row is None:
                 raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
@@ -112,7 +113,7 @@ def accept(
             )
             digests = [each.digest for each in found]
             if digests:
-                connection.exec_driver_sql(_DATE, (digests,))
+                connection.exec_driver_sql(_RESTART_GRACE, (digests,))
         accepted += len(digests)
         if len(digests) < batch or accepted >= call_limit:
-            return Accepted(accepted, len(digests) == batch, before)
+            return AcceptResult(accepted, len(digests) == batch, before)

@@ -26,13 +26,13 @@ from coordinator.domain.access import Scope
 from coordinator.domain.names import PodName
 from coordinator.domain.pods import TokenIssuer
 from coordinator.errors import BaleenError
-from coordinator.registry.transport import tls_context, why
+from coordinator.registry.transport import describe_error, tls_context
 from coordinator.tokens import metrics
-from coordinator.tokens.keys import KeySet, parse_trusted
-from coordinator.tokens.verify import TOKEN_LIMIT, TokenRefusedError, TokenVerifier, Verified
+from coordinator.tokens.keys import KeySet, parse_trusted_keys
+from coordinator.tokens.verify import TOKEN_LIMIT, TokenRefusedError, TokenVerifier, VerifiedToken
 
 #: A client waits for the slowest of its issuers, and no longer than this.
-SECONDS = 5.0
+ANSWER_SECONDS = 5.0
 ANSWER_LIMIT = 2 * TOKEN_LIMIT
 #: Waiting requests to one issuer at once: beyond it, a slow issuer counts as away.
 IN_FLIGHT = 32
@@ -89,15 +89,15 @@ class Credentials:
 class IssuerAnswer:
     outcome: IssuerOutcome
     #: The grant, never more than was requested; None if it is not granted.
-    verified: Verified | None = None
+    verified: VerifiedToken | None = None
 
 
-class _Issued(msgspec.Struct, frozen=True):
+class _IssuerBody(msgspec.Struct, frozen=True):
     token: str | None = None
     access_token: str | None = None
 
 
-_issued = msgspec.json.Decoder(_Issued)
+_body_decoder = msgspec.json.Decoder(_IssuerBody)
 
 
 class _UnusableError(Exception):
@@ -108,7 +108,7 @@ class Issuers:
     """Asks the issuers of all pods."""
 
     def __init__(
-        self, *, ca_file: str | None = None, seconds: float = SECONDS, clock: Callable[[], float] = time.time
+        self, *, ca_file: str | None = None, seconds: float = ANSWER_SECONDS, clock: Callable[[], float] = time.time
     ) -> None:
         """`ca_file` has certificates to trust in addition to the system's; raises SettingsError."""
         self._seconds = seconds
@@ -131,52 +131,56 @@ class Issuers:
     ) -> IssuerAnswer:
         """Ask for these scopes, or without any, only whether it knows the credentials. Never raises for its answer."""
         if self._waiting[pod] >= IN_FLIGHT:
-            return self._count(pod, IssuerAnswer(IssuerOutcome.BUSY), f"more than {IN_FLIGHT} requests wait for it")
+            return self._count_answer(
+                pod, IssuerAnswer(IssuerOutcome.BUSY), f"more than {IN_FLIGHT} requests wait for it"
+            )
         self._waiting[pod] += 1
         began = time.perf_counter()
         try:
             async with asyncio.timeout(self._seconds):
-                return await self._asked(pod, issuer, scopes, credentials, client_id)
+                return await self._request_token(pod, issuer, scopes, credentials, client_id)
         except (TimeoutError, httpx.TimeoutException):
-            return self._count(pod, IssuerAnswer(IssuerOutcome.SLOW), f"it did not answer within {self._seconds:g} s")
+            return self._count_answer(
+                pod, IssuerAnswer(IssuerOutcome.SLOW), f"it did not answer within {self._seconds:g} s"
+            )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return self._count(pod, IssuerAnswer(IssuerOutcome.UNREACHABLE), why(error))
+            return self._count_answer(pod, IssuerAnswer(IssuerOutcome.UNREACHABLE), describe_error(error))
         except _UnusableError as error:
-            return self._count(pod, IssuerAnswer(IssuerOutcome.FAILED), str(error))
+            return self._count_answer(pod, IssuerAnswer(IssuerOutcome.FAILED), str(error))
         except BaleenError as error:
-            return self._count(pod, IssuerAnswer(IssuerOutcome.INVALID), str(error))
+            return self._count_answer(pod, IssuerAnswer(IssuerOutcome.INVALID), str(error))
         finally:
             self._waiting[pod] -= 1
             metrics.ISSUER_SECONDS.labels(pod).observe(time.perf_counter() - began)
 
-    async def _asked(
+    async def _request_token(
         self, pod: PodName, issuer: TokenIssuer, scopes: Sequence[Scope], credentials: Credentials, client_id: str
     ) -> IssuerAnswer:
-        status, body = await self._send(_request(issuer, scopes, credentials, client_id))
+        status, body = await self._send(_make_request(issuer, scopes, credentials, client_id))
         basic = credentials.as_basic()
         if status in _NO_FORM and basic is not None:
             again = Credentials(credentials.username, basic)
-            status, body = await self._send(_request(issuer, scopes, again, client_id))
+            status, body = await self._send(_make_request(issuer, scopes, again, client_id))
         if status == httpx.codes.UNAUTHORIZED:
-            return self._count(pod, IssuerAnswer(IssuerOutcome.REFUSED))
+            return self._count_answer(pod, IssuerAnswer(IssuerOutcome.REFUSED))
         if status == httpx.codes.FORBIDDEN:
-            return self._count(pod, IssuerAnswer(IssuerOutcome.DENIED))
+            return self._count_answer(pod, IssuerAnswer(IssuerOutcome.DENIED))
         if status != httpx.codes.OK:
             raise _UnusableError(f"it answered {status}")
         try:
-            issued = _issued.decode(body)
+            issued = _body_decoder.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            issued = _Issued()
+            issued = _IssuerBody()
         token = issued.token or issued.access_token
         if not token:
             raise _UnusableError("it answered without a token")
-        verified = _verifier(issuer, self._clock).verify(token)
+        verified = _make_verifier(issuer, self._clock).verify(token)
         if verified.expires_at <= self._clock():
             # A registry would accept it for a minute more, but Baleen's token must not live longer than it.
             raise TokenRefusedError("expired", "it has expired")
-        verified = verified._replace(access=verified.access.limited_to(scopes))
-        _short(verified, len(scopes))
-        return self._count(pod, IssuerAnswer(IssuerOutcome.GRANTED, verified))
+        verified = verified._replace(access=verified.access.limit_to(scopes))
+        _check_length(verified, len(scopes))
+        return self._count_answer(pod, IssuerAnswer(IssuerOutcome.GRANTED, verified))
 
     async def _send(self, request: httpx.Request) -> tuple[int, bytes]:
         response = await self._http.send(request, stream=True)
@@ -194,7 +198,7 @@ class Issuers:
         finally:
             await response.aclose()
 
-    def _count(self, pod: PodName, answer: IssuerAnswer, what: str = "") -> IssuerAnswer:
+    def _count_answer(self, pod: PodName, answer: IssuerAnswer, what: str = "") -> IssuerAnswer:
         """Count an answer, and log it if it differs from the last: an issuer that is away is logged once."""
         outcome = answer.outcome
         metrics.ANSWERS.labels(pod, outcome).inc()
@@ -205,7 +209,9 @@ class Issuers:
         return answer
 
 
-def _request(issuer: TokenIssuer, scopes: Sequence[Scope], credentials: Credentials, client_id: str) -> httpx.Request:
+def _make_request(
+    issuer: TokenIssuer, scopes: Sequence[Scope], credentials: Credentials, client_id: str
+) -> httpx.Request:
     """Build the request of the Docker registry token specification: GET ("Token authentication") or POST ("OAuth2")."""
     asked = [str(scope) for scope in scopes]
     if credentials.form:
@@ -222,7 +228,7 @@ def _request(issuer: TokenIssuer, scopes: Sequence[Scope], credentials: Credenti
     return httpx.Request("GET", issuer.url, params=parameters, headers=_HEADERS | proof)
 
 
-def _short(verified: Verified, scopes: int) -> None:
+def _check_length(verified: VerifiedToken, scopes: int) -> None:
     """Raise TokenRefusedError if it would take too much space in a token joined from several issuers."""
     grants = json.dumps([[grant.name, *grant.actions, grant.more] for grant in verified.access.grants])
     if len(grants) > GRANT_LIMIT * max(scopes, 1):
@@ -232,10 +238,10 @@ def _short(verified: Verified, scopes: int) -> None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _trusted(keys: str) -> KeySet:
-    return parse_trusted(keys.encode())
+def _parse_keys(keys: str) -> KeySet:
+    return parse_trusted_keys(keys.encode())
 
 
-def _verifier(issuer: TokenIssuer, clock: Callable[[], float]) -> TokenVerifier:
-    trusted = _trusted(issuer.keys)
+def _make_verifier(issuer: TokenIssuer, clock: Callable[[], float]) -> TokenVerifier:
+    trusted = _parse_keys(issuer.keys)
     return TokenVerifier(lambda: trusted, issuer=issuer.issuer, audience=issuer.service, clock=clock)

@@ -1,6 +1,6 @@
 """Public keys that are trusted to sign tokens: reading them, and finding the one that a token names.
 
-Route: `parse_trusted` reads PEM or JWKS -> `KeySet.find` by a token's `kid`, `chain` by its certificates;
+Route: `parse_trusted_keys` reads PEM or JWKS -> `KeySet.find` by a token's `kid`, `find_by_chain` by its certificates;
 `KeyFile` reads a file again when it changes.
 Invariants: a key is RSA of 2048 bits or more, or P-256, and is used only with the algorithms of its type, so that no
 header can choose another; a private key is never accepted as a public one.
@@ -44,7 +44,7 @@ CHAIN_LIMIT = 5
 #: Seconds between checks of a file.
 CHECK_SECONDS = 1.0
 #: Bits of a file's mode for its group and all others.
-OTHERS = 0o077
+OTHER_USERS = 0o077
 
 T = TypeVar("T")
 #: What the library raises for unreadable input. Not everything is a ValueError: an unknown type of key and an unknown
@@ -55,12 +55,12 @@ _PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----.*?-----END \1-----", re.D
 log = structlog.get_logger()
 
 
-def _may_certify(_: Policy, __: x509.Certificate, basic: x509.BasicConstraints) -> None:
+def _check_may_certify(_: Policy, __: x509.Certificate, basic: x509.BasicConstraints) -> None:
     if not basic.ca:
         raise ValueError
 
 
-def _signs_certificates(_: Policy, __: x509.Certificate, usage: x509.KeyUsage | None) -> None:
+def _check_signs_certificates(_: Policy, __: x509.Certificate, usage: x509.KeyUsage | None) -> None:
     if usage is not None and not usage.key_cert_sign:
         raise ValueError
 
@@ -69,8 +69,8 @@ def _signs_certificates(_: Policy, __: x509.Certificate, usage: x509.KeyUsage | 
 #: `openssl req -x509` alone does not meet, and the same as distribution's.
 _CERTIFIERS = (
     ExtensionPolicy.permit_all()
-    .require_present(x509.BasicConstraints, Criticality.AGNOSTIC, _may_certify)
-    .may_be_present(x509.KeyUsage, Criticality.AGNOSTIC, _signs_certificates)
+    .require_present(x509.BasicConstraints, Criticality.AGNOSTIC, _check_may_certify)
+    .may_be_present(x509.KeyUsage, Criticality.AGNOSTIC, _check_signs_certificates)
 )
 
 
@@ -90,7 +90,7 @@ class Key(NamedTuple):
 
     def jwk(self) -> dict[str, Any]:
         """The key as a JSON Web Key (RFC 7517), under its libtrust name."""
-        return {**_members(self.public), "use": "sig", "alg": self.algorithms[0], "kid": self.fingerprint}
+        return {**_required_members(self.public), "use": "sig", "alg": self.algorithms[0], "kid": self.fingerprint}
 
 
 class KeySet:
@@ -105,7 +105,7 @@ class KeySet:
         """`called` are names that a JWKS gives to keys; each is accepted only for its own key."""
         known: dict[str, Key] = {}
         for key in keys:
-            known[key.thumbprint] = _joined(known.get(key.thumbprint), key)
+            known[key.thumbprint] = _join_algorithms(known.get(key.thumbprint), key)
         self.keys = tuple(known.values())
         if len(self.keys) > KEYS_LIMIT:
             raise KeysError(f"There are more than {KEYS_LIMIT} keys: remove those that no longer sign.")
@@ -119,16 +119,18 @@ class KeySet:
         """Return the key of this `kid`: its fingerprint, its thumbprint, or its name in the JWKS."""
         return self._by_name.get(name)
 
-    def chain(self, chain: Sequence[str], now: float) -> Key:
+    def find_by_chain(self, find_by_chain: Sequence[str], now: float) -> Key:
         """Return the key of the first certificate of an `x5c` header (RFC 7515, 4.1.6); raises KeysError.
 
         It must be one of the certificates of this set, or lead to one through the others of the chain, each of them
         valid at `now` (Unix time) and, except for the first, allowed to certify.
         """
-        if not 1 <= len(chain) <= CHAIN_LIMIT:
+        if not 1 <= len(find_by_chain) <= CHAIN_LIMIT:
             raise KeysError(f"its chain does not have 1 to {CHAIN_LIMIT} certificates")
         try:
-            leaf, *others = (x509.load_der_x509_certificate(base64.b64decode(each, validate=True)) for each in chain)
+            leaf, *others = (
+                x509.load_der_x509_certificate(base64.b64decode(each, validate=True)) for each in find_by_chain
+            )
             key = make_key(leaf.public_key())
         except _UNREADABLE as error:
             raise KeysError("its chain cannot be read") from error
@@ -152,7 +154,7 @@ class KeySet:
         return key
 
 
-def _joined(one: Key | None, other: Key) -> Key:
+def _join_algorithms(one: Key | None, other: Key) -> Key:
     """Return the same key with the algorithms of both: a JWKS may list a key once for each."""
     if one is None:
         return other
@@ -169,7 +171,7 @@ def make_key(public: Any) -> Key:
         algorithms = EC_ALGORITHMS
     else:
         raise KeysError("A key is neither RSA nor on the curve P-256: use one of these, registries accept no others.")
-    return Key(public, algorithms, _fingerprint(public), thumbprint(_members(public)))
+    return Key(public, algorithms, _fingerprint(public), thumbprint(_required_members(public)))
 
 
 def _fingerprint(public: PublicKey) -> str:
@@ -185,7 +187,7 @@ def thumbprint(members: Mapping[str, Any]) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=")
 
 
-def _members(public: PublicKey) -> dict[str, Any]:
+def _required_members(public: PublicKey) -> dict[str, Any]:
     """Return the required members of a JSON Web Key, and no others."""
     if isinstance(public, rsa.RSAPublicKey):
         made: dict[str, Any] = RSAAlgorithm.to_jwk(public, as_dict=True)
@@ -194,7 +196,7 @@ def _members(public: PublicKey) -> dict[str, Any]:
     return {name: made[name] for name in ("kty", "n", "e", "crv", "x", "y") if name in made}
 
 
-def read_jwk(jwk: Mapping[str, Any]) -> Key:
+def parse_jwk(jwk: Mapping[str, Any]) -> Key:
     """Read a public key in the format of RFC 7517; raises KeysError."""
     if "d" in jwk or "k" in jwk:
         raise KeysError("A key is private, or a shared secret: include only public keys.")
@@ -209,11 +211,11 @@ def read_jwk(jwk: Mapping[str, Any]) -> Key:
     raise KeysError("A key is neither RSA nor on the curve P-256: use one of these, registries accept no others.")
 
 
-def parse_trusted(content: bytes) -> KeySet:
+def parse_trusted_keys(content: bytes) -> KeySet:
     """Read the keys of an issuer: PEM (certificates or public keys) or JWKS; raises KeysError."""
     if len(content) > FILE_LIMIT:
         raise KeysError(f"The keys take more than {FILE_LIMIT} bytes: remove those that no longer sign.")
-    keys = _from_jwks(content) if content.lstrip().startswith(b"{") else _from_pem(content)
+    keys = _parse_jwks(content) if content.lstrip().startswith(b"{") else _parse_pem(content)
     if not keys.keys:
         raise KeysError("There is no key: write PEM (certificates or public keys) or a JWKS.")
     return keys
@@ -224,7 +226,7 @@ def pem_blocks(content: bytes) -> Iterator[tuple[str, bytes]]:
     return ((match[1].decode(), match[0]) for match in _PEM.finditer(content))
 
 
-def _from_pem(content: bytes) -> KeySet:
+def _parse_pem(content: bytes) -> KeySet:
     keys: list[Key] = []
     certificates: list[x509.Certificate] = []
     for label, block in pem_blocks(content):
@@ -242,7 +244,7 @@ def _from_pem(content: bytes) -> KeySet:
     return KeySet(keys, certificates)
 
 
-def _from_jwks(content: bytes) -> KeySet:
+def _parse_jwks(content: bytes) -> KeySet:
     try:
         known = json.loads(content)
         entries = [entry for entry in known["keys"] if isinstance(entry, dict)]
@@ -251,8 +253,8 @@ def _from_jwks(content: bytes) -> KeySet:
     keys: list[Key] = []
     called: dict[str, Key] = {}
     # A JWKS may also have keys of other types, or for other uses (RFC 7517, 5).
-    for entry in filter(_signs, entries):
-        key = read_jwk(entry)
+    for entry in filter(_is_signing_key, entries):
+        key = parse_jwk(entry)
         if entry.get("alg") is not None:
             key = key._replace(algorithms=tuple(name for name in key.algorithms if name == entry["alg"]))
         keys.append(key)
@@ -260,11 +262,11 @@ def _from_jwks(content: bytes) -> KeySet:
         if isinstance(name, str):
             if called.get(name, key).thumbprint != key.thumbprint:
                 raise KeysError("Two keys of the JWKS have the same kid: give each its own.")
-            called[name] = _joined(called.get(name), key)
+            called[name] = _join_algorithms(called.get(name), key)
     return KeySet(keys, called=called)
 
 
-def _signs(entry: Mapping[str, Any]) -> bool:
+def _is_signing_key(entry: Mapping[str, Any]) -> bool:
     kinds = entry.get("kty") == "RSA" or (entry.get("kty") == "EC" and entry.get("crv") == "P-256")
     operations, algorithm = entry.get("key_ops"), entry.get("alg")
     return (
@@ -292,11 +294,11 @@ class KeyFile(Generic[T]):
         self._path = Path(path)
         self._read = read
         self._clock = clock
-        self._seen = self._stamp()
+        self._seen = self._read_stamp()
         self._checked_at = clock()
         self._value = self._load()
         KEYS_UNREAD.labels(setting).set(0)
-        if private and self._path.stat().st_mode & OTHERS:
+        if private and self._path.stat().st_mode & OTHER_USERS:
             log.warning("others can read a file of private keys: chmod 600", setting=setting, file=path)
 
     def __repr__(self) -> str:
@@ -307,13 +309,13 @@ class KeyFile(Generic[T]):
         if self._clock() - self._checked_at >= CHECK_SECONDS:
             self._checked_at = self._clock()
             # Taken before reading, so that a change meanwhile is noticed the next time.
-            stamp = self._stamp()
+            stamp = self._read_stamp()
             if stamp != self._seen:
                 self._seen = stamp
-                self._again()
+                self._reload()
         return self._value
 
-    def _again(self) -> None:
+    def _reload(self) -> None:
         try:
             self._value = self._load()
         except SettingsError as error:
@@ -334,7 +336,7 @@ class KeyFile(Generic[T]):
         except KeysError as error:
             raise SettingsError(f"{self._setting} is malformed ({self._path}): {error}") from error
 
-    def _stamp(self) -> tuple[int, int, int] | None:
+    def _read_stamp(self) -> tuple[int, int, int] | None:
         try:
             known = self._path.stat()
         except OSError:
@@ -342,6 +344,6 @@ class KeyFile(Generic[T]):
         return known.st_mtime_ns, known.st_size, known.st_ino
 
 
-def public_of(private: Any) -> Key:
+def public_key_of(private: Any) -> Key:
     """Return the public half of a private key; raises KeysError."""
     return make_key(private.public_key())

@@ -12,7 +12,9 @@ _BUCKETS: Final = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 
 #: Requests for a token by outcome: issued, refused, denied, unavailable, busy, malformed.
 REQUESTS: Final = Counter("baleen_token_requests_total", "Requests for a token.", ["outcome"])
-SECONDS: Final = Histogram("baleen_token_request_seconds", "Duration of requests for a token.", buckets=_BUCKETS)
+REQUEST_SECONDS: Final = Histogram(
+    "baleen_token_request_seconds", "Duration of requests for a token.", buckets=_BUCKETS
+)
 #: Answers of pods' issuers: granted, refused, denied, invalid, failed, slow, unreachable, busy.
 ANSWERS: Final = Counter("baleen_token_issuer_answers_total", "Answers of the pods' token issuers.", ["pod", "outcome"])
 ISSUER_SECONDS: Final = Histogram("baleen_token_issuer_seconds", "How long issuers took.", ["pod"], buckets=_BUCKETS)
@@ -22,7 +24,7 @@ KEYS_UNREAD: Final = Gauge(
 
 
 @contextmanager
-def malformed() -> Iterator[None]:
+def count_malformed() -> Iterator[None]:
     """Count requests that are refused before an issuer is asked."""
     try:
         yield

@@ -9,7 +9,7 @@ from coordinator.tokens.sign import Signer
 from coordinator.tokens.verify import TokenVerifier
 
 
-def pull_only(token: str, repository: str, verifier: TokenVerifier, signer: Signer) -> str:
+def narrow_to_pull(token: str, repository: str, verifier: TokenVerifier, signer: Signer) -> str:
     """Return the narrow token; raises TokenRefusedError if the client's token is not valid."""
     verified = verifier.verify(token)
     grants = (

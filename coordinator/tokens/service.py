@@ -22,7 +22,7 @@ from coordinator.domain.pods import TokenIssuer, owner_of
 from coordinator.errors import BaleenError, ForbiddenError, UnauthorizedError, UnavailableError, UsageError
 from coordinator.tokens import metrics
 from coordinator.tokens.issuers import Credentials, IssuerAnswer, IssuerOutcome, Issuers
-from coordinator.tokens.sign import Signed, Signer
+from coordinator.tokens.sign import SignedToken, Signer
 
 #: Requests that are processed at once. They wait for issuers, and no longer than issuers.SECONDS.
 IN_FLIGHT = 256
@@ -52,7 +52,7 @@ Pods = Mapping[PodName, IssuingPod]
 ReadPods = Callable[[], Awaitable[Pods]]
 
 
-class Asked(NamedTuple):
+class TokenRequest(NamedTuple):
     """A request for a token."""
 
     scopes: Sequence[Scope]
@@ -78,7 +78,7 @@ class TokenService:
     async def close(self) -> None:
         await self._issuers.close()
 
-    async def issue(self, asked: Asked) -> Signed:
+    async def issue(self, request: TokenRequest) -> SignedToken:
         """Sign what the issuers grant of the request.
 
         Raises CredentialsRefusedError or ForbiddenError if all of them refuse, UnavailableError if none grants anything
@@ -87,7 +87,7 @@ class TokenService:
         began = time.perf_counter()
         outcome = "failed"
         try:
-            signed = await self._issue(asked)
+            signed = await self._issue(request)
             outcome = "issued"
         except BaleenError as error:
             outcome = _OUTCOMES.get(type(error), "malformed")
@@ -96,10 +96,10 @@ class TokenService:
             return signed
         finally:
             metrics.REQUESTS.labels(outcome).inc()
-            metrics.SECONDS.observe(time.perf_counter() - began)
+            metrics.REQUEST_SECONDS.observe(time.perf_counter() - began)
 
-    async def _issue(self, asked: Asked) -> Signed:
-        if asked.service is not None and asked.service != self._signer.audience:
+    async def _issue(self, request: TokenRequest) -> SignedToken:
+        if request.service is not None and request.service != self._signer.audience:
             raise UsageError(
                 "This token service issues tokens for another service: set `auth.token.service` of the registry, or "
                 "its equivalent, to the BALEEN_JWT_AUDIENCE of this token service."
@@ -109,37 +109,39 @@ class TokenService:
         self._running += 1
         try:
             pods = await self._pods()
-            parts = divide(asked.scopes, pods)
-            answers = await (self._each(parts, pods, asked) if parts else self._any(pods, asked))
+            parts = divide_by_pod(request.scopes, pods)
+            answers = await (self._ask_owners(parts, pods, request) if parts else self._ask_any(pods, request))
         finally:
             self._running -= 1
         granted = [answer.verified for answer in answers if answer.verified is not None]
         if not granted:
-            raise _refusal(answers)
+            raise _make_refusal(answers)
         return self._signer.sign(
-            _agreed((each.subject for each in granted), asked.credentials.username),
+            _common_value((each.subject for each in granted), request.credentials.username),
             reduce(or_, (each.access for each in granted), Access()),
-            auth_type=_agreed((each.auth_type for each in granted), ""),
+            auth_type=_common_value((each.auth_type for each in granted), ""),
             not_before=max(each.not_before for each in granted),
             not_after=min(each.expires_at for each in granted),
         )
 
-    async def _each(self, parts: Mapping[PodName, Sequence[Scope]], pods: Pods, asked: Asked) -> list[IssuerAnswer]:
+    async def _ask_owners(
+        self, parts: Mapping[PodName, Sequence[Scope]], pods: Pods, request: TokenRequest
+    ) -> list[IssuerAnswer]:
         """Ask the issuer of each part, all at once."""
         return await asyncio.gather(
             *(
-                self._issuers.ask(pod, issuer, scopes, asked.credentials, asked.client_id)
+                self._issuers.ask(pod, issuer, scopes, request.credentials, request.client_id)
                 for pod, scopes in parts.items()
                 if (issuer := pods[pod].issuer) is not None
             )
         )
 
-    async def _any(self, pods: Pods, asked: Asked) -> list[IssuerAnswer]:
+    async def _ask_any(self, pods: Pods, request: TokenRequest) -> list[IssuerAnswer]:
         """Ask each issuer only whether it knows the credentials (`docker login`); the first that does is enough."""
         # Pods with the same issuer ask it once, if they trust the same keys for it: the keys of one may be old.
         issuers = {known.issuer: pod for pod, known in pods.items() if known.issuer is not None}
         waiting = [
-            asyncio.create_task(self._issuers.ask(pod, issuer, (), asked.credentials, asked.client_id))
+            asyncio.create_task(self._issuers.ask(pod, issuer, (), request.credentials, request.client_id))
             for issuer, pod in issuers.items()
         ]
         answers: list[IssuerAnswer] = []
@@ -155,7 +157,7 @@ class TokenService:
         return answers
 
 
-def divide(scopes: Iterable[Scope], pods: Pods) -> dict[PodName, list[Scope]]:
+def divide_by_pod(scopes: Iterable[Scope], pods: Pods) -> dict[PodName, list[Scope]]:
     """Assign each scope to the pod that owns its repository.
 
     Scopes of no pod, of a pod without an issuer, and of other things than repositories (`registry:catalog:*`) are left
@@ -170,13 +172,13 @@ def divide(scopes: Iterable[Scope], pods: Pods) -> dict[PodName, list[Scope]]:
     return parts
 
 
-def _agreed(values: Iterable[str], otherwise: str) -> str:
+def _common_value(values: Iterable[str], otherwise: str) -> str:
     """Return the value on which all agree, or else the other one."""
     known = set(values)
     return known.pop() if len(known) == 1 else otherwise
 
 
-def _refusal(answers: Sequence[IssuerAnswer]) -> BaleenError:
+def _make_refusal(answers: Sequence[IssuerAnswer]) -> BaleenError:
     outcomes = {answer.outcome for answer in answers}
     if not outcomes:
         return UnavailableError("No pod has a token issuer: give it one with `baleen pods set-issuer`.")

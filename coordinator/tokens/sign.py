@@ -16,12 +16,12 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 from coordinator.domain.access import REPOSITORY, Access
-from coordinator.tokens.keys import FILE_LIMIT, KeysError, KeySet, pem_blocks, public_of
+from coordinator.tokens.keys import FILE_LIMIT, KeysError, KeySet, pem_blocks, public_key_of
 
 #: How far a registry's clock may be behind, besides its own leeway; GitLab does the same.
 BACKDATED_SECONDS = 5
 #: PEM blocks allowed beside a private key: openssl writes the first, and a key is often stored with the second.
-_PASSED_OVER = frozenset({"EC PARAMETERS", "CERTIFICATE"})
+_IGNORED_LABELS = frozenset({"EC PARAMETERS", "CERTIFICATE"})
 
 
 class SigningKeys:
@@ -31,9 +31,9 @@ class SigningKeys:
         """Take keys; the first one signs. Raises KeysError."""
         if not private:
             raise KeysError("There is no private key: write one as PEM (`openssl genpkey`).")
-        self.active = public_of(private[0])
+        self.active = public_key_of(private[0])
         self.private = private[0]
-        self.public = KeySet(map(public_of, private))
+        self.public = KeySet(map(public_key_of, private))
 
     def __repr__(self) -> str:
         return f"SigningKeys({self.active.fingerprint})"
@@ -43,13 +43,13 @@ class SigningKeys:
         return {"keys": [key.jwk() for key in self.public.keys]}
 
 
-def parse_signing(content: bytes) -> SigningKeys:
+def parse_signing_keys(content: bytes) -> SigningKeys:
     """Read private keys from PEM; raises KeysError."""
     if len(content) > FILE_LIMIT:
         raise KeysError(f"The keys take more than {FILE_LIMIT} bytes: remove those that no longer sign.")
     private = []
     for label, block in pem_blocks(content):
-        if label in _PASSED_OVER:
+        if label in _IGNORED_LABELS:
             continue
         try:
             private.append(serialization.load_pem_private_key(block, password=None))
@@ -61,7 +61,7 @@ def parse_signing(content: bytes) -> SigningKeys:
     return SigningKeys(private)
 
 
-class Signed(NamedTuple):
+class SignedToken(NamedTuple):
     """A signed token with its lifetime."""
 
     token: str
@@ -102,7 +102,7 @@ class Signer:
         auth_type: str = "",
         not_before: float = 0,
         not_after: float = float("inf"),
-    ) -> Signed:
+    ) -> SignedToken:
         """Sign a grant that is valid only between these two times (Unix time)."""
         now, keys = int(self._clock()), self._keys()
         expires = int(min(now + self._lifetime, not_after))
@@ -122,4 +122,4 @@ class Signer:
         }
         active = keys.active
         token = jwt.encode(claims, keys.private, active.algorithms[0], headers={"kid": active.fingerprint})
-        return Signed(token, max(expires - now, 0), dt.datetime.fromtimestamp(now, dt.UTC))
+        return SignedToken(token, max(expires - now, 0), dt.datetime.fromtimestamp(now, dt.UTC))

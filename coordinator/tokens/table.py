@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
 
-from coordinator.db.session import reading, writing
+from coordinator.db.session import read_connection, write_transaction
 from coordinator.db.shapes import View
 from coordinator.errors import ConflictError, InvalidNameError, NotFoundError
 from coordinator.settings import Secret
@@ -35,11 +35,11 @@ class KnownToken(NamedTuple):
     sha256: bytes
 
 
-def new_token() -> Secret:
+def make_token() -> Secret:
     return Secret(secrets.token_urlsafe(32))
 
 
-def hash_of(token: str) -> bytes:
+def hash_token(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
@@ -49,37 +49,37 @@ def check_name(name: str) -> str:
     return name
 
 
-def create(engine: Engine, name: str, role: Role) -> Secret:
+def create_token(engine: Engine, name: str, role: Role) -> Secret:
     """Create a token and return it, the only time that it is visible; raises ConflictError if the name is taken."""
-    token = new_token()
+    token = make_token()
     try:
-        with writing(engine) as connection:
-            _insert(connection, check_name(name), role, hash_of(token.reveal()))
+        with write_transaction(engine) as connection:
+            _insert_token(connection, check_name(name), role, hash_token(token.reveal()))
     except IntegrityError as error:
         raise ConflictError(f"There is a token {name} already: choose another name, or revoke it first.") from error
     return token
 
 
-def replace(engine: Engine, name: str, role: Role) -> Secret:
+def replace_token(engine: Engine, name: str, role: Role) -> Secret:
     """Create a token with this name, replacing an existing one."""
-    token = new_token()
-    with writing(engine) as connection:
+    token = make_token()
+    with write_transaction(engine) as connection:
         connection.execute(text("DELETE FROM api_tokens WHERE name = :name"), {"name": check_name(name)})
-        _insert(connection, name, role, hash_of(token.reveal()))
+        _insert_token(connection, name, role, hash_token(token.reveal()))
     return token
 
 
-def revoke(engine: Engine, name: str) -> None:
+def revoke_token(engine: Engine, name: str) -> None:
     """Revoke a token; every API replica refuses it within seconds. Raises NotFoundError."""
-    with writing(engine) as connection:
+    with write_transaction(engine) as connection:
         done = connection.execute(text("DELETE FROM api_tokens WHERE name = :name"), {"name": check_name(name)})
         if not done.rowcount:
             raise NotFoundError(f"There is no token {name}: see `baleen tokens list`.")
 
 
-def tokens(engine: Engine) -> list[ApiToken]:
+def read_tokens(engine: Engine) -> list[ApiToken]:
     """Return all tokens by name, without their secrets."""
-    with reading(engine) as connection:
+    with read_connection(engine) as connection:
         rows = connection.execute(
             text("SELECT name, role, created_at FROM api_tokens ORDER BY name LIMIT :limit"),
             {"limit": TOKENS_LIMIT},
@@ -87,16 +87,16 @@ def tokens(engine: Engine) -> list[ApiToken]:
         return [ApiToken(name=row.name, role=row.role, created_at=row.created_at) for row in rows]
 
 
-def known(engine: Engine) -> dict[bytes, KnownToken]:
+def read_known_tokens(engine: Engine) -> dict[bytes, KnownToken]:
     """Return all tokens by their hash."""
-    with reading(engine) as connection:
+    with read_connection(engine) as connection:
         rows = connection.execute(
             text("SELECT name, role, token_sha256 FROM api_tokens LIMIT :limit"), {"limit": TOKENS_LIMIT}
         )
         return {row.token_sha256: KnownToken(row.name, row.role, row.token_sha256) for row in rows}
 
 
-def _insert(connection: Connection, name: str, role: Role, sha256: bytes) -> None:
+def _insert_token(connection: Connection, name: str, role: Role, sha256: bytes) -> None:
     connection.execute(
         text("INSERT INTO api_tokens (name, role, token_sha256) VALUES (:name, :role, :sha256)"),
         {"name": name, "role": role, "sha256": sha256},

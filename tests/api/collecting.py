@@ -14,13 +14,13 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from coordinator.api.deps import Deps, no_mark
+from coordinator.api.deps import Deps, record_no_mark
 from coordinator.compose import database as compose_database
 from coordinator.domain.gc import Facts, PodFacts
 from coordinator.domain.names import format_digest
 from coordinator.domain.perimeter import Listing
 from coordinator.gc import conditions
-from coordinator.gc.conditions import ReadKnown
+from coordinator.gc.conditions import ReadFactsWithRows
 from coordinator.lookup.sizes import Sizes
 from coordinator.settings import Settings
 from coordinator.stack.supervisor import StackEndpoints
@@ -92,7 +92,7 @@ class Known:
     def __init__(self) -> None:
         self.change: Callable[[Facts], Facts] = lambda facts: facts
 
-    def read(self, really: ReadKnown, connection: Connection) -> conditions.Known:
+    def read(self, really: ReadFactsWithRows, connection: Connection) -> conditions.FactsWithRows:
         known = really(connection)
         pods = [PodFacts(POD, known.facts.now, known.facts.now, is_reconcilable=False)]
         listing = Listing(known.facts.now)
@@ -104,7 +104,7 @@ def serving(settings: Settings, known: Known, sizes: Sizes = FRESH) -> AbstractC
     """An API that knows this. It writes no mark: the collector has a bucket of its own."""
 
     def change(deps: Deps) -> Deps:
-        return replace(deps, known=partial(known.read, deps.known), record_mark=no_mark)
+        return replace(deps, read_known=partial(known.read, deps.read_known), record_mark=record_no_mark)
 
     return served(settings, sizes, change)
 

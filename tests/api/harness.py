@@ -25,9 +25,9 @@ from coordinator.domain.references import ManifestKind, reference_kind
 from coordinator.ingest.dead_letters import repositories_in
 from coordinator.kafka.topics import ensure_topics
 from coordinator.lookup.sizes import PRODUCTION, Sizes
-from coordinator.settings import Settings, build
+from coordinator.settings import Settings, make_settings
 from coordinator.stack.supervisor import StackEndpoints
-from coordinator.tokens.table import hash_of
+from coordinator.tokens.table import hash_token
 from tests.services.s3 import s3_settings
 from tests.support.tables import NOW, add_dead_letter, add_pod, id_of, insert
 from tests.support.wait import eventually
@@ -47,7 +47,7 @@ def settings_for(endpoints: StackEndpoints, **others: Any) -> Settings:
     url = make_url(endpoints.database_url).set(database=name).render_as_string(hide_password=False)
     migrate.upgrade(url)
     ours = {"database_url": url, "kafka_bootstrap": endpoints.kafka_bootstrap}
-    return build(ours | s3_settings(endpoints) | others)
+    return make_settings(ours | s3_settings(endpoints) | others)
 
 
 class Served(NamedTuple):
@@ -94,7 +94,7 @@ def served(
     with psycopg.connect(compose_database.database_url(settings), autocommit=True) as db:
         db.cursor().executemany(
             "INSERT INTO api_tokens (name, role, token_sha256) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
-            [("read", "read", hash_of(READ)), ("operate", "operate", hash_of(OPERATE))],
+            [("read", "read", hash_token(READ)), ("operate", "operate", hash_token(OPERATE))],
         )
         with socket.socket() as listening:
             listening.bind(("127.0.0.1", 0))

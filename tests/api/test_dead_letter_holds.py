@@ -10,7 +10,7 @@ import pytest
 
 from coordinator.compose import store as compose_store
 from coordinator.domain.names import RepositoryName
-from coordinator.pods.view import DEAD_LETTERS_END
+from coordinator.pods.view import DEAD_LETTERS_REMEDY
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.layout import repository_prefix
 from schemas.records import RECORD_CONTENT_TYPE
@@ -62,7 +62,7 @@ def test_it_holds_its_own_pod_only(pods: Pods) -> None:
         pods.pod(name)
         pods.process(name, f"p-{name}", 0)
     dead_letter(pods.api.db, "one", "{}", "text/plain")
-    assert dead_letters_block(pods, "one") == [f"1 open dead letter: {DEAD_LETTERS_END}"]
+    assert dead_letters_block(pods, "one") == [f"1 open dead letter: {DEAD_LETTERS_REMEDY}"]
     assert dead_letters_block(pods, "other") == []
     held = [reason for reason in pods.status()["gc"]["blocked_by"] if "dead letter" in reason]
     assert [reason.partition(":")[0] for reason in held] == ["pod one"]
@@ -138,13 +138,13 @@ ALL = {"one", "other", "relaying"}
 
 def put(pods: Pods, repository: str) -> None:
     """A link of a repository in the bucket, and one of another registry, so that the root is known to be right."""
-    store = compose_store.object_store(pods.api.settings)
+    store = compose_store.make_object_store(pods.api.settings)
     for name in (repository, "any-registry/app"):
         store.put(f"{repository_prefix(RepositoryName(name))}_manifests/tags/v1/current/link", b"x")
 
 
 def remove(pods: Pods, repository: str) -> None:
-    store = compose_store.object_store(pods.api.settings)
+    store = compose_store.make_object_store(pods.api.settings)
     for entry in list(store.walk(repository_prefix(RepositoryName(repository)))):
         store.delete(entry.key)
 
@@ -260,7 +260,7 @@ def test_orphans_ask_to_register_the_pod(pods: Pods) -> None:
     for message in (held, refused):
         assert message.index("baleen pods add") < message.index("retry")
     assert "discard" not in held
-    assert "discard" not in DEAD_LETTERS_END
+    assert "discard" not in DEAD_LETTERS_REMEDY
 
 
 def test_dead_letters_beyond_the_limit_are_an_alarm(pods: Pods) -> None:

@@ -181,10 +181,10 @@ def test_undelete(world: World) -> None:
     assert shown["outcome"] == "being-restored"
     assert "a wrong cleanup" in shown["summary"]
     assert world.garbage.restore() == 1
-    assert world.garbage.seen("l")
-    assert not world.garbage.seen("m-l")
+    assert world.garbage.is_served("l")
+    assert not world.garbage.is_served("m-l")
     assert world.garbage.collect().hidden == 0
-    assert world.garbage.seen("l")
+    assert world.garbage.is_served("l")
     shown = world.explained("l")
     assert (shown["outcome"], whys(shown)) == ("kept", ["pinned"])
     assert shown["pin"]["why"] == "undeleted: a wrong cleanup"
@@ -217,7 +217,7 @@ def test_undelete_is_asked_before_the_purge(world: World) -> None:
     assert run.purged == 1
     assert run.kept["disturbed"] == 1
     # A run restores what it finds disturbed.
-    assert world.garbage.seen("l")
+    assert world.garbage.is_served("l")
     assert world.explained("l")["outcome"] == "kept"
 
 

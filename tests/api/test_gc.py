@@ -256,7 +256,7 @@ def test_the_switch(world: World) -> None:
     stopped = world.api.get(f"/v1/gc/runs/{run['id']}").json()
     assert stopped["hidden"]["blobs"] == 0
     assert stopped["blocked_by"] == ["switched off: an incident"]
-    assert world.garbage.seen("l")
+    assert world.garbage.is_served("l")
     turned(world, on=True)
     assert world.api.get("/v1/status").json()["gc"]["enabled"]
 
@@ -303,7 +303,7 @@ def test_pins(world: World) -> None:
     assert world.api.ask("PUT", f"/v1/pins/{digest}").json()["why"] == "an operator asked"
     assert flags(world) == {digest: True, world.text("m-l"): False}
     assert world.garbage.collect().hidden == 1
-    assert world.garbage.seen("l")
+    assert world.garbage.is_served("l")
     assert world.api.ask("DELETE", f"/v1/pins/{digest}").status_code == 204
     assert world.api.ask("DELETE", f"/v1/pins/{digest}").status_code == 404
     assert world.api.get(f"/v1/pins/{digest}").status_code == 404

@@ -191,8 +191,8 @@ def malformed(api: Served) -> list[tuple[str, str]]:
         ("/v1/pods", cursor),
         ("/v1/dead-letters", cursor),
         (f"/v1/blobs/sha256:{'0' * 64}/references", cursor),
-        ("/v1/jobs", paging.encode("jobs", 2**63)),
-        ("/v1/dead-letters", paging.encode("dead-letters", 2**63)),
+        ("/v1/jobs", paging.encode_cursor("jobs", 2**63)),
+        ("/v1/dead-letters", paging.encode_cursor("dead-letters", 2**63)),
     ]
 
 

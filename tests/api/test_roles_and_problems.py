@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import pytest
 
-from coordinator.tokens.table import hash_of
+from coordinator.tokens.table import hash_token
 from tests.api.collecting import World
 from tests.api.harness import OPERATE, READ, Facts, Served
 from tests.support.wait import eventually
@@ -50,7 +50,9 @@ def test_tokens_work_at_once_and_end_soon(api: Served) -> None:
     """A new token is valid at its first use; a revoked one is refused within seconds."""
     token = f"fresh-{id(api)}"
     assert api.get("/v1/pods", token).status_code == 401
-    api.db.execute("INSERT INTO api_tokens (name, role, token_sha256) VALUES ('fresh', 'read', %s)", (hash_of(token),))
+    api.db.execute(
+        "INSERT INTO api_tokens (name, role, token_sha256) VALUES ('fresh', 'read', %s)", (hash_token(token),)
+    )
     eventually(lambda: api.get("/v1/pods", token).status_code == 200, "the token is known", seconds=10)
     api.db.execute("DELETE FROM api_tokens WHERE name = 'fresh'")
     eventually(lambda: api.get("/v1/pods", token).status_code == 401, "the token is refused")

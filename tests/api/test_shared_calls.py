@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from coordinator.api.shared_calls import Shared
+from coordinator.api.shared_calls import SharedCall
 from coordinator.errors import UnavailableError
 
 ASKING = 20
@@ -23,7 +23,7 @@ def test_who_gives_up_leaves_no_thread_of_its_own_behind() -> None:
         return 7
 
     async def all_of_them() -> int:
-        shared = Shared(ask)
+        shared = SharedCall(ask)
         for _ in range(ASKING):
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.001):
@@ -50,7 +50,7 @@ def test_it_is_asked_again_after_it_has_answered() -> None:
         return answer
 
     async def one_after_the_other() -> list[int]:
-        shared = Shared(ask)
+        shared = SharedCall(ask)
         first = await shared()
         with pytest.raises(UnavailableError, match="away"):
             await asyncio.gather(shared(), shared())
@@ -75,14 +75,14 @@ def test_an_answer_since_now_is_of_a_call_that_began_afterwards() -> None:
         return call
 
     async def all_of_them() -> tuple[int, list[int], int]:
-        shared = Shared(ask)
-        first = asyncio.create_task(shared.since_now())
+        shared = SharedCall(ask)
+        first = asyncio.create_task(shared.call_after_now())
         await asyncio.to_thread(begun[0].wait, 60)
-        waiting = [asyncio.create_task(shared.since_now()) for _ in range(ASKING)]
+        waiting = [asyncio.create_task(shared.call_after_now()) for _ in range(ASKING)]
         await asyncio.sleep(0)
         go[0].set()
         await asyncio.to_thread(begun[1].wait, 60)
-        late = asyncio.create_task(shared.since_now())
+        late = asyncio.create_task(shared.call_after_now())
         await asyncio.sleep(0)
         go[1].set()
         go[2].set()
@@ -101,10 +101,10 @@ def test_an_error_is_shared_by_those_who_wait_for_the_next_call() -> None:
         raise UnavailableError("away")
 
     async def all_of_them() -> list[int | BaseException]:
-        shared = Shared(ask)
-        asking = [asyncio.create_task(shared.since_now()) for _ in range(2)]
+        shared = SharedCall(ask)
+        asking = [asyncio.create_task(shared.call_after_now()) for _ in range(2)]
         await asyncio.sleep(0)
-        asking += [asyncio.create_task(shared.since_now()) for _ in range(2)]
+        asking += [asyncio.create_task(shared.call_after_now()) for _ in range(2)]
         go.set()
         return await asyncio.gather(*asking, return_exceptions=True)
 

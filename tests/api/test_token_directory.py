@@ -6,7 +6,7 @@ import pytest
 
 from coordinator.api.auth import MISS_SECONDS, REFRESH_SECONDS, STALE_SECONDS, TokenDirectory
 from coordinator.errors import UnavailableError
-from coordinator.tokens.table import KnownToken, hash_of
+from coordinator.tokens.table import KnownToken, hash_token
 
 TOKEN = "a-token"
 
@@ -17,7 +17,7 @@ class World:
     def __init__(self) -> None:
         self.now = 1000.0
         self.is_away = False
-        self.known = {hash_of(TOKEN): KnownToken("ci", "operate", hash_of(TOKEN))}
+        self.known = {hash_token(TOKEN): KnownToken("ci", "operate", hash_token(TOKEN))}
         self.directory = TokenDirectory(self.load, clock=lambda: self.now)
 
     async def load(self) -> dict[bytes, KnownToken]:

@@ -16,9 +16,9 @@ from coordinator.api import token_service
 from coordinator.compose import api as compose_api
 from coordinator.domain.mounts import NotMountedError, Reason
 from coordinator.errors import SettingsError
-from coordinator.settings import build
+from coordinator.settings import make_settings
 from coordinator.stack.supervisor import StackEndpoints
-from coordinator.tokens.keys import CHECK_SECONDS, parse_trusted
+from coordinator.tokens.keys import CHECK_SECONDS, parse_trusted_keys
 from coordinator.tokens.service import CredentialsRefusedError
 from coordinator.tokens.verify import TokenVerifier
 from tests.api.harness import Served, served, settings_for
@@ -51,7 +51,7 @@ class Tokens(NamedTuple):
     def granted(self, answer: httpx.Response) -> dict[str, list[str]]:
         """What the token of an answer grants, proved by the published keys alone."""
         assert answer.status_code == 200, answer.text
-        published = parse_trusted(self.api.client.get("/.well-known/jwks.json").content)
+        published = parse_trusted_keys(self.api.client.get("/.well-known/jwks.json").content)
         verifier = TokenVerifier(lambda: published, issuer=OURS, audience=AUDIENCE)
         return {grant.name: sorted(grant.actions) for grant in verifier.verify(answer.json()["token"]).access.grants}
 
@@ -165,10 +165,10 @@ def test_forms_that_cannot_be_meant(tokens: Tokens, form: dict[str, str]) -> Non
 def test_a_password_in_other_case() -> None:
     """A password's bytes reach the issuer unchanged; a user's name must be valid text."""
     sent = "Basic " + base64.b64encode("alice:gr\u00fc\u00dfe".encode("latin-1")).decode()
-    known = token_service._basic(sent)
+    known = token_service._parse_basic(sent)
     assert (known.username, known.authorization) == ("alice", sent)
     with pytest.raises(CredentialsRefusedError):
-        token_service._basic("Basic " + base64.b64encode(b"\xfc:x").decode())
+        token_service._parse_basic("Basic " + base64.b64encode(b"\xfc:x").decode())
 
 
 def test_nothing_of_credentials_is_reported(tokens: Tokens, caplog: pytest.LogCaptureFixture) -> None:
@@ -295,35 +295,35 @@ def test_keys_need_names(tmp_path: Path) -> None:
     """Signing keys without an issuer or audience are refused with the missing settings."""
     file = tmp_path / "keys.pem"
     file.write_bytes(forge.private_pem(ec_key(50)))
-    settings = build({"jwt_signing_keys": str(file)})
+    settings = make_settings({"jwt_signing_keys": str(file)})
     with pytest.raises(SettingsError, match="BALEEN_JWT_ISSUER and BALEEN_JWT_AUDIENCE"):
-        compose_api.token_verifier(settings, compose_api.signing_keys(settings))
-    settings = build({"jwt_signing_keys": str(file), "jwt_issuer": OURS, "jwt_audience": AUDIENCE})
-    own = compose_api.token_verifier(settings, compose_api.signing_keys(settings))
+        compose_api.make_token_verifier(settings, compose_api.open_signing_keys(settings))
+    settings = make_settings({"jwt_signing_keys": str(file), "jwt_issuer": OURS, "jwt_audience": AUDIENCE})
+    own = compose_api.make_token_verifier(settings, compose_api.open_signing_keys(settings))
     assert own is not None
     made = forge.token(ec_key(50), forge.claims(iss=OURS, aud=AUDIENCE))
-    assert own.verify(made).access.may("team/app", "pull")
+    assert own.verify(made).access.permits("team/app", "pull")
     trusted = tmp_path / "trusted.json"
-    trusted.write_text(json.dumps({"keys": [parse_trusted(forge.public_pem(rsa_key(0))).keys[0].jwk()]}))
-    given = build({"jwt_keys": str(trusted), "jwt_issuer": OURS, "jwt_audience": AUDIENCE})
-    other = compose_api.token_verifier(given, compose_api.signing_keys(given))
+    trusted.write_text(json.dumps({"keys": [parse_trusted_keys(forge.public_pem(rsa_key(0))).keys[0].jwk()]}))
+    given = make_settings({"jwt_keys": str(trusted), "jwt_issuer": OURS, "jwt_audience": AUDIENCE})
+    other = compose_api.make_token_verifier(given, compose_api.open_signing_keys(given))
     assert other is not None
     assert other.verify(forge.token(rsa_key(0), forge.claims(iss=OURS, aud=AUDIENCE))).subject == "alice"
-    assert compose_api.token_verifier(build({}), None) is None
+    assert compose_api.make_token_verifier(make_settings({}), None) is None
 
 
 def test_rights_of_a_mount() -> None:
     """A mount has the rights of a trusted bearer token, and none without one."""
-    trusted = parse_trusted(forge.public_pem(rsa_key(0)))
+    trusted = parse_trusted_keys(forge.public_pem(rsa_key(0)))
     verifier = TokenVerifier(lambda: trusted, issuer=forge.ISSUER, audience=forge.AUDIENCE)
-    may = compose_api.rights(build({}), verifier)
+    may = compose_api.make_rights_reader(make_settings({}), verifier)
     access = may(f"bearer {forge.token(rsa_key(0))}")
     assert access is not None
-    assert access.may("team/app", "pull")
-    assert not access.may("team/app", "push")
+    assert access.permits("team/app", "pull")
+    assert not access.permits("team/app", "push")
     for authorization in (None, "", "Bearer ", "Basic YTpi", f"Bearer {forge.token(rsa_key(1))}"):
         with pytest.raises(NotMountedError) as refused:
             may(authorization)
         assert refused.value.reason == Reason.NO_RIGHT
         with pytest.raises(NotMountedError):
-            compose_api.rights(build({}), None)(authorization)
+            compose_api.make_rights_reader(make_settings({}), None)(authorization)

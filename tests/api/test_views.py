@@ -252,7 +252,9 @@ def test_removal_of_a_pod_with_gaps(
     add_gap(api.db, id_of(name))
     if stored is not None:
         digest = Digest(bytes(32))
-        compose_store.object_store(api.settings).put(link_key(RepositoryName(f"{name}/app"), stored, digest), b"a link")
+        compose_store.make_object_store(api.settings).put(
+            link_key(RepositoryName(f"{name}/app"), stored, digest), b"a link"
+        )
     answer = api.ask("DELETE", f"/v1/pods/{name}")
     assert answer.status_code == status, answer.text
     if status == 409:

@@ -20,7 +20,7 @@ from coordinator.domain.names import Digest
 from coordinator.reconcile.presence import Presence
 from coordinator.storage.layout import blob_key
 from coordinator.storage.port import ObjectStore
-from coordinator.table.batch import Applied
+from coordinator.table.batch import ApplyResult
 from tests.table.harness import NO_MARGIN, Table
 
 AGES = Ages(timedelta(), timedelta())
@@ -55,7 +55,7 @@ class World(Table):
         self.connections.close()
         super().__exit__(kind, error, trace)
 
-    def apply(self, *facts: Fact, margin: timedelta = NO_MARGIN, partition: int = 0) -> Applied:
+    def apply(self, *facts: Fact, margin: timedelta = NO_MARGIN, partition: int = 0) -> ApplyResult:
         """Apply facts; removals are applied without a check, as there are no links."""
         if not any(isinstance(fact, Removed) for fact in facts):
             return super().apply(*facts, margin=margin, partition=partition)
@@ -85,7 +85,7 @@ class World(Table):
             self.put(name)
             self.link_blob(name)
 
-    def lost(self, *names: str) -> None:
+    def lose(self, *names: str) -> None:
         """Make needed blobs without bytes that nothing has noticed."""
         self.needed(*names)
         for name in names:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.audit.audit import Ages, Audit, Kind, Report, Sizes
+from coordinator.audit.audit import Ages, Audit, FoundObjects, Report, Sizes
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, RepositoryName, format_digest
 from coordinator.errors import ConflictError, UnavailableError
@@ -20,7 +20,7 @@ from coordinator.storage.layout import BLOBS, blob_key, layer_link_key
 from tests.audit.conftest import NewStore
 from tests.audit.harness import AGES, World
 from tests.storage.memory import MemoryObjectStore
-from tests.support.store import FaultyStore, since
+from tests.support.store import FaultyStore, from_nth
 
 BASE = "docker/registry/v2"
 #: What a blob can be like, each with nothing to do with how the audit goes about it.
@@ -97,7 +97,7 @@ def make(world: World, kind: str, digest: Digest, size: int) -> Made:
     return Made(digest, kind, size, known)
 
 
-def examples_of(kind: Kind) -> dict[str, dict[str, object]]:
+def examples_of(kind: FoundObjects) -> dict[str, dict[str, object]]:
     assert kind.count == len(kind.examples)
     return {example["digest"]: example for example in kind.examples}
 
@@ -127,7 +127,7 @@ def assert_reports(report: Report, made: list[Made], *, versioned: bool) -> None
     assert (report.objects, report.bytes) == (len(stored), sum(each.stored for each in stored))
     assert report.blobs == sum(each.kind != "orphan" for each in made)
     assert report.needed == sum(each.kind not in {*UNNEEDED, "orphan"} for each in made)
-    assert report.healthy == (not of(*lost, "wrong-size", "wrong-size-garbage"))
+    assert report.is_healthy == (not of(*lost, "wrong-size", "wrong-size-garbage"))
     assert report.recent.count == report.odd_keys.count == report.repaired.count == 0
 
 
@@ -251,7 +251,7 @@ def test_no_false_alarm_while_blobs_come_and_go(
     store = MemoryObjectStore()
     with World(database, store) as world:
         world.needed("here", *(f"moving{number}" for number in there))
-        world.lost("lost", "also-lost")
+        world.lose("lost", "also-lost")
         meddler = Meddler(world, steps)
         report = world.audit(FaultyStore(store, meddler.before), Ages(timedelta(hours=1), timedelta()))
         missing = examples_of(report.missing).keys()
@@ -262,7 +262,7 @@ def test_no_false_alarm_while_blobs_come_and_go(
         assert examples_of(report.recent).keys() <= meddler.touched
         for row in world.rows("SELECT digest FROM blobs WHERE state = 4"):
             assert f"sha256:{row[0].hex()}" in missing
-        assert world.check().agrees
+        assert world.check().is_healthy
 
 
 def test_a_push_after_the_table_was_read(world: World) -> None:
@@ -270,7 +270,7 @@ def test_a_push_after_the_table_was_read(world: World) -> None:
     world.needed("here")
 
     store = FaultyStore(world.store)
-    store.before("folders", lambda: world.needed("new"), key=BLOBS, nth=1)
+    store.before("list_folders", lambda: world.needed("new"), key=BLOBS, nth=1)
     report = world.audit(store)
     assert (report.blobs, report.objects) == (1, 2)
     assert report.orphans.count == report.recent.count == 0
@@ -283,8 +283,8 @@ def test_what_is_too_young_is_not_left_over(world: World) -> None:
     old, young = world.audit(), world.audit(ages=Ages(timedelta(hours=1), timedelta()))
     assert (examples_of(old.orphans).keys(), old.recent.count) == ({world.text("unknown")}, 0)
     assert (examples_of(young.recent).keys(), young.orphans.count) == ({world.text("unknown")}, 0)
-    assert old.healthy
-    assert young.healthy
+    assert old.is_healthy
+    assert young.is_healthy
 
 
 # When something is away
@@ -299,7 +299,7 @@ def test_an_outage_in_the_middle(world: World) -> None:
     assert calls > 20
     for answered in (0, 1, 2, 7, calls - 2, calls - 1):
         store = FaultyStore(world.store)
-        store.fail(nth=since(answered + 1))
+        store.fail(nth=from_nth(answered + 1))
         with pytest.raises(UnavailableError):
             world.audit(store)
     assert set(states(world).values()) == {BlobState.LIVE}
@@ -321,11 +321,11 @@ def test_a_listing_that_is_not_whole(world: World) -> None:
     """A blob that a listing omits is looked up before it counts as missing (scenario 19)."""
     names = [f"b{n}" for n in range(30)]
     world.needed(*names)
-    world.lost("lost")
+    world.lose("lost")
 
     store = FaultyStore(world.store)
     store.instead("walk", lambda walk, prefix: iter(list(walk(prefix))[1::2]))
-    store.instead("folders", lambda folders, prefix: iter(list(folders(prefix))[::2]))
+    store.instead("list_folders", lambda folders, prefix: iter(list(folders(prefix))[::2]))
     report = world.audit(store)
     assert examples_of(report.missing).keys() == {world.text("lost")}
     assert report.objects < len(names) / 2
@@ -334,7 +334,7 @@ def test_a_listing_that_is_not_whole(world: World) -> None:
 def test_a_listing_in_another_order(world: World) -> None:
     """A store that lists in any order, and twice, causes no missing blob and no orphan."""
     world.needed(*(f"b{n}" for n in range(30)))
-    world.lost("lost")
+    world.lose("lost")
 
     store = FaultyStore(world.store)
     store.instead("walk", lambda walk, prefix: chain(sorted(walk(prefix), reverse=True), walk(prefix)))
@@ -372,7 +372,7 @@ def test_keys_that_are_no_blobs(world: World) -> None:
         world.store.put(key, b"123")
     report = world.audit()
     assert sorted(example["key"] for example in report.odd_keys.examples) == sorted(odd)
-    assert (report.odd_keys.bytes, report.objects, report.healthy) == (3 * len(odd), 2, True)
+    assert (report.odd_keys.bytes, report.objects, report.is_healthy) == (3 * len(odd), 2, True)
 
 
 @pytest.mark.parametrize("kind", ["memory", "s3"])
@@ -401,7 +401,7 @@ def test_uploads_that_nobody_ended(database: str, new_store: NewStore, kind: str
         assert shown == dict.fromkeys(sessions, 16) | {f"{BASE}/repositories/a/_uploads/x-uuid/": 1}
         assert [example["key"] for example in old.unfinished_uploads.examples] == [f"{sessions[0]}part"]
         assert young.abandoned_uploads.count == young.unfinished_uploads.count == 0
-        assert old.healthy
+        assert old.is_healthy
         assert AGES.uploads == timedelta()
 
 
@@ -457,7 +457,7 @@ def test_a_blob_is_hidden_while_it_is_repaired(database: str, new_store: NewStor
         hiding.before("open_version", hide, key=world.key("masked"))
         assert world.audit(hiding, repair=True).repaired.count == 0
         assert world.state("masked") is BlobState.HIDDEN
-        assert len([each for each in store.versions(world.key("masked")) if each.is_marker]) == 2
+        assert len([each for each in store.list_versions(world.key("masked")) if each.is_marker]) == 2
         assert store.head(world.key("masked")) is None
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from coordinator.audit.check import SHOWN
+from coordinator.audit.check import DIFFERENCES_SHOWN
 from tests.table.harness import Table
 
 #: What is broken, and the difference's name.
@@ -59,7 +59,7 @@ def filled(table: Table) -> Table:
 def test_agrees(filled: Table) -> None:
     """An untouched table agrees, and the report says how large it is."""
     report = filled.check()
-    assert report.agrees
+    assert report.is_healthy
     assert (report.blobs, report.references, report.differences) == (4, 6, [])
 
 
@@ -69,16 +69,16 @@ def test_finds(filled: Table, statement: str, what: str) -> None:
     digests = {name: filled.digest(name) for name in ("m", "c", "l", "free")}
     filled.connection.execute(statement, digests)
     report = filled.check()
-    assert not report.agrees
+    assert not report.is_healthy
     assert what in {difference.what for difference in report.differences}
 
 
 def test_counts_all_and_shows_some(filled: Table) -> None:
     """Every difference is counted, also beyond those that are shown."""
-    filled.apply(*(filled.link("a", f"more{number}") for number in range(SHOWN)))
+    filled.apply(*(filled.link("a", f"more{number}") for number in range(DIFFERENCES_SHOWN)))
     filled.connection.execute("UPDATE blobs SET link_count = link_count + 1, unreferenced_since = NULL")
     report = filled.check()
-    assert (report.differences_count, len(report.differences)) == (4 + SHOWN, SHOWN)
+    assert (report.differences_count, len(report.differences)) == (4 + DIFFERENCES_SHOWN, DIFFERENCES_SHOWN)
 
 
 def test_changes_nothing(filled: Table) -> None:

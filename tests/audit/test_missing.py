@@ -18,7 +18,7 @@ from coordinator.reconcile.resolve import NotHereError
 from coordinator.table import expiry
 from tests.audit.harness import World
 from tests.storage.memory import MemoryObjectStore
-from tests.support.store import FaultyStore, since
+from tests.support.store import FaultyStore, from_nth
 
 MISSING, LIVE, UNREFERENCED = BlobState.MISSING, BlobState.LIVE, BlobState.UNREFERENCED
 
@@ -26,7 +26,7 @@ MISSING, LIVE, UNREFERENCED = BlobState.MISSING, BlobState.LIVE, BlobState.UNREF
 def test_a_lost_blob_becomes_missing_once(world: World) -> None:
     """A needed blob without bytes becomes missing with one record of it; one with bytes, or not needed, does not."""
     world.needed("here")
-    world.lost("lost", "given-up")
+    world.lose("lost", "given-up")
     world.apply(world.removed("app", "given-up", 9))
     for _ in range(2):
         world.presence.resolve(world.digest(name) for name in ("here", "lost", "given-up", "never-heard-of"))
@@ -35,13 +35,13 @@ def test_a_lost_blob_becomes_missing_once(world: World) -> None:
             (world.text("given-up"), "unreferenced", 0, 0),
             (world.text("lost"), "missing", 0, 1),
         ]
-    assert world.check().agrees
+    assert world.check().is_healthy
 
 
 def test_only_bytes_end_it(world: World) -> None:
     """A missing blob is live only once its bytes were seen, however often it is pushed, mounted and listed."""
     world.needed("here")
-    world.lost("lost")
+    world.lose("lost")
     world.presence.resolve([world.digest("lost")])
     world.apply(world.link("other", "lost", 3), world.push("app", "m", ["lost", "here"], 4))
     world.apply(world.removed("app", "lost", 5), world.link("app", "lost", 6))
@@ -51,13 +51,13 @@ def test_only_bytes_end_it(world: World) -> None:
     assert [move.to for move in world.presence.round()] == [LIVE]
     assert world.outbox()[1:] == [(world.text("lost"), "live", 1, 2)]
     assert world.presence.round() == []
-    assert world.check().agrees
+    assert world.check().is_healthy
 
 
 def test_what_may_be_elsewhere(world: World) -> None:
     """A blob without bytes that only a pod with its own store needs is not missing, until another pod needs it."""
     world.needed("here")
-    world.lost("lost", "other")
+    world.lose("lost", "other")
     world.presence.resolve([world.digest("other")])
     world.links_are("relay")
     assert world.presence.resolve([world.digest("lost")]) == []
@@ -73,7 +73,7 @@ def test_a_digest_that_a_client_made_up(world: World) -> None:
     or that another manifest lists, is.
     """
     world.needed("here")
-    world.lost("stored")
+    world.lose("stored")
     named = world.content(["made-up", "stored", "listed"], ManifestKind.NAMED)
     named = named._replace(references=tuple(each._replace(size=None) for each in named.references))
     world.needed("odd", "image")
@@ -88,26 +88,26 @@ def test_a_digest_that_a_client_made_up(world: World) -> None:
 def test_nobody_misses_what_nobody_needs(world: World) -> None:
     """A missing blob that loses its last reference is unreferenced, and that change is published."""
     world.needed("here")
-    world.lost("lost", "expired")
+    world.lose("lost", "expired")
     world.presence.resolve([world.digest("lost"), world.digest("expired")])
     world.apply(world.removed("app", "lost", 9))
     assert world.state("lost") is UNREFERENCED
     assert world.outbox()[2:] == [(world.text("lost"), "unreferenced", 0, 0)]
     world.connection.execute("UPDATE repository_blobs SET linked_at = now() - interval '2 days'")
-    expiry.expire_links(world.connection, timedelta(days=1))
+    expiry.delete_expired_links(world.connection, timedelta(days=1))
     assert world.state("expired") is UNREFERENCED
     expired = [(world.text(name), "unreferenced", 0, 0) for name in ("here", "expired")]
     assert sorted(world.outbox()[3:]) == sorted(expired)
     assert world.presence.round() == []
     world.link_blob("lost", 20)
     assert world.state("lost") is LIVE
-    assert world.check().agrees
+    assert world.check().is_healthy
 
 
 def test_a_removal_and_an_addition_at_once(world: World) -> None:
     """A missing blob that loses one reference and gains another in one batch stays missing, without another record."""
     world.needed("here")
-    world.lost("lost")
+    world.lose("lost")
     world.presence.resolve([world.digest("lost")])
     world.apply(world.removed("app", "lost", 5), world.link("b", "lost", 6))
     assert world.state("lost") is MISSING
@@ -117,10 +117,10 @@ def test_a_removal_and_an_addition_at_once(world: World) -> None:
 def test_an_outage_is_not_a_loss(world: World) -> None:
     """A store that answers with an error, at the first look or the second, makes nothing missing (scenario 16)."""
     world.needed("here")
-    world.lost("lost")
+    world.lose("lost")
     for answers in range(4):
         store = FaultyStore(world.store)
-        store.fail(nth=since(answers + 1))
+        store.fail(nth=from_nth(answers + 1))
         with closing(Presence(world.connections, store)) as checking, pytest.raises(UnavailableError):
             checking.resolve([world.digest("lost")])
         assert world.state("lost") is LIVE
@@ -130,7 +130,7 @@ def test_an_outage_is_not_a_loss(world: World) -> None:
 def test_another_bucket_is_not_a_loss(world: World) -> None:
     """Where nothing is that the table needs, nothing becomes missing: the bucket or its root is probably wrong."""
     world.needed("here")
-    world.lost("lost")
+    world.lose("lost")
     elsewhere = MemoryObjectStore()
     elsewhere.put("docker/registry/v2/blobs/sha256/00/other", b"another registry's")
     wrong = pytest.raises(NotHereError, match="Check BALEEN_S3_BUCKET")
@@ -142,7 +142,7 @@ def test_another_bucket_is_not_a_loss(world: World) -> None:
 def test_a_check_is_repeated_with_the_facts_locked(world: World) -> None:
     """A blob that only the second check finds, at which all writers are locked out, is not missing."""
     world.needed("here")
-    world.lost("late", "lost")
+    world.lose("late", "lost")
     alone: list[bool] = []
 
     def arrive() -> None:
@@ -154,7 +154,7 @@ def test_a_check_is_repeated_with_the_facts_locked(world: World) -> None:
     store.before("head", arrive, key=world.key("late"))
     wanted = [world.digest("late"), world.digest("lost")]
     with closing(Presence(world.connections, store)) as checking:
-        assert checking.heads(wanted) == dict.fromkeys(wanted)
+        assert checking.head_blobs(wanted) == dict.fromkeys(wanted)
         checking.resolve(wanted)
     assert alone[0] is False
     assert alone[-1] is True
@@ -164,7 +164,7 @@ def test_a_check_is_repeated_with_the_facts_locked(world: World) -> None:
 def test_a_push_waits_for_the_check(world: World) -> None:
     """A push during a check waits for it, and is applied to the missing blob."""
     world.needed("here")
-    world.lost("lost")
+    world.lose("lost")
     pushing: list[threading.Thread] = []
     with World(world.url, world.store, empty=False) as other:
         other.space = world.space
@@ -181,7 +181,7 @@ def test_a_push_waits_for_the_check(world: World) -> None:
             checking.resolve([world.digest("lost")])
         pushing[0].join(20)
     assert world.row("lost")[:3] == (0, 2, MISSING)
-    assert world.check().agrees
+    assert world.check().is_healthy
 
 
 def test_manifests_that_could_not_be_read(world: World) -> None:
@@ -199,7 +199,7 @@ def test_rounds_are_bounded(world: World) -> None:
     checking = Presence(world.connections, world.store, batch=2, per_round=2)
     names = [f"lost{n}" for n in range(5)]
     world.needed("here")
-    world.lost(*names)
+    world.lose(*names)
     checking.resolve(world.digest(name) for name in names)
     world.put("lost4")
     assert [len(checking.round()) for _ in range(3)] == [0, 0, 1]
@@ -255,4 +255,4 @@ def test_whatever_happens_in_whatever_order(database: str, steps: list[tuple[str
             assert all(before != after for before, after in pairwise(["live", *shown]))
             row = world.blob(name)
             assert row is None or ["live", *shown][-1] == row.state.name.lower()
-        assert world.check().agrees
+        assert world.check().is_healthy

@@ -14,7 +14,7 @@ from coordinator.errors import UnavailableError
 from coordinator.kafka.lifecycle import LifecycleProducer
 from coordinator.kafka.log import LogInspector
 from coordinator.kafka.topics import LIFECYCLE, ensure_topics
-from coordinator.settings import Settings, build
+from coordinator.settings import Settings, make_settings
 from coordinator.stack.guard import Guard
 from coordinator.table import outbox
 from schemas.publish import schema_of
@@ -44,14 +44,14 @@ class Published:
         return [(record.digest, record.change) for record in self.records]
 
 
-def publish(world: World, published: Published, batch: int = outbox.BATCH) -> int:
-    return outbox.publish_waiting(world.connections, published, batch)  # type: ignore[arg-type]
+def publish(world: World, published: Published, batch: int = outbox.BATCH_SIZE) -> int:
+    return outbox.publish_outbox(world.connections, published, batch)  # type: ignore[arg-type]
 
 
 def happen(world: World) -> list[tuple[str, str]]:
     """Let a blob be lost and come again, twice; and another be lost."""
     world.needed("here")
-    world.lost("a", "b")
+    world.lose("a", "b")
     expected = []
     for _ in range(2):
         world.presence.resolve([world.digest("a")])
@@ -109,7 +109,7 @@ def test_two_publishers(world: World) -> None:
 
     class Meanwhile(Published):
         def publish(self, records: Sequence[BlobLifecycle]) -> None:
-            found.append(outbox.publish_waiting(connections, other))  # type: ignore[arg-type]
+            found.append(outbox.publish_outbox(connections, other))  # type: ignore[arg-type]
             published.publish(records)
 
     publish(world, Meanwhile())
@@ -132,7 +132,7 @@ def broker() -> Iterator[Broker]:
 
 
 def settings_of(broker: Broker) -> Settings:
-    return build({"kafka_bootstrap": broker.bootstrap, "kafka_partitions": "3"})
+    return make_settings({"kafka_bootstrap": broker.bootstrap, "kafka_partitions": "3"})
 
 
 def publisher(broker: Broker, timeout: float = 10.0) -> LifecycleProducer:
@@ -146,7 +146,7 @@ def test_on_a_real_broker(world: World, broker: Broker) -> None:
     expected = happen(world)
     producer = publisher(broker)
     for _ in range(2):
-        assert outbox.publish_waiting(world.connections, producer) in {len(expected), 0}
+        assert outbox.publish_outbox(world.connections, producer) in {len(expected), 0}
     producer.close()
     found = list(records(broker, len(expected)))
     for record in found:
@@ -173,20 +173,20 @@ def test_what_kafka_has_is_not_reported_again(world: World, broker: Broker) -> N
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            outbox.publish_waiting(world.connections, Ends())  # type: ignore[arg-type]
+            outbox.publish_outbox(world.connections, Ends())  # type: ignore[arg-type]
 
     for producer in (one, one, other, one):
         ends_in_between(producer)
     assert len(world.outbox()) == len(expected)
-    assert outbox.publish_waiting(world.connections, other) == len(expected)
+    assert outbox.publish_outbox(world.connections, other) == len(expected)
     world.presence.resolve([world.digest("a")])
-    assert outbox.publish_waiting(world.connections, one) == 1
+    assert outbox.publish_outbox(world.connections, one) == 1
     found = list(records(broker, len(expected) + 1))
     one.close()
     other.close()
     assert len({json.loads(record.value)["id"] for record in found}) == len(expected) + 1
     with LogInspector(settings_of(broker)) as inspector:
-        ends = inspector.state(LIFECYCLE).partitions
+        ends = inspector.read_state(LIFECYCLE).partitions
     assert sum(offsets.latest for offsets in ends.values()) == len(found)
 
 
@@ -197,13 +197,13 @@ def test_a_broker_that_is_away(world: World, broker: Broker) -> None:
 
     def refused() -> str:
         with pytest.raises(UnavailableError, match=LIFECYCLE) as raised:
-            outbox.publish_waiting(world.connections, producer)
+            outbox.publish_outbox(world.connections, producer)
         return str(raised.value)
 
     def published() -> int:
         # A broker that has just begun may need longer than the producer waits: schedulers come again, too.
         with contextlib.suppress(UnavailableError):
-            return outbox.publish_waiting(world.connections, producer)
+            return outbox.publish_outbox(world.connections, producer)
         return 0
 
     broker.kill()

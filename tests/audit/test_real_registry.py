@@ -30,7 +30,7 @@ def baleen() -> Iterator[Baleen]:
 
 
 def audit(baleen: Baleen) -> Report:
-    with compose_scheduler.audit(baleen.settings) as parts:
+    with compose_scheduler.open_audit(baleen.settings) as parts:
         return Audit(parts.connections, parts.store, parts.presence, AGES).run()
 
 
@@ -67,14 +67,14 @@ def test_bytes_that_vanish(baleen: Baleen) -> None:
         client.push_image(app, image, "v1")
         baleen.agree()
         whole = audit(baleen)
-        assert whole.healthy
+        assert whole.is_healthy
         assert whole.orphans.count == whole.odd_keys.count == 0
         baleen.store.delete(blob_key(parse_digest(layer.digest)))
         with pytest.raises(RegistryNotFoundError):
             client.get_blob(app, layer.digest)
         report = audit(baleen)
         assert [example["digest"] for example in report.missing.examples] == [layer.digest]
-        assert not report.healthy
+        assert not report.is_healthy
         assert baleen.blob(layer.digest)["state"] == "missing"
         assert baleen.blob(other.digest)["state"] == "live"
         eventually(lambda: missing(baleen) == 1)
@@ -85,5 +85,5 @@ def test_bytes_that_vanish(baleen: Baleen) -> None:
         eventually(lambda: missing(baleen) == 0)
         eventually(lambda: changes(baleen, layer.digest) == ["missing", "live"], lambda: changes(baleen, layer.digest))
         assert changes(baleen, other.digest) == []
-        assert audit(baleen).healthy
+        assert audit(baleen).is_healthy
         baleen.agree()

@@ -6,7 +6,7 @@ from itertools import count
 
 import pytest
 
-from coordinator.audit.scrub import BURST_S, Content, Rate, Scrub, StoppedError
+from coordinator.audit.scrub import BURST_S, Rate, Scrub, ScrubReport, StoppedError
 from coordinator.domain.names import Digest, format_digest, parse_digest
 from coordinator.errors import UnavailableError
 from coordinator.storage.layout import BLOBS, blob_key
@@ -14,11 +14,11 @@ from coordinator.storage.port import CHUNK_BYTES, ObjectStore, OpenObject
 from tests.audit.conftest import NewStore
 from tests.audit.harness import World
 from tests.storage.memory import MemoryObjectStore
-from tests.support.store import FaultyStore, away
+from tests.support.store import FaultyStore, raise_unavailable
 from tests.support.wait import Waits
 
 
-def scrub(world: World, store: ObjectStore | None = None, **how: object) -> Content:
+def scrub(world: World, store: ObjectStore | None = None, **how: object) -> ScrubReport:
     return Scrub(world.connections, store or world.store).run(**how)
 
 
@@ -53,7 +53,7 @@ def test_other_bytes_are_reported(database: str, new_store: NewStore, kind: str)
             assert len(example["versions"]) == versions
             with world.store.open_version(world.key(name), example["whole_version"]) as opened:
                 assert b"".join(opened.chunks) == world.body(name)
-        assert not content.healthy
+        assert not content.is_healthy
         assert world.state("bad").name == "LIVE"
         assert world.outbox() == []
 
@@ -66,7 +66,7 @@ def test_a_blob_that_is_replaced_while_it_is_read(world: World) -> None:
     store.before("open", lambda: store.delete(world.key("gone")), key=world.key("gone"))
     store.before("open", lambda: world.put("healed"), key=world.key("healed"), nth=2)
     content = scrub(world, store)
-    assert content.healthy
+    assert content.is_healthy
     assert (content.blobs, store.count("open", world.key("healed"))) == (2, 2)
 
 
@@ -81,10 +81,10 @@ def test_it_goes_on_where_it_stopped(world: World) -> None:
     def before(name: str, key: str) -> None:
         if name == "open":
             if next(opened) >= 9:
-                away()
+                raise_unavailable()
             read.add(key)
         elif name == "check" and next(opened) > 9:
-            away()
+            raise_unavailable()
 
     store = FaultyStore(world.store, before)
     store.instead("list", lambda real, prefix, after: real(prefix, after, 3))
@@ -113,7 +113,7 @@ def test_one_that_cannot_be_read(world: World) -> None:
     content = scrub(world, store)
     unreadable = [example["digest"] for example in content.unreadable.examples]
     assert unreadable == [format_digest(digests[number]) for number in (4, 6)]
-    assert (content.blobs, content.healthy, content.other_bytes.count) == (12, False, 0)
+    assert (content.blobs, content.is_healthy, content.other_bytes.count) == (12, False, 0)
     for digest in digests[4:]:
         store.fail("open", key=blob_key(digest))
     with pytest.raises(UnavailableError, match=format_digest(digests[4])):
@@ -149,15 +149,15 @@ def test_the_rate() -> None:
     limited, unlimited = Rate(1000, waits, lambda: clock), Rate(None, free, lambda: clock)
     for _ in range(30):
         before = sum(waits.waits)
-        limited.take(500)
-        unlimited.take(500)
+        limited.wait_for(500)
+        unlimited.wait_for(500)
         clock += sum(waits.waits) - before
     # The first second's worth may come at once.
     assert 30 * 0.5 - BURST_S <= clock - 1000.0 <= 30 * 0.5
     assert sum(free.waits) == 0.0
     waits.set()
     with pytest.raises(StoppedError):
-        limited.take(1)
+        limited.wait_for(1)
 
 
 def test_memory_does_not_grow_with_blobs(world: World) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.audit.check import check
+from coordinator.audit.check import check_counts
 from coordinator.db import migrate
 from coordinator.db.engine import temporary_engine
 from coordinator.errors import UnavailableError
@@ -231,5 +231,5 @@ def test_counts_are_exact_whatever_happens(kafka: ApacheKafka, database: Databas
     assert table.gaps() == []
     assert table.counts() == Oracle().take(events).counts()
     with temporary_engine(database.url, name="test") as engine:
-        report = check(engine)
-    assert report.agrees, report.differences
+        report = check_counts(engine)
+    assert report.is_healthy, report.differences

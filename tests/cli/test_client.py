@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from coordinator.client import _refusal
+from coordinator.client import _make_error
 from coordinator.errors import BaleenError, UnavailableError, UsageError
 
 
@@ -20,9 +20,9 @@ def test_what_a_status_means(status: int, kind: type[BaleenError]) -> None:
     API's.
     """
     request = httpx.Request("GET", "http://registry.invalid/v1/status")
-    error = _refusal(httpx.Response(status, json={"detail": "Say it so."}, request=request))
+    error = _make_error(httpx.Response(status, json={"detail": "Say it so."}, request=request))
     assert type(error) is kind
     assert str(error) == "Say it so."
-    document = _refusal(httpx.Response(status, text="<html>", request=request))
+    document = _make_error(httpx.Response(status, text="<html>", request=request))
     assert type(document) is kind
     assert "BALEEN_URL" in str(document)

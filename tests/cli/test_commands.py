@@ -13,7 +13,7 @@ import yaml
 
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.references import ManifestKind
-from coordinator.tokens.table import hash_of
+from coordinator.tokens.table import hash_token
 from schemas.records import RECORD_CONTENT_TYPE
 from tests.api.harness import READ, Facts, Served, dead_letter, envelope
 from tests.cli.conftest import Command, Done, free_port, program_environment, python
@@ -611,7 +611,7 @@ def test_the_whole_configuration(api: Served, baleen: Command, facts: Facts) -> 
     assert f"does not have the token of pod {pod}" in refused
     assert "the-token" not in refused
     api.db.execute(
-        "UPDATE pods SET event_token_sha256 = %s WHERE name = ANY(%s)", (hash_of("the-token"), list(facts.pods))
+        "UPDATE pods SET event_token_sha256 = %s WHERE name = ANY(%s)", (hash_token("the-token"), list(facts.pods))
     )
     asked = [yaml.safe_load(baleen("pods", "config", each, *whole, **store).out) for each in facts.pods]
     assert asked[0]["storage"]["s3"]["secretkey"] == "s3cr3t-key"

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from coordinator.demo import gc as demo_gc
 from coordinator.demo import run as demo
-from coordinator.demo.gc import Plan, Waits, check_findings, waits_for
+from coordinator.demo.gc import Plan, Wait, check_findings, find_wait
 from coordinator.demo.world import UNSAFE_FINDINGS, DemoFailedError
 from coordinator.domain.findings import Check, Finding, Result
 from coordinator.domain.gc import Why
@@ -58,7 +58,7 @@ def test_the_users_services_are_not_the_demos(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("BALEEN_S3_BUCKET", "production")
     monkeypatch.setenv("SSL_CERT_DIR", "/certificates")
     with contextlib.ExitStack() as started, pytest.raises(Starts) as found:
-        demo._start(tmp_path, cast("Children", Recording()), Console(quiet=True), started)
+        demo._start_all(tmp_path, cast("Children", Recording()), Console(quiet=True), started)
     (environment,) = found.value.args
     assert environment is not None
     assert not [name for name in environment if name.startswith("BALEEN_")]
@@ -67,16 +67,16 @@ def test_the_users_services_are_not_the_demos(tmp_path: Path, monkeypatch: pytes
 
 def test_what_it_waits_for() -> None:
     """The demo waits with the plan's own reason, and requests a reconcile only where that is the reason."""
-    assert waits_for(planned("hide"), DIGEST, "hide") is None
-    assert "still counts" in (waits_for(Plan([], {}), DIGEST, "hide") or Waits("")).what
-    assert waits_for(planned("keep", Why.GRACE), DIGEST, "hide") == Waits("the detail")
-    unlisted = waits_for(planned("keep", Why.NOT_RECONCILED), DIGEST, "purge")
-    assert unlisted == Waits("the detail", asks_reconcile=True)
-    assert waits_for(planned("hide")._replace(blocked_by=["a gap"]), DIGEST, "hide") == Waits("a gap")
+    assert find_wait(planned("hide"), DIGEST, "hide") is None
+    assert "still counts" in (find_wait(Plan([], {}), DIGEST, "hide") or Wait("")).what
+    assert find_wait(planned("keep", Why.GRACE), DIGEST, "hide") == Wait("the detail")
+    unlisted = find_wait(planned("keep", Why.NOT_RECONCILED), DIGEST, "purge")
+    assert unlisted == Wait("the detail", asks_reconcile=True)
+    assert find_wait(planned("hide")._replace(blocked_by=["a gap"]), DIGEST, "hide") == Wait("a gap")
 
 
 def test_an_images_own_blobs() -> None:
     """An image's shared base layer is not among the blobs that are collected with it."""
     base, layer = make_layer("base"), make_layer("own")
     image = make_image("image", [base, layer])
-    assert demo_gc.own(image) == [image.digest, image.config.digest, layer.digest]
+    assert demo_gc.own_digests(image) == [image.digest, image.config.digest, layer.digest]

@@ -3,7 +3,7 @@
 import pytest
 
 from coordinator.commands.findings import print_findings
-from coordinator.commands.output import paragraph
+from coordinator.commands.output import wrap_text
 from coordinator.domain.findings import Finding, Result
 
 LONG = "It is so, and for the following reason among others, which is told at some length here: " * 3
@@ -39,7 +39,7 @@ def test_what_is_not_proved_comes_first(capsys: pytest.CaptureFixture[str], with
 def test_no_command_is_broken_in_two() -> None:
     """A line breaks before a command and not within it, so that it can be copied."""
     text = f"{'word ' * 17}`baleen pods set-registries team-a --registry URL` and more"
-    assert paragraph(text, 2).splitlines() == [
+    assert wrap_text(text, 2).splitlines() == [
         ("word " * 17).strip(),
         "  `baleen pods set-registries team-a --registry URL` and more",
     ]

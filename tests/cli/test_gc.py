@@ -139,7 +139,7 @@ def test_a_dry_run(world: World, baleen: Command) -> None:
         baleen("gc", "off", "--why", "an incident")
         document = baleen("gc", "run", "--dry-run", "--json").json
     assert (document["hidden"]["blobs"], document["kept"]) == (0, {"held": 2})
-    assert world.garbage.seen("l")
+    assert world.garbage.is_served("l")
 
 
 def test_nobody_is_there_to_confirm(world: World, baleen: Command) -> None:
@@ -161,7 +161,7 @@ def test_the_operator_is_asked(world: World, baleen: Command, monkeypatch: pytes
     assert done.code == (0 if agreed else 1)
     assert ("Nothing was done." in done.err) is not agreed
     assert len(world.api.pages("/v1/gc/runs")) == agreed
-    assert world.garbage.seen("l") is not agreed
+    assert world.garbage.is_served("l") is not agreed
 
 
 def test_a_run_that_is_held(world: World, baleen: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,9 +214,9 @@ def test_a_run_of_another_kind_is_waited_for() -> None:
     api = Answers(
         dry | {"state": "running"}, dry | {"state": "done"}, {"id": 2, "state": "waiting"}, {"id": 2, "state": "done"}
     )
-    assert gc._done(cast("Api", api), {"dry_run": False, "leftovers": False})["id"] == 2
+    assert gc._complete_run(cast("Api", api), {"dry_run": False, "leftovers": False})["id"] == 2
     with pytest.raises(BaleenError, match=r"Run 3 failed: No\."):
-        gc._done(cast("Api", Answers({"id": 3, "state": "failed"})), {"dry_run": False, "leftovers": False})
+        gc._complete_run(cast("Api", Answers({"id": 3, "state": "failed"})), {"dry_run": False, "leftovers": False})
 
 
 def test_what_was_left_behind_is_reported(world: World, baleen: Command) -> None:
@@ -284,12 +284,12 @@ def test_a_claim(databases: Databases, tmp_path: Path, embedded_stack: StackEndp
         garbage.forget("m")
         garbage.collect()
         garbage.connection.execute("DELETE FROM gc_mark")
-        assert "Another database" in str(garbage.tried().error)
+        assert "Another database" in str(garbage.try_collection().error)
         errs(baleen("gc", "claim", "--yes"), 2)
         assert "--yes" in errs(baleen("gc", "claim", "--why", "a backup"), 2)
         with connect(garbage.url, name="baleen-worker"):
             assert "baleen-worker. Stop all processes" in errs(baleen("gc", "claim", "--why", "a backup", "--yes"), 1)
-        assert controls.switch(garbage.connection).enabled
+        assert controls.read_switch(garbage.connection).enabled
         # A connection that was closed is seen until its server process has ended.
         connected = "SELECT FROM pg_stat_activity WHERE application_name = 'baleen-worker'"
         eventually(lambda: not garbage.rows(f"{connected} AND datname = current_database()"), "nobody is connected")
@@ -297,7 +297,7 @@ def test_a_claim(databases: Databases, tmp_path: Path, embedded_stack: StackEndp
         assert document.code == 0, document.err
         assert "2 hides will be undone; 3 pods will be reconciled" in document.out
         assert "docs/RECOVERY.md" in document.out
-        assert controls.switch(garbage.connection).why == "a backup"
+        assert controls.read_switch(garbage.connection).why == "a backup"
         assert garbage.collect().hidden == 0
         done = baleen("gc", "claim", "--why", "a backup", "--yes", "--json")
         assert {name: done.json[name] for name in ("hides", "pods")} == {"hides": 2, "pods": 3}
@@ -371,7 +371,7 @@ def test_undelete(world: World, baleen: Command) -> None:
     with doing(world.garbage.restore):
         done = baleen("blob", "undelete", world.text("k"), "--no-pin", "--json")
     assert (done.json["state"], done.json["pinned"]) == ("unreferenced", False)
-    assert world.garbage.seen("k")
+    assert world.garbage.is_served("k")
     assert world.api.get(f"/v1/blobs/{world.text('l')}").json()["pinned"]
     assert "it is unreferenced" in errs(baleen("blob", "undelete", world.text("k")), 1)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.commands.output import as_text, counted, print_fields, print_table, progress_bar
+from coordinator.commands.output import format_count, format_value, make_progress_bar, print_fields, print_table
 from tests.cli.conftest import program_environment
 
 DIGEST = f"sha256:{'0123456789abcdef' * 4}"
@@ -100,7 +100,7 @@ def test_an_empty_table(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_values(value: Any, name: str, text: str) -> None:
     """Times have one form and bytes one style, in tables and in fields."""
-    assert as_text(value, name) == text
+    assert format_value(value, name) == text
 
 
 def test_fields(capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,11 +112,11 @@ def test_fields(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(("count", "text"), [(0, "0 repositories"), (1, "1 repository"), (1234, "1,234 repositories")])
 def test_nouns(count: int, text: str) -> None:
     """A count of one has the noun in the singular."""
-    assert counted(count, "repository", "repositories") == text
+    assert format_count(count, "repository", "repositories") == text
 
 
 def test_progress_away_from_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     """Without a terminal progress writes nothing, not even an empty line."""
-    with progress_bar() as progress:
+    with make_progress_bar() as progress:
         progress.update(progress.add_task("listing"), completed=1)
     assert capsys.readouterr() == ("", "")

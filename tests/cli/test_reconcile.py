@@ -31,7 +31,7 @@ def scheduler(api: Served) -> Iterator[None]:
     connections = Connections(compose_database.database_url(api.settings), name="test-scheduler")
 
     def run() -> None:
-        with compose_scheduler.job_runners(api.settings) as runners:
+        with compose_scheduler.open_job_runners(api.settings) as runners:
             while not stop.wait(0.05):
                 run_waiting_jobs(connections, runners, stop)
 
@@ -50,7 +50,7 @@ def test_a_reconcile(api: Served, baleen: Command, facts: Facts) -> None:
     pod = f"{facts.mark}-cli"
     baleen("pods", "add", pod, "--prefix", pod)
     digest = Digest(bytes.fromhex("ab" * 32))
-    store = compose_store.object_store(api.settings)
+    store = compose_store.make_object_store(api.settings)
     store.put(revision_link_key(RepositoryName(f"{pod}/app"), digest), b"x")
     asked = baleen("pods", "reconcile", pod, "--no-wait", "--why", "to see", "--json").json
     assert (asked["state"], asked["why"]) == ("waiting", "to see")
@@ -136,7 +136,7 @@ def test_one_that_began_before() -> None:
     command.
     """
     api = Answers("1 running", "1 running", "1 done", "2 waiting", "2 away", "2 running", "2 done")
-    assert jobs.reconciled(cast("Api", api), "p", polling=AT_ONCE)["id"] == 2
+    assert jobs.reconcile_pod(cast("Api", api), "p", polling=AT_ONCE)["id"] == 2
     assert api.asked == [
         "POST /v1/pods/p/reconcile {}",
         "GET /v1/jobs/1",
@@ -149,7 +149,7 @@ def test_one_that_began_before() -> None:
 def test_one_that_is_only_asked_for() -> None:
     """`adopt` does not wait for its reconcile, but for an earlier one, which may have missed what was adopted."""
     api = Answers("1 running", "1 done", "2 waiting")
-    job = jobs.reconciled(cast("Api", api), "p", "adopted", wait=False, polling=AT_ONCE)
+    job = jobs.reconcile_pod(cast("Api", api), "p", "adopted", wait=False, polling=AT_ONCE)
     assert (job["id"], job["state"]) == (2, "waiting")
     ask = "POST /v1/pods/p/reconcile {'why': 'adopted'}"
     assert api.asked == [ask, "GET /v1/jobs/1", ask]
@@ -158,7 +158,7 @@ def test_one_that_is_only_asked_for() -> None:
 def test_an_api_that_stays_away() -> None:
     """A job is followed through a restart of the API, but not without end."""
     with pytest.raises(UnavailableError):
-        jobs.reconciled(cast("Api", Answers("1 waiting", "1 away")), "p", polling=jobs.Polling(0.0, patience_s=-1.0))
+        jobs.reconcile_pod(cast("Api", Answers("1 waiting", "1 away")), "p", polling=jobs.Polling(0.0, patience_s=-1.0))
 
 
 def jobs_of(api: Served, pod: str) -> list[Json]:

@@ -154,7 +154,7 @@ def test_nginx_takes_it(baleen: Command, tmp_path: Path, options: tuple[str, ...
         around = tmp_path / "nginx.conf"
         around.write_text(f'pid "{tmp_path}/nginx.pid"; events {{}} http {{ include "{file}"; }}')
         file = around
-    accepts(nginx.program(), "-t", "-e", str(tmp_path / "error.log"), "-c", str(file))
+    accepts(nginx.require_program(), "-t", "-e", str(tmp_path / "error.log"), "-c", str(file))
 
 
 @pytest.mark.registry
@@ -164,4 +164,4 @@ def test_envoy_takes_it(baleen: Command, tmp_path: Path, options: tuple[str, ...
     add_another(baleen)
     file = tmp_path / "router.json"
     baleen("router-config", "--for", "envoy", "--out", str(file), "--log-file", str(tmp_path / "log"), *options).ok()
-    accepts(envoy.program(), "--mode", "validate", "-c", str(file), "--log-level", "warning")
+    accepts(envoy.require_program(), "--mode", "validate", "-c", str(file), "--log-level", "warning")

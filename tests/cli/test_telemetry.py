@@ -7,7 +7,7 @@ from tests.cli.conftest import ROOT, python
 SCRIPT = """
 import logging, structlog
 from coordinator import settings, telemetry
-telemetry.configure(settings.build({"log_format": "json"}))
+telemetry.configure_logging(settings.make_settings({"log_format": "json"}))
 log = structlog.get_logger()
 log.info("plain", digest="sha256:00", event_token="s3cr3t-1", nested={"password": "s3cr3t-2", "n": 1})
 log.info("url", at="postgresql://baleen:s3cr3t-3@127.0.0.1/x", header="Bearer s3cr3t-4")

@@ -142,7 +142,7 @@ def test_up_after_its_broker_was_killed(data_dir: Path) -> None:
     with running(data_dir, port) as up:
         # A root in which nothing of a registry is may be the wrong one, and is not compared.
         loaded = settings.load({"BALEEN_DATA_DIR": str(data_dir / "data")}, data_dir)
-        compose_store.object_store(loaded).put("docker/registry/v2/blobs/sha256/00/another-pods", b"")
+        compose_store.make_object_store(loaded).put("docker/registry/v2/blobs/sha256/00/another-pods", b"")
         beside("pods", "add", "pod-a", "--prefix", "pod-a", "--json")
         broker = eventually(lambda: child(up, "noida-db"), "the broker runs", seconds=SECONDS)
         os.kill(broker.pid, signal.SIGKILL)

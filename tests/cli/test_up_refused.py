@@ -42,11 +42,11 @@ def test_a_broken_stack_file(bare: Command) -> None:
 def test_a_token_that_is_no_text(tmp_path: Path) -> None:
     """A malformed file of the operator's token is replaced."""
     file = tmp_path / "token"
-    assert up._kept(file) == ""
+    assert up._read_token(file) == ""
     file.write_bytes(b"\xff\0")
-    assert "token" not in up._kept(file)
+    assert "token" not in up._read_token(file)
     file.write_text("token\n")
-    assert up._kept(file) == "token"
+    assert up._read_token(file) == "token"
 
 
 def test_a_database_that_is_away(bare: Command, embedded_stack: StackEndpoints) -> None:

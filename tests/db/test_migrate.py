@@ -9,7 +9,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from coordinator.db import migrate
-from coordinator.db.engine import engine as make_engine
+from coordinator.db.engine import open_engine
 from coordinator.db.schema import metadata
 from coordinator.errors import UnavailableError
 from tests.services.databases import Databases
@@ -43,12 +43,12 @@ def test_migrations_make_the_schema(databases: Databases) -> None:
     """Every table, column, constraint and index of the migrated database is as the schema says."""
     migrated, made = databases.empty(), databases.empty()
     migrate.upgrade(migrated)
-    engine = make_engine(migrated, name="test")
+    engine = open_engine(migrated, name="test")
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-        assert migrate.current(connection) == migrate.wanted()
+        assert migrate.read_revision(connection) == migrate.wanted_revision()
     engine.dispose()
-    engine = make_engine(made, name="test")
+    engine = open_engine(made, name="test")
     metadata.create_all(engine)
     engine.dispose()
     assert definitions(migrated) == definitions(made)

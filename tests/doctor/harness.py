@@ -19,11 +19,11 @@ from typing import Any
 from msgspec.structs import replace as changed
 
 from coordinator.compose import command as compose_command
-from coordinator.doctor.examine import Report, examine
+from coordinator.doctor.examine import VisitReport, examine
 from coordinator.domain.findings import Finding, Result
 from coordinator.domain.names import parse_pod
 from coordinator.ingest import delays
-from coordinator.pods.prober import known_image
+from coordinator.pods.prober import make_probe_image
 from coordinator.registry.images import DOCKER, OCI
 from coordinator.settings import Secret, Settings
 from coordinator.stack.children import Children
@@ -175,16 +175,16 @@ class Clinic:
         on_step: Callable[[str], None] = lambda what: None,
         patience: float = PATIENCE_S,
         **others: Any,
-    ) -> Report:
+    ) -> VisitReport:
         settings = self.settings(key, **others)
-        with compose_command.doctor(settings, parse_pod(pod.name), patience=patience) as instruments:
+        with compose_command.open_instruments(settings, parse_pod(pod.name), patience=patience) as instruments:
             return examine(instruments, parse_pod(pod.name), on_step)
 
     # What is left
 
     def everything(self) -> tuple[set[tuple[str, str]], dict[str, list[tuple[Any, ...]]]]:
         """All that bucket and table have, except the prober's image."""
-        image = known_image()
+        image = make_probe_image()
         digests = [image.digest, *(blob.digest for blob in image.blobs)]
         probed = [digest.partition(":")[2] for digest in digests]
         stored = {
@@ -223,11 +223,11 @@ _TABLE = {
 }
 
 
-def not_proved(report: Report) -> dict[str, Result]:
+def not_proved(report: VisitReport) -> dict[str, Result]:
     return {found.check: found.result for found in report.findings if found.result is not Result.PROVED}
 
 
-def of(report: Report, check: str) -> Finding:
+def of(report: VisitReport, check: str) -> Finding:
     (found,) = [found for found in report.findings if found.check == check]
     return found
 
@@ -318,7 +318,7 @@ def asking_no_delay(emit: Emit) -> Emit:
     """Events do not ask ingest to delay them, though the doctor did."""
 
     def emit_plainly(action: str, target: dict[str, Any], request: dict[str, str]) -> None:
-        asks = delays.AGENT in request["useragent"]
+        asks = delays.AGENT_PREFIX in request["useragent"]
         emit(action, target, request | {"useragent": "baleen"} if asks else request)
 
     return emit_plainly

@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.db.connection import Connections
 from coordinator.doctor import table as findings
-from coordinator.doctor.reexamination import FIRST_PAUSE_S, LONGEST_PAUSE_S, Reexamination, after, is_due
+from coordinator.doctor.reexamination import FIRST_PAUSE_S, LONGEST_PAUSE_S, Reexamination, is_due, make_last_visit
 from coordinator.doctor.visit import Instruments
 from coordinator.domain.names import PodName
 from coordinator.errors import BaleenError, ConflictError, UnavailableError
@@ -23,12 +23,12 @@ ONE, OTHER = frozenset({(1, 1)}), frozenset({(1, 2)})
 def test_when_a_pod_is_visited_again() -> None:
     """Failed visits are repeated at growing intervals up to a bound; new processes wait for the first interval only."""
     assert is_due(None, ONE, 0.0)
-    last = after(None, ONE, 100.0)
+    last = make_last_visit(None, ONE, 100.0)
     assert not is_due(last, ONE, 99.0 + FIRST_PAUSE_S)
     assert is_due(last, ONE, 100.0 + FIRST_PAUSE_S)
     pauses = [last.pause]
     for _ in range(6):
-        last = after(last, ONE, 100.0)
+        last = make_last_visit(last, ONE, 100.0)
         pauses.append(last.pause)
     assert pauses[:3] == [FIRST_PAUSE_S, 2 * FIRST_PAUSE_S, 4 * FIRST_PAUSE_S]
     assert pauses[-1] == LONGEST_PAUSE_S
@@ -36,7 +36,7 @@ def test_when_a_pod_is_visited_again() -> None:
     assert is_due(last, ONE, 100.0 + LONGEST_PAUSE_S)
     assert not is_due(last, OTHER, 99.0 + FIRST_PAUSE_S)
     assert is_due(last, OTHER, 100.0 + FIRST_PAUSE_S)
-    assert after(last, OTHER, 200.0).pause == FIRST_PAUSE_S
+    assert make_last_visit(last, OTHER, 200.0).pause == FIRST_PAUSE_S
 
 
 @pytest.fixture
@@ -54,7 +54,9 @@ def visits(world: World, error: Callable[[], BaleenError]) -> list[PodName]:
         raise error()
         yield
 
-    with closing(Connections(world.table.url, name="baleen-test", prepare=statements.prepare)) as connections:
+    with closing(
+        Connections(world.table.url, name="baleen-test", prepare=statements.prepare_connection)
+    ) as connections:
         again = Reexamination(connections, opened, (), threading.Event())
         again.round()
         again.round()
@@ -69,7 +71,7 @@ def test_a_visit_that_cannot_be_made(world: World) -> None:
     world.return_probe(world.probe(), "t")
     assert visits(world, lambda: UnavailableError("Kafka is away.")) == [POD]
     assert "UTC found: Kafka is away: run `baleen pods doctor" in held(world)[0]
-    assert findings.unexamined(world.connection) != {}
+    assert findings.read_unexamined(world.connection) != {}
 
 
 def test_a_visit_while_an_operators_doctor_is_there(world: World) -> None:

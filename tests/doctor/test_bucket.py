@@ -8,7 +8,7 @@ import pytest
 from coordinator.compose import command as compose_command
 from coordinator.compose import store as compose_store
 from coordinator.doctor import table as findings
-from coordinator.doctor.storage import versioned
+from coordinator.doctor.storage import check_versioned
 from coordinator.doctor.visit import Visit
 from coordinator.domain.findings import Result
 from coordinator.domain.names import parse_digest, parse_pod
@@ -36,22 +36,22 @@ def bucket(request: pytest.FixtureRequest, clinic: Clinic) -> str:
 def visit(clinic: Clinic, bucket: str) -> Iterator[Visit]:
     pod = clinic.admit(f"{bucket}-{next(_numbers)}")
     settings = clinic.settings(s3_bucket=bucket)
-    with compose_command.doctor(settings, parse_pod(pod.name)) as instruments:
+    with compose_command.open_instruments(settings, parse_pod(pod.name)) as instruments:
         with instruments.connections.use() as connection:
-            examined = findings.examined(connection, parse_pod(pod.name))
+            examined = findings.read_pod(connection, parse_pod(pod.name))
         yield Visit(instruments, examined)
 
 
 def test_what_vanishes_comes_back(clinic: Clinic, bucket: str, visit: Visit) -> None:
     """A blob is absent while it is hidden, comes back after it, and then leaves no version."""
-    blob = visit.scratch.layer()
+    blob = visit.scratch.make_layer()
     store = visit.instruments.store
-    key = visit.scratch.put(blob)
-    visit.scratch.put(blob)
-    with visit.scratch.vanished(blob):
+    key = visit.scratch.store_blob(blob)
+    visit.scratch.store_blob(blob)
+    with visit.scratch.remove_for_block(blob):
         assert store.head(key) is None
     assert store.get(key) == blob.content
-    with pytest.raises(ZeroDivisionError), visit.scratch.vanished(blob):
+    with pytest.raises(ZeroDivisionError), visit.scratch.remove_for_block(blob):
         raise ZeroDivisionError
     assert store.get(key) == blob.content
     upload = f"{repository_prefix(visit.scratch.repository)}_uploads/1/data"
@@ -66,7 +66,7 @@ def test_what_vanishes_comes_back(clinic: Clinic, bucket: str, visit: Visit) -> 
 
 def test_what_is_shown_of_it(bucket: str, visit: Visit) -> None:
     """Either kind of bucket is proved, and the finding says how blobs will be hidden in it."""
-    found = versioned(visit)
+    found = check_versioned(visit)
     assert found.result is Result.PROVED
     assert ("moving its bytes to quarantine/" in found.meaning) == (bucket != "kind-enabled")
     assert visit.scratch.clean([], lambda: True) == []
@@ -74,7 +74,7 @@ def test_what_is_shown_of_it(bucket: str, visit: Visit) -> None:
 
 def test_neighbours_stay(clinic: Clinic) -> None:
     """Only the named object and folder are deleted, and none whose name merely begins so."""
-    store = compose_store.trial_store(clinic.settings())
+    store = compose_store.make_trial_store(clinic.settings())
     digest = parse_digest(f"sha256:{'ab' * 32}")
     kept = ["neighbours/a-b/x", "neighbours/ab", f"{blob_key(digest)}.tombstone"]
     for key in ["neighbours/a/x", "neighbours/a/y/z", blob_key(digest), *kept]:
@@ -92,8 +92,8 @@ def test_what_a_key_may(clinic: Clinic) -> None:
     """A refusal is a result, of single and batch calls; what the key is permitted to do is reported too."""
     settings = clinic.settings()
     ours, key = (
-        compose_store.trial_store(settings),
-        compose_store.trial_store(settings, POD.access, settings.pod_secret_key),
+        compose_store.make_trial_store(settings),
+        compose_store.make_trial_store(settings, POD.access, settings.pod_secret_key),
     )
     name = blob_key(parse_digest(f"sha256:{'cd' * 32}"))
     assert key.attempt_put(name, b"x").allowed

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.domain.findings import OF_THE_KEY, Result
+from coordinator.domain.findings import KEY_CHECKS, Result
 from coordinator.registry.images import DOCKER
 from coordinator.stack.distribution import DistributionRegistry
 from tests.doctor.harness import (
@@ -36,7 +36,7 @@ EMBEDDED = {"kafka-durable": REFUTED}
         ("inmemory", (Caching,), POD, {"no-descriptor-cache": REFUTED}),
         ("one-of-two", (DistributionRegistry, Caching), POD, {"no-descriptor-cache": REFUTED}),
         ("no-references", (Silent,), POD, {"references-arrive": REFUTED}),
-        ("may-delete", (DistributionRegistry,), THIEF, dict.fromkeys(OF_THE_KEY, REFUTED)),
+        ("may-delete", (DistributionRegistry,), THIEF, dict.fromkeys(KEY_CHECKS, REFUTED)),
         ("two-secrets", (DistributionRegistry, OtherSecret), POD, {"upload-secret": REFUTED}),
         ("no-deletes", (NoDeletes,), POD, {}),
     ],
@@ -52,7 +52,7 @@ def test_one_fault(
     with clinic.distributions(pod, *kinds, key=key):
         report = clinic.examine(pod, key)
     assert not_proved(report) == EMBEDDED | wrong, report.findings
-    assert report.left == []
+    assert report.problems == []
     assert clinic.everything() == before
 
 
@@ -120,7 +120,7 @@ def test_two_queues(clinic: Clinic, probe: str, kind: type[DistributionRegistry]
     found = of(report, "events-in-order")
     assert f"a probe came back before the event of an earlier {entry}" in found.proof
     assert "Configure one endpoint for Baleen" in found.fix
-    assert report.left == []
+    assert report.problems == []
     assert clinic.everything() == before
 
 

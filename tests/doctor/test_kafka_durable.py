@@ -7,11 +7,11 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from coordinator.doctor.kafka import kafka_durable
+from coordinator.doctor.kafka import check_kafka_durable
 from coordinator.domain.findings import Finding, Result
 from coordinator.kafka.log import LogInspector
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS, LIFECYCLE, ensure_topics
-from coordinator.settings import Settings, build
+from coordinator.settings import Settings, make_settings
 from tests.support.wait import eventually
 
 pytestmark = pytest.mark.kafka
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.kafka
 def examined(settings: Settings) -> Finding:
     with LogInspector(settings) as inspector:
         instruments = SimpleNamespace(settings=settings, inspector=inspector)
-        return kafka_durable(cast("Any", SimpleNamespace(instruments=instruments, patient=None)))
+        return check_kafka_durable(cast("Any", SimpleNamespace(instruments=instruments, pod_facts=None)))
 
 
 def delete_topics(admin: KafkaAdminClient) -> None:
@@ -36,7 +36,7 @@ def delete_topics(admin: KafkaAdminClient) -> None:
 
 def test_apache_kafka(apache_kafka: str) -> None:
     """Topics as `topics create` makes them are proved; one with unclean leader election is refuted, with the fix."""
-    settings = build({"kafka_bootstrap": apache_kafka})
+    settings = make_settings({"kafka_bootstrap": apache_kafka})
     admin = KafkaAdminClient(bootstrap_servers=apache_kafka)
     name = "unclean.leader.election.enable"
     # Other tests on this broker make topics of their own kind.

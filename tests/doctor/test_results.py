@@ -8,12 +8,29 @@ import pytest
 
 from coordinator.doctor import clocks, events, kafka, kinds, queues
 from coordinator.doctor.checks import CHECKS
-from coordinator.doctor.kinds import Kinds, KindsReport
-from coordinator.doctor.results import SHOWN, Part, finding, follows, proved, refuted, unproved, without
+from coordinator.doctor.kinds import KindsReport, PushedKinds
+from coordinator.doctor.results import (
+    PARTS_SHOWN,
+    Part,
+    add_unreached,
+    make_finding,
+    not_tried,
+    proved,
+    refuted,
+    unproved,
+)
 from coordinator.doctor.scratch import Announcement
-from coordinator.doctor.texts import TEXTS, Patient
-from coordinator.doctor.visit import Place, Push, Report
-from coordinator.domain.findings import OF_THE_KEY, Check, Finding, Result, hold, implied, in_order
+from coordinator.doctor.texts import TEXTS, PodFacts
+from coordinator.doctor.visit import Place, Push, PushReport
+from coordinator.domain.findings import (
+    KEY_CHECKS,
+    Check,
+    Finding,
+    Result,
+    describe_block,
+    implied_checks,
+    sort_findings,
+)
 from coordinator.domain.names import parse_repository
 from coordinator.domain.refusals import Refusals
 from coordinator.kafka.tail import TailedRecord
@@ -27,7 +44,7 @@ IMAGE = make_image("judged")
 LAST = make_layer("judged/last")
 NONCE = "0123456789abcdef" * 2
 PARTITIONS = 2
-PATIENT = Patient(
+PATIENT = PodFacts(
     "team-a", "team", ["http://a:5000", "http://b:5000"], "http://baleen:8080", "layers", "/shared", "http://store:9000"
 )
 
@@ -72,9 +89,9 @@ class Recording:
         listed = [ReferenceRecord(blob.digest) for blob in IMAGE.blobs]
         self.event(IMAGE.digest, **({"references": listed} | more))
 
-    def report(self) -> Report:
+    def report(self) -> PushReport:
         blobs = {blob.digest: self.entries[blob.digest] for blob in IMAGE.blobs if blob.digest in self.entries}
-        return Report(self._push, blobs, self.entries.get(IMAGE.digest), self.echoes, self.entries.get(LAST.digest))
+        return PushReport(self._push, blobs, self.entries.get(IMAGE.digest), self.echoes, self.entries.get(LAST.digest))
 
 
 def whole() -> Recording:
@@ -87,12 +104,12 @@ def whole() -> Recording:
     return recording
 
 
-def results(report: Report) -> dict[str, Result]:
+def results(report: PushReport) -> dict[str, Result]:
     return {
-        "arrival": events.arrival(report, 1).result,
-        "references": events.references(report).result,
-        "order": events.order(report).result,
-        "echo": events.echo(report, 1).result,
+        "arrival": events.arrival_part(report, 1).result,
+        "references": events.reference_part(report).result,
+        "order": events.order_part(report).result,
+        "echo": events.echo_part(report, 1).result,
     }
 
 
@@ -115,12 +132,12 @@ def test_a_later_event_proves_a_loss() -> None:
     recording = Recording()
     recording.blobs(but=1)
     recording.manifest()
-    assert events.arrival(recording.report(), 1).result is UNPROVED
+    assert events.arrival_part(recording.report(), 1).result is UNPROVED
     recording.echo(0)
     assert not recording.report().is_over, "the copy of the echo that comes after the events may be another partition's"
     recording.echo(1)
     assert recording.report().is_over
-    assert events.arrival(recording.report(), 1).result is REFUTED
+    assert events.arrival_part(recording.report(), 1).result is REFUTED
 
 
 def test_another_process_proves_nothing() -> None:
@@ -131,7 +148,7 @@ def test_another_process_proves_nothing() -> None:
     recording.event(LAST.digest, process="two")
     report = recording.report()
     assert not report.is_over
-    assert events.echo(report, 1).result is UNPROVED
+    assert events.echo_part(report, 1).result is UNPROVED
 
 
 def test_a_probe_that_does_not_come_back() -> None:
@@ -152,7 +169,7 @@ def test_references_that_are_not_all(references: Any, result: Result) -> None:
     """An event that names none or not all of what the manifest lists is refuted."""
     recording = Recording()
     recording.manifest(references=references)
-    assert events.references(recording.report()).result is result
+    assert events.reference_part(recording.report()).result is result
 
 
 PLACE = Place("http://registry:5000", "10.0.0.1", cast("Any", None))
@@ -172,7 +189,9 @@ def of_kinds(*unreported: str, but: str = "", lasts: bool = True) -> KindsReport
             recording.event(each.digest, process="two" if kind == but else "one")
     for each in ends.values() if lasts else ():
         recording.event(each.digest)
-    return kinds.report(Kinds(PLACE, dict(MANIFESTS), done, ends), lambda each: recording.entries.get(each.digest))
+    return kinds.make_kinds_report(
+        PushedKinds(PLACE, dict(MANIFESTS), done, ends), lambda each: recording.entries.get(each.digest)
+    )
 
 
 @pytest.mark.parametrize(
@@ -188,7 +207,7 @@ def of_kinds(*unreported: str, but: str = "", lasts: bool = True) -> KindsReport
 )
 def test_kinds_that_were_reported(report: KindsReport, result: Result, over: bool) -> None:
     """A missing kind is refuted once the one process has reported a later push to the same repository."""
-    assert events.arrival_of_kinds(report, 1).result is result
+    assert events.arrival_part_of_kinds(report, 1).result is result
     assert report.is_over is over
 
 
@@ -196,8 +215,8 @@ def test_kinds_that_could_not_be_tried() -> None:
     """A registry that refuses one of the kinds proves nothing of them."""
     report = of_kinds()
     report = report._replace(kinds=report.kinds._replace(error="refused"))
-    assert events.arrival_of_kinds(report, 1).result is UNPROVED
-    assert [part.result for part in events.references_of_kinds(report)] == [UNPROVED]
+    assert events.arrival_part_of_kinds(report, 1).result is UNPROVED
+    assert [part.result for part in events.reference_parts_of_kinds(report)] == [UNPROVED]
 
 
 def of_a_hold(
@@ -233,17 +252,17 @@ def of_a_hold(
 )
 def test_an_echo_that_waits_or_does_not(outcome: queues.TrialResult, result: Result) -> None:
     """An echo before the delayed event refutes; one behind it proves only if it had to wait."""
-    assert queues.order_part(outcome).result is result
+    assert queues.trial_part(outcome).result is result
 
 
 def test_all_kinds_have_to_wait() -> None:
     """A place is proved only with every kind, and shows the shortest wait."""
     held = of_a_hold()
-    assert queues.joined("here", []).result is UNPROVED
-    assert queues.joined("here", [held, of_a_hold(echo_at=4)]) == queues.order_part(of_a_hold(echo_at=4))._replace(
+    assert queues.queue_part("here", []).result is UNPROVED
+    assert queues.queue_part("here", [held, of_a_hold(echo_at=4)]) == queues.trial_part(of_a_hold(echo_at=4))._replace(
         where="here"
     )
-    found = queues.joined("here", [held, of_a_hold(awaited=1.5), of_a_hold(unhindered=0.2)])
+    found = queues.queue_part("here", [held, of_a_hold(awaited=1.5), of_a_hold(unhindered=0.2)])
     assert found.result is PROVED
     assert "1.5 s or longer" in found.sentence
     assert "0.2 s at most" in found.sentence
@@ -268,7 +287,7 @@ def test_an_order_that_is_not_kept() -> None:
     falling.blobs()
     falling.manifest(at=0)
     falling.event(LAST.digest)
-    assert {events.order(recording.report()).result for recording in (early, claimed, split, falling)} == {REFUTED}
+    assert {events.order_part(recording.report()).result for recording in (early, claimed, split, falling)} == {REFUTED}
 
 
 @pytest.mark.parametrize(
@@ -277,7 +296,7 @@ def test_an_order_that_is_not_kept() -> None:
 )
 def test_how_far_a_clock_is_off(shown: float, step: float, off: float) -> None:
     """A time between two of ours proves no error of a clock, nor does one in whole seconds."""
-    found = clocks.off(
+    found = clocks.clock_error(
         NOW + dt.timedelta(seconds=shown), NOW, NOW + dt.timedelta(seconds=1), dt.timedelta(seconds=step)
     )
     assert found == dt.timedelta(seconds=off)
@@ -294,26 +313,32 @@ def test_a_clock_may_be_off_by_half_of_the_skew() -> None:
 def test_the_worst_part_is_the_result() -> None:
     """One part that is not proved makes the finding so, comes first, and gives the fix."""
     parts = [proved("a", "well"), unproved("b", "unknown"), refuted("c", "wrong")]
-    found = finding(Check.SAME_ROOT, parts, PATIENT)
+    found = make_finding(Check.SAME_ROOT, parts, PATIENT)
     assert (found.result, found.proof) == (REFUTED, "c: wrong; b: unknown; a: well")
     assert found.fix == TEXTS[Check.SAME_ROOT].fix(PATIENT)
-    assert finding(Check.SAME_ROOT, parts[:2], PATIENT).result is UNPROVED
-    assert finding(Check.SAME_ROOT, parts[:1], PATIENT).fix == ""
-    assert finding(Check.SAME_ROOT, [], PATIENT).result is UNPROVED
-    many = finding(Check.SAME_ROOT, [proved(f"{n}", "well") for n in range(SHOWN + 3)], PATIENT)
+    assert make_finding(Check.SAME_ROOT, parts[:2], PATIENT).result is UNPROVED
+    assert make_finding(Check.SAME_ROOT, parts[:1], PATIENT).fix == ""
+    assert make_finding(Check.SAME_ROOT, [], PATIENT).result is UNPROVED
+    many = make_finding(Check.SAME_ROOT, [proved(f"{n}", "well") for n in range(PARTS_SHOWN + 3)], PATIENT)
     assert many.proof.endswith("and 3 more")
 
 
 def test_what_the_visit_did_not_reach() -> None:
     """A finding is not proved for processes that the visit did not reach, which it names; a refuted one stays so."""
     for result, after in ((PROVED, UNPROVED), (UNPROVED, UNPROVED), (REFUTED, REFUTED)):
-        found = finding(Check.CLOCKS, [Part("a", result, "seen")], PATIENT)
-        assert without(found, [], PATIENT) == found
-        left = without(found, ["p1", "p2"], PATIENT)
-        assert (left.check, left.result, left.meaning) == (Check.CLOCKS, after, TEXTS[Check.CLOCKS].meaning(after))
+        found = make_finding(Check.CLOCKS, [Part("a", result, "seen")], PATIENT)
+        assert add_unreached(found, [], PATIENT) == found
+        left = add_unreached(found, ["p1", "p2"], PATIENT)
+        assert (left.check, left.result, left.meaning) == (
+            Check.CLOCKS,
+            after,
+            TEXTS[Check.CLOCKS].describe_result(after),
+        )
         assert "not tried with process p1, p2: see `processes-reached`" in left.proof
         assert left.fix == found.fix
-    reached = without(finding(Check.PROCESSES_REACHED, [proved("a", "seen")], PATIENT), ["p1", "p2"], PATIENT)
+    reached = add_unreached(
+        make_finding(Check.PROCESSES_REACHED, [proved("a", "seen")], PATIENT), ["p1", "p2"], PATIENT
+    )
     assert reached.result is UNPROVED
     for entry in ("process p1: ", "process p2: ", "a: seen"):
         assert entry in reached.proof
@@ -327,15 +352,15 @@ def test_what_the_visit_did_not_reach() -> None:
 
 def test_what_follows_from_another_finding() -> None:
     """A finding that follows from another is one sentence that refers to it, for all places, with nothing to fix."""
-    stuck = [follows(where, "it is away", Check.REGISTRY_ANSWERS) for where in ("a", "b")]
-    found = finding(Check.CLOCKS, stuck, PATIENT)
+    stuck = [not_tried(where, "it is away", Check.REGISTRY_ANSWERS) for where in ("a", "b")]
+    found = make_finding(Check.CLOCKS, stuck, PATIENT)
     assert (found.result, found.fix) == (UNPROVED, "")
     assert found.proof == "a, b: not tried, since it is away: see `registry-answers`"
-    assert without(found, ["p1"], PATIENT) == found
-    nowhere = finding(Check.CLOCKS, [], PATIENT)
+    assert add_unreached(found, ["p1"], PATIENT) == found
+    nowhere = make_finding(Check.CLOCKS, [], PATIENT)
     assert (nowhere.result, nowhere.fix) == (UNPROVED, "")
     assert "see `registry-answers`" in nowhere.proof
-    worse = finding(Check.CLOCKS, [*stuck, refuted("c", "it is off", "set it")], PATIENT)
+    worse = make_finding(Check.CLOCKS, [*stuck, refuted("c", "it is off", "set it")], PATIENT)
     assert (worse.result, worse.fix) == (REFUTED, "set it")
     assert worse.proof == f"c: it is off; {found.proof}"
 
@@ -367,7 +392,7 @@ def test_what_is_known_is_filled_in() -> None:
 )
 def test_what_is_to_be_taken_out_of_ignore(unreported: list[str], actions: str | None, media_types: list[str]) -> None:
     """The fix names the lines of `ignore` that hide the missing kinds, and no others."""
-    fix = events.arrival_of_kinds(of_kinds(*unreported), 1).fix
+    fix = events.arrival_part_of_kinds(of_kinds(*unreported), 1).fix
     assert fix is not None
     assert ("actions:" in fix) == (actions is not None)
     assert actions is None or actions in fix
@@ -379,12 +404,12 @@ def test_pushes_that_are_ignored() -> None:
     recording = Recording()
     for partition in range(PARTITIONS):
         recording.echo(partition)
-    assert "actions: [push]" in (events.arrival(recording.report(), 1).fix or "")
+    assert "actions: [push]" in (events.arrival_part(recording.report(), 1).fix or "")
     blobless = Recording()
     blobless.manifest()
     for partition in range(PARTITIONS):
         blobless.echo(partition)
-    fix = events.arrival(blobless.report(), 1).fix or ""
+    fix = events.arrival_part(blobless.report(), 1).fix or ""
     assert "- application/octet-stream" in fix
     assert "actions" not in fix
     assert OCI.manifest not in fix
@@ -393,7 +418,7 @@ def test_pushes_that_are_ignored() -> None:
 def test_a_wrong_token_is_named() -> None:
     """If no event came and a token was refused, the proof and the fix name the token."""
     refused = Refusals(NOW, NOW + dt.timedelta(minutes=5))
-    part = events.of_wrong_token(events.arrival(Recording().report(), 1), refused, PATIENT)
+    part = events.add_wrong_token(events.arrival_part(Recording().report(), 1), refused, PATIENT)
     assert part.result is UNPROVED
     assert "none of 4 events came" in part.sentence
     assert (
@@ -417,48 +442,48 @@ def test_what_an_index_lists() -> None:
         (silent, LAST.digest, REFUTED),
         (None, LAST.digest, UNPROVED),
     ):
-        assert events.listing("here", "index", entry, {listed}).result is result
+        assert events.compare_references("here", "index", entry, {listed}).result is result
 
 
 def test_what_holds_garbage_collection() -> None:
     """GC is blocked by any check that is refuted, unproved or missing, and by the lack of a visit."""
     all_well = dict.fromkeys(map(str, Check), PROVED)
-    assert hold(all_well, "p") is None
-    assert hold(all_well | {"a-check-of-another-release": REFUTED}, "p") is None
-    assert "never examined" in (hold({}, "p") or "")
-    entry = hold(all_well | {"clocks": REFUTED, "versioned": UNPROVED}, "p") or ""
+    assert describe_block(all_well, "p") is None
+    assert describe_block(all_well | {"a-check-of-another-release": REFUTED}, "p") is None
+    assert "never examined" in (describe_block({}, "p") or "")
+    entry = describe_block(all_well | {"clocks": REFUTED, "versioned": UNPROVED}, "p") or ""
     assert "clocks is refuted" in entry
     assert "versioned is unproved" in entry
-    assert "2 processes of its registry began or came back after the visit" in (hold(all_well, "p", 2) or "")
-    assert hold(all_well | {"repositories-owned": REFUTED}, "p") is None, "each run looks for itself"
+    assert "2 processes of its registry began or came back after the visit" in (describe_block(all_well, "p", 2) or "")
+    assert describe_block(all_well | {"repositories-owned": REFUTED}, "p") is None, "each run looks for itself"
     del all_well["cannot-delete"]
-    assert "cannot-delete is not examined" in (hold(all_well, "p") or "")
+    assert "cannot-delete is not examined" in (describe_block(all_well, "p") or "")
 
 
 def test_what_is_allowed_on_purpose() -> None:
     """A check that is allowed as unsafe blocks nothing once it was visited; the others do."""
     found = dict.fromkeys(map(str, Check), PROVED) | {"kafka-durable": REFUTED, "cannot-delete": UNPROVED}
     named = {"kafka-durable", "cannot-delete"}
-    assert hold(found, "p", 0, named) is None
-    assert "kafka-durable is refuted" in (hold(found, "p", 0, {"cannot-delete"}) or "")
-    assert "clocks is refuted" in (hold(found | {"clocks": REFUTED}, "p", 0, named) or "")
-    assert "after the visit" in (hold(found, "p", 1, named) or "")
-    assert "never examined" in (hold({}, "p", 0, named) or "")
+    assert describe_block(found, "p", 0, named) is None
+    assert "kafka-durable is refuted" in (describe_block(found, "p", 0, {"cannot-delete"}) or "")
+    assert "clocks is refuted" in (describe_block(found | {"clocks": REFUTED}, "p", 0, named) or "")
+    assert "after the visit" in (describe_block(found, "p", 1, named) or "")
+    assert "never examined" in (describe_block({}, "p", 0, named) or "")
     del found["cannot-delete"]
-    assert "cannot-delete is not examined" in (hold(found, "p", 0, named) or "")
+    assert "cannot-delete is not examined" in (describe_block(found, "p", 0, named) or "")
 
 
 def test_a_key_that_may_delete_stands_for_all_of_the_key() -> None:
     """Whoever lets collection go on although the key may delete blobs means that key, and all that is tried with it."""
-    assert implied({"cannot-delete"}) == OF_THE_KEY
-    assert implied({"kafka-durable"}) == {"kafka-durable"}
+    assert implied_checks({"cannot-delete"}) == KEY_CHECKS
+    assert implied_checks({"kafka-durable"}) == {"kafka-durable"}
 
 
 def test_every_check_is_made_and_explained() -> None:
     """No check is without its experiment, nor without what it means; findings are shown in their order."""
     assert CHECKS.keys() == TEXTS.keys() == set(Check)
     assert list(CHECKS)[-1] is Check.DELETES_ARRIVE, "it deletes what the others look at"
-    shown = in_order(Finding(check, PROVED, "", "") for check in ["of-another-release", *sorted(Check)])
+    shown = sort_findings(Finding(check, PROVED, "", "") for check in ["of-another-release", *sorted(Check)])
     assert [found.check for found in shown] == [*Check, "of-another-release"]
 
 
@@ -467,6 +492,6 @@ def test_topics_that_are_not_safe() -> None:
     wrong = TopicReport("registry.events", False, 8, 3, (TopicProblem("It is not safe.", "kafka-configs.sh …"),))
     unreported = TopicReport("registry.events", False, 8, 3, (), ("min.insync.replicas",))
     safe = TopicReport("registry.events", False, 8, 3, ())
-    assert [kafka.kept(report).result for report in (wrong, unreported, safe)] == [REFUTED, UNPROVED, PROVED]
-    assert kafka.fix([safe, wrong]) == "kafka-configs.sh …"
-    assert kafka.fix([safe]) is None
+    assert [kafka.topic_part(report).result for report in (wrong, unreported, safe)] == [REFUTED, UNPROVED, PROVED]
+    assert kafka.join_fixes([safe, wrong]) == "kafka-configs.sh …"
+    assert kafka.join_fixes([safe]) is None

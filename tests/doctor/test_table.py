@@ -7,10 +7,10 @@ import pytest
 from sqlalchemy import event
 
 from coordinator.db.engine import temporary_engine
-from coordinator.db.session import reading
+from coordinator.db.session import read_connection
 from coordinator.doctor import table as findings
 from coordinator.doctor.table import ExaminedPod
-from coordinator.domain.findings import OF_THE_KEY, Check, Finding, Result, repeated
+from coordinator.domain.findings import KEY_CHECKS, Check, Finding, Result, repeated_checks
 from coordinator.domain.names import PodName
 from coordinator.domain.watermarks import ProcessState
 from coordinator.pods import view as pods
@@ -29,24 +29,24 @@ def world(fresh: Table) -> World:
 
 def visit(world: World, meanwhile: Callable[[], None] = lambda: None, result: Result = Result.PROVED) -> set[str]:
     """Visit the pod and find this result of every check; return the processes that were visited."""
-    pod: ExaminedPod = findings.examined(world.connection, POD)
+    pod: ExaminedPod = findings.read_pod(world.connection, POD)
     meanwhile()
-    with findings.concluding(world.connection, pod) as counting:
-        findings.write(world.connection, pod, [Finding(str(check), result, "", "") for check in Check])
+    with findings.lock_processes(world.connection, pod) as counting:
+        findings.write_findings(world.connection, pod, [Finding(str(check), result, "", "") for check in Check])
     return counting
 
 
 def held(world: World, after: Callable[[str], None] = lambda statement: None) -> list[str]:
     """The reasons of the doctor that block GC for the pod."""
-    with temporary_engine(world.table.url, name="test") as engine, reading(engine) as connection:
+    with temporary_engine(world.table.url, name="test") as engine, read_connection(engine) as connection:
         event.listen(connection, "after_cursor_execute", lambda _, __, statement, *more: after(statement))
-        truth = pods.truths(connection, SILENCE, timedelta(hours=1))[POD]
-    return [reason for reason in truth.reasons(POD) if reason.startswith("doctor")]
+        state = pods.read_pod_states(connection, SILENCE, timedelta(hours=1))[POD]
+    return [reason for reason in state.describe_blocks(POD) if reason.startswith("doctor")]
 
 
 def refuse(world: World, instance: str = "s") -> None:
     """Let the pod's address refuse a connection, so that its process is dead."""
-    assert processes.probe_failed(world.connection, world.probe(), "refused", refused=True) == instance
+    assert processes.record_probe_failure(world.connection, world.probe(), "refused", refused=True) == instance
 
 
 def test_first_echo_after_the_visit(world: World) -> None:
@@ -81,7 +81,7 @@ def test_retired_at_the_visit(world: World) -> None:
     world.return_probe(world.probe(), "s")
     assert visit(world) == {"s"}
     world.return_probe(world.probe(), "t")
-    world.reconciled()
+    world.run_reconcile()
     assert world.process("s").state is ProcessState.RETIRED
     assert visit(world) == {"t"}
     assert held(world) == []
@@ -168,19 +168,19 @@ def test_who_is_examined_without_an_operator(world: World) -> None:
     no operator's doctor has visited.
     """
     world.return_probe(world.probe(), "s")
-    assert findings.unexamined(world.connection) == {}
+    assert findings.read_unexamined(world.connection) == {}
     visit(world)
-    assert findings.unexamined(world.connection) == {}
+    assert findings.read_unexamined(world.connection) == {}
     add_process(world.connection, world.pod, "t")
     assert held(world) != []
-    assert findings.unexamined(world.connection) == {}
+    assert findings.read_unexamined(world.connection) == {}
     world.return_probe(world.probe(), "t")
-    (processes,) = findings.unexamined(world.connection).values()
+    (processes,) = findings.read_unexamined(world.connection).values()
     assert len(processes) == 1
     # It takes turns with another: each is another life.
     visit(world)
     world.return_probe(world.probe(), "s")
-    assert findings.unexamined(world.connection)[POD] != processes
+    assert findings.read_unexamined(world.connection)[POD] != processes
 
 
 def test_a_visit_without_an_operator(world: World) -> None:
@@ -192,17 +192,17 @@ def test_a_visit_without_an_operator(world: World) -> None:
     world.connection.execute("UPDATE findings SET proof = 'earlier'")
     world.return_probe(world.probe(), "t")
     assert "has not examined this yet" in held(world)[0]
-    findings.write_failed(world.connection, POD, ["clocks is unproved"])
-    findings.write_failed(world.connection, POD, ["no-descriptor-cache is refuted"])
+    findings.write_failed_visit(world.connection, POD, ["clocks is unproved"])
+    findings.write_failed_visit(world.connection, POD, ["no-descriptor-cache is refuted"])
     assert "UTC found: no-descriptor-cache is refuted" in held(world)[0]
-    assert findings.unexamined(world.connection) != {}
-    pod = findings.examined(world.connection, POD)
-    made = repeated(managed=True)
-    with findings.concluding(world.connection, pod):
+    assert findings.read_unexamined(world.connection) != {}
+    pod = findings.read_pod(world.connection, POD)
+    made = repeated_checks(managed=True)
+    with findings.lock_processes(world.connection, pod):
         found = [Finding(str(check), Result.PROVED, "", "later") for check in made]
-        findings.write(world.connection, pod, found, kept=OF_THE_KEY)
+        findings.write_findings(world.connection, pod, found, kept=KEY_CHECKS)
     assert held(world) == []
     proofs = dict(world.connection.execute('SELECT "check", proof FROM findings').fetchall())
-    assert proofs == dict.fromkeys(OF_THE_KEY, "earlier") | dict.fromkeys(made, "later")
+    assert proofs == dict.fromkeys(KEY_CHECKS, "earlier") | dict.fromkeys(made, "later")
     world.return_probe(world.probe(), "u")
     assert "has not examined this yet" in held(world)[0]

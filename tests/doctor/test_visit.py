@@ -9,10 +9,10 @@ from coordinator.compose import command as compose_command
 from coordinator.compose import store as compose_store
 from coordinator.db.locks import FACTS_LOCK, PODS_LOCK
 from coordinator.doctor import table as findings
-from coordinator.doctor.checks import OF_PROCESSES
-from coordinator.doctor.examine import TAKING_AWAY
+from coordinator.doctor.checks import CHECKS_OF_PROCESSES
+from coordinator.doctor.examine import REMOVING
 from coordinator.doctor.scratch import BY, Scratch
-from coordinator.domain.findings import OF_THE_KEY, Check, Result
+from coordinator.domain.findings import KEY_CHECKS, Check, Result
 from coordinator.domain.names import parse_digest, parse_pod, parse_repository
 from coordinator.errors import ConflictError, NotFoundError
 from coordinator.registry.client import RegistryClient
@@ -56,7 +56,7 @@ def test_a_pod_that_is_well(clinic: Clinic) -> None:
     with clinic.models(pod, model(), model()):
         report = clinic.examine(pod)
         assert not_proved(report) == EMBEDDED
-        assert report.left == []
+        assert report.problems == []
         assert clinic.everything() == before
         document = clinic.baleen.pod(pod)
     results = {found["check"]: found["result"] for found in document["findings"]}
@@ -89,10 +89,10 @@ def test_a_process_that_begins_during_a_visit(clinic: Clinic) -> None:
     with clinic.models(pod, model()):
         report = clinic.examine(pod, on_step=on_step)
         held = clinic.baleen.pod(pod)["blocked_by"]
-    assert not_proved(report) == EMBEDDED | dict.fromkeys(map(str, OF_PROCESSES), UNPROVED)
+    assert not_proved(report) == EMBEDDED | dict.fromkeys(map(str, CHECKS_OF_PROCESSES), UNPROVED)
     assert "process late: " in of(report, "processes-reached").proof
     assert f"baleen pods retire-process {pod.name} late" in of(report, "processes-reached").fix
-    for check in OF_PROCESSES - {Check.PROCESSES_REACHED}:
+    for check in CHECKS_OF_PROCESSES - {Check.PROCESSES_REACHED}:
         assert of(report, check).proof.startswith("not tried with process late: see `processes-reached`")
         assert of(report, check).fix == ""
     assert any("processes-reached is unproved" in reason for reason in held)
@@ -120,11 +120,11 @@ def test_nobody_is_added_while_findings_are_written(clinic: Clinic) -> None:
     """While findings are written, no process is added and no pod is changed."""
     pod = clinic.admit("quiet")
     with (
-        compose_command.doctor(clinic.settings(), parse_pod(pod.name)) as instruments,
+        compose_command.open_instruments(clinic.settings(), parse_pod(pod.name)) as instruments,
         instruments.connections.use() as connection,
     ):
-        examined = findings.examined(connection, parse_pod(pod.name))
-        with findings.concluding(connection, examined) as counting:
+        examined = findings.read_pod(connection, parse_pod(pod.name))
+        with findings.lock_processes(connection, examined) as counting:
             assert counting == set()
             # As workers and `set-registries` take them.
             for lock in ("pg_try_advisory_xact_lock_shared", "pg_try_advisory_xact_lock"):
@@ -143,18 +143,18 @@ def test_faults_of_configuration(clinic: Clinic) -> None:
     process = model(storage=CachingStorage, wrap=lambda emit: without_references()(without("pull")(emit)), key=THIEF)
     with clinic.models(pod, process):
         report = clinic.examine(pod, THIEF)
-    wrong = {"no-descriptor-cache", "references-arrive", "probes-arrive", *map(str, OF_THE_KEY)}
-    unreached = dict.fromkeys(map(str, OF_PROCESSES), UNPROVED)
+    wrong = {"no-descriptor-cache", "references-arrive", "probes-arrive", *map(str, KEY_CHECKS)}
+    unreached = dict.fromkeys(map(str, CHECKS_OF_PROCESSES), UNPROVED)
     assert not_proved(report) == EMBEDDED | unreached | dict.fromkeys(wrong, REFUTED)
     assert "process not-listed: " in of(report, "processes-reached").proof
     assert all(found.fix for found in report.findings if found.result is REFUTED)
     assert of(report, "cannot-delete").proof.count("it is gone") == 4
     assert f"tried with the access key {THIEF.access}" in of(report, "cannot-delete").proof
     assert "policy's line ReadAndWriteBlobs does not allow it" in of(report, "cannot-delete").proof
-    assert all(f"\nbaleen pods policy {pod.name}\n" in of(report, check).fix for check in OF_THE_KEY)
+    assert all(f"\nbaleen pods policy {pod.name}\n" in of(report, check).fix for check in KEY_CHECKS)
     assert "GET of a scratch object outside of every pod's prefixes: done" in of(report, "others-closed").proof
     assert THIEF.secret not in f"{report}"
-    assert report.left == []
+    assert report.problems == []
     assert clinic.everything() == before
 
 
@@ -222,8 +222,8 @@ def test_a_prefix_that_the_policy_does_not_have(clinic: Clinic) -> None:
     assert f"\nbaleen pods policy {pod.name}\n" in found.fix
     clinic.store.restrain({POD: ["widened", "widened-too"]})
     report = clinic.examine(pod)
-    assert {check for check in OF_THE_KEY if of(report, check).result is Result.PROVED} == OF_THE_KEY
-    assert report.left == []
+    assert {check for check in KEY_CHECKS if of(report, check).result is Result.PROVED} == KEY_CHECKS
+    assert report.problems == []
 
 
 def test_a_key_that_may_only_not_delete_blobs(clinic: Clinic) -> None:
@@ -249,7 +249,7 @@ def test_a_key_that_may_only_not_delete_blobs(clinic: Clinic) -> None:
     store.put_bucket_policy(Bucket=BUCKET, Policy=json.dumps({"Version": "2012-10-17", "Statement": statements}))
     try:
         report = clinic.examine(pod)
-        assert {check: of(report, check).result for check in OF_THE_KEY} == {
+        assert {check: of(report, check).result for check in KEY_CHECKS} == {
             "cannot-delete": Result.PROVED,
             "others-closed": REFUTED,
             "quarantine-closed": REFUTED,
@@ -260,16 +260,16 @@ def test_a_key_that_may_only_not_delete_blobs(clinic: Clinic) -> None:
             in of(report, "others-closed").proof
         )
         assert f"an upload of {MARK} that was begun and aborted: done" in of(report, "quarantine-closed").proof
-        assert report.left == []
+        assert report.problems == []
         assert clinic.everything()[0] == before
         assert store.get_object(Bucket=BUCKET, Key=mark)["Body"].read() == b"the mark"
     finally:
-        compose_store.trial_store(clinic.settings()).erase([MARK])
+        compose_store.make_trial_store(clinic.settings()).erase([MARK])
 
 
 def test_repositories_that_no_pod_owns(clinic: Clinic) -> None:
     """Repositories without a pod are named with the fix; runs are blocked by what they see, not by the finding."""
-    pod, store = clinic.admit("neighbourly"), compose_store.trial_store(clinic.settings())
+    pod, store = clinic.admit("neighbourly"), compose_store.make_trial_store(clinic.settings())
     clinic.listed(pod, unused())
     names = [f"stranger-{number:02}" for number in range(12)]
     keys = [f"{repository_prefix(parse_repository(f'{name}/app'))}_manifests/x" for name in names]
@@ -298,7 +298,7 @@ def test_deletes_that_are_switched_off(clinic: Clinic) -> None:
     assert not_proved(report) == EMBEDDED
     assert "refuses deletes" in of(report, "deletes-arrive").meaning
     assert "delete: {enabled: true}" in of(report, "deletes-arrive").fix
-    assert report.left == []
+    assert report.problems == []
     assert clinic.everything() == before
 
 
@@ -317,7 +317,7 @@ def test_a_registry_that_is_away(clinic: Clinic) -> None:
     fix = of(report, "registry-answers").fix
     assert url in fix
     assert f"baleen pods set-registries {pod.name} --registry URL" in fix
-    for check in OF_PROCESSES - {Check.CLOCKS}:
+    for check in CHECKS_OF_PROCESSES - {Check.CLOCKS}:
         assert "see `registry-answers`" in of(report, check).proof
         assert "ECONNREFUSED" not in of(report, check).proof
         assert of(report, check).fix == ""
@@ -340,7 +340,12 @@ def test_a_wrong_token(clinic: Clinic) -> None:
     assert "events with a wrong token" in found.proof
     assert f"baleen pods rotate-token {pod.name}" in found.fix
     assert "Authorization: [Bearer THE-PODS-TOKEN]" in found.fix
-    followers = OF_PROCESSES - {Check.EVENTS_ARRIVE, Check.SAME_ROOT, Check.UPLOAD_SECRET, Check.NO_DESCRIPTOR_CACHE}
+    followers = CHECKS_OF_PROCESSES - {
+        Check.EVENTS_ARRIVE,
+        Check.SAME_ROOT,
+        Check.UPLOAD_SECRET,
+        Check.NO_DESCRIPTOR_CACHE,
+    }
     for check in followers:
         assert of(report, check).result is UNPROVED
         assert "see `events-arrive`" in of(report, check).proof
@@ -376,7 +381,7 @@ def test_a_visit_that_was_killed(clinic: Clinic) -> None:
     before = clinic.everything()
 
     def on_step(what: str) -> None:
-        if what == TAKING_AWAY:
+        if what == REMOVING:
             raise _Interrupted
 
     with clinic.models(pod, model()):
@@ -385,7 +390,7 @@ def test_a_visit_that_was_killed(clinic: Clinic) -> None:
         assert clinic.everything()[1]["links"] != before[1]["links"]
         assert any(key.endswith(f"{BY}{pod.name}") for key, _ in clinic.everything()[0] - before[0])
     clinic.listed(pod, unused())
-    assert clinic.examine(pod).left == []
+    assert clinic.examine(pod).problems == []
     stored, table = clinic.everything()
     assert {key for key, _ in stored - before[0] if "/blobs/" not in key} == set()
     assert (table["holdings"], table["links"]) == (before[1]["holdings"], before[1]["links"])
@@ -410,21 +415,21 @@ def test_what_others_need_is_not_touched(clinic: Clinic) -> None:
     """A blob that another repository needs, or that is not the visit's own, is neither hidden nor deleted."""
     pod = clinic.admit("careful")
     with (
-        compose_command.doctor(clinic.settings(), parse_pod(pod.name)) as instruments,
+        compose_command.open_instruments(clinic.settings(), parse_pod(pod.name)) as instruments,
         clinic.models(pod, model()) as (url,),
     ):
         with instruments.connections.use() as connection:
-            examined = findings.examined(connection, parse_pod(pod.name))
+            examined = findings.read_pod(connection, parse_pod(pod.name))
         scratch = Scratch(examined, instruments.store, instruments.connections)
-        foreign = Scratch(examined, instruments.store, instruments.connections).layer()
-        with pytest.raises(ConflictError), scratch.vanished(foreign):
+        foreign = Scratch(examined, instruments.store, instruments.connections).make_layer()
+        with pytest.raises(ConflictError), scratch.remove_for_block(foreign):
             raise AssertionError
-        shared = scratch.layer()
+        shared = scratch.make_layer()
         with RegistryClient(url) as client:
             scratch.push_blob(client, shared)
             assert client.mount_blob(f"{pod.name}/app", shared.digest, scratch.repository)
             clinic.await_applied()
-            with pytest.raises(ConflictError), scratch.vanished(shared):
+            with pytest.raises(ConflictError), scratch.remove_for_block(shared):
                 raise AssertionError
             (problem,) = scratch.clean([client], lambda: True)
             assert "Other repositories need" in problem

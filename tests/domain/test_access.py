@@ -105,16 +105,16 @@ def test_reading_is_total(texts: list[str]) -> None:
 def test_may(granted: set[str], action: str, may: bool) -> None:
     """An action is granted by its name, or by `*`, on the repository of just this name."""
     access = Access((Grant("team/app", frozenset(granted)),))
-    assert access.may("team/app", action) is may
+    assert access.permits("team/app", action) is may
     for other in ("team", "team/app/deep", "team/ap", "Team/app", "*", ""):
-        assert not access.may(other, action)
+        assert not access.permits(other, action)
 
 
 def test_pullable() -> None:
     """Grants of one repository are joined; each repository that may be pulled is named once."""
     grants = (("a", "push"), ("b", "push"), ("a", "pull"), ("c", ANY))
     access = Access(tuple(Grant(name, frozenset({action})) for name, action in grants))
-    assert access.pullable() == ["a", "c"]
+    assert access.pullable_repositories() == ["a", "c"]
 
 
 def test_what_else_a_grant_has_stays_with_it() -> None:
@@ -122,7 +122,7 @@ def test_what_else_a_grant_has_stays_with_it() -> None:
     restricted = Grant("team/app", frozenset({"push", "pull"}), {"meta": {"deny": ["v.*"]}})
     access = Access((restricted,)) | Access((Grant("other/app", frozenset({"pull"})),))
     asked = parse_scopes(["repository:team/app:push"])
-    assert access.limited_to(asked).grants == (Grant("team/app", frozenset({"push"}), {"meta": {"deny": ["v.*"]}}),)
+    assert access.limit_to(asked).grants == (Grant("team/app", frozenset({"push"}), {"meta": {"deny": ["v.*"]}}),)
 
 
 @given(accesses, scopes, st.sampled_from([*NAMES, "stranger"]), st.sampled_from(["pull", "push", "delete"]))
@@ -130,13 +130,13 @@ def test_never_more_than_wanted_and_granted(access: Access, asked: list[Scope], 
     """The limited access permits exactly what was both granted and requested."""
     wanted = [s.actions for s in asked if s.type == "repository" and s.name == name]
     asked_for = any(action in each or ANY in each for each in wanted)
-    assert access.limited_to(asked).may(name, action) == (access.may(name, action) and asked_for)
+    assert access.limit_to(asked).permits(name, action) == (access.permits(name, action) and asked_for)
 
 
 @given(accesses, scopes)
 def test_any_action_only_where_it_was_granted_and_wanted(access: Access, asked: list[Scope]) -> None:
     """`*` is in the limited access only where it was granted and requested."""
-    for grant in access.limited_to(asked).grants:
+    for grant in access.limit_to(asked).grants:
         if ANY in grant.actions:
             assert any(ANY in each.actions for each in access.grants if each.name == grant.name)
             assert any(ANY in each.actions for each in asked if each.name == grant.name)
@@ -148,4 +148,4 @@ def test_a_union_is_a_union(parts: list[Access], name: str, action: str) -> None
     union = Access()
     for part in parts:
         union |= part
-    assert union.may(name, action) == any(part.may(name, action) for part in parts)
+    assert union.permits(name, action) == any(part.permits(name, action) for part in parts)

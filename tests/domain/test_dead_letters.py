@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.domain.dead_letters import REPOSITORIES_LIMIT, DeadLetterPod, concern, is_covered
+from coordinator.domain.dead_letters import REPOSITORIES_LIMIT, DeadLetterPod, find_concern, is_covered
 from coordinator.domain.names import RepositoryName
 from coordinator.ingest.dead_letters import repositories_in
 
@@ -60,30 +60,30 @@ def test_what_is_no_json_may_be_about_any(payload: bytes) -> None:
 
 def test_whom_a_dead_letter_concerns() -> None:
     """A dead letter concerns the owners of its repositories; those that no reconcile can list are named."""
-    found = concern(names("a", "a/x", "b/team/y", "b/other", "r/z"), "a", PODS, OWNERS)
+    found = find_concern(names("a", "a/x", "b/team/y", "b/other", "r/z"), "a", PODS, OWNERS)
     assert found.pods == {A: ["a", "a/x"], B: ["b/team/y"], RELAY: ["r/z"]}
     assert found.unlisted == ["b/other", "r/z"]
-    assert concern(names("r/z"), "r", PODS, OWNERS) == ({RELAY: ["r/z"]}, [])
-    assert concern([], "a", PODS, OWNERS) == ({}, [])
+    assert find_concern(names("r/z"), "r", PODS, OWNERS) == ({RELAY: ["r/z"]}, [])
+    assert find_concern([], "a", PODS, OWNERS) == ({}, [])
 
 
 @pytest.mark.parametrize(("sender", "pods"), [("a", {A, B}), ("r", set(PODS)), ("", set(PODS)), ("gone", {A, B})])
 def test_what_may_be_about_any_concerns_each_pod(sender: str, pods: set[DeadLetterPod]) -> None:
     """A dead letter about any repository concerns the sender and each pod whose links can be listed."""
-    assert set(concern(None, sender, PODS, OWNERS).pods) == pods
+    assert set(find_concern(None, sender, PODS, OWNERS).pods) == pods
 
 
 def test_what_covers_a_dead_letter() -> None:
     """A dead letter is covered by reconciles of all its pods that began after it, if nothing is stored of what no
     reconcile lists.
     """
-    both = concern(names("a/x", "b/team/y"), "a", PODS, OWNERS)
+    both = find_concern(names("a/x", "b/team/y"), "a", PODS, OWNERS)
     assert is_covered(both, NOON, {1: NOON, 2: NOON}, ())
     assert not is_covered(both, NOON, {1: NOON, 2: NOON - SECOND}, ())
     assert not is_covered(both, NOON, {1: NOON}, ())
-    unowned = concern(names("a/x", "b/other"), "a", PODS, OWNERS)
+    unowned = find_concern(names("a/x", "b/other"), "a", PODS, OWNERS)
     assert not is_covered(unowned, NOON, {1: NOON}, ())
     assert is_covered(unowned, NOON, {1: NOON}, names("b/other"))
     # Nothing shows what a pod has whose links are elsewhere.
-    relayed = concern(names("r/x"), "r", PODS, OWNERS)
+    relayed = find_concern(names("r/x"), "r", PODS, OWNERS)
     assert not is_covered(relayed, NOON, {3: NOON}, names("r/x"))

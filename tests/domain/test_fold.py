@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.domain.facts import BlobLinked, ManifestPushed, Removed
-from coordinator.domain.fold import Before, Fold, Removal, RemovalDecision, effect_of
+from coordinator.domain.fold import Before, Fold, Removal, RemovalDecision, decide_removal
 from coordinator.domain.names import Digest, RepositoryName
 
 REPOSITORY = RepositoryName("team/app")
@@ -45,7 +45,7 @@ def fold(
     by_report: Container[RepositoryName] = (REPOSITORY,),
 ) -> Fold:
     result = Fold(Before() if before is None else before, margin, by_report)
-    result.take(facts)
+    result.apply(facts)
     return result
 
 
@@ -149,7 +149,7 @@ def test_judge_is_total(added: datetime, removed: datetime, margin: timedelta) -
         RemovalDecision.OVERTAKEN: RemovalDecision.APPLY,
         RemovalDecision.DOUBTFUL: RemovalDecision.DOUBTFUL,
     }
-    assert effect_of(removed, added, margin) is turned[effect_of(added, removed, margin)]
+    assert decide_removal(removed, added, margin) is turned[decide_removal(added, removed, margin)]
 
 
 @given(histories(both_ways=True), margins)
@@ -158,7 +158,7 @@ def test_nothing_is_removed_without_storage(facts: list[OneFact], margin: timede
     folded = Fold(Before(), margin, (REPOSITORY,))
     for fact in facts:
         holdings, links = dict(folded.holdings), dict(folded.links)
-        folded.take([fact])
+        folded.apply([fact])
         for before, after in ((holdings, folded.holdings), (links, folded.links)):
             for key in before.keys() - after.keys():
                 assert isinstance(fact, Removed)

@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.domain.gc import Amount, Facts, Limits, PodFacts, Times, Why, finishing, hiding, purging, too_much
+from coordinator.domain.gc import (
+    Amount,
+    Facts,
+    Limits,
+    PodFacts,
+    Times,
+    Why,
+    describe_excess,
+    finish_policy,
+    hide_policy,
+    purge_policy,
+)
 from coordinator.domain.perimeter import Listing
 
 NOW = datetime(2030, 1, 10, tzinfo=UTC)
@@ -21,22 +32,22 @@ def facts(*pods: PodFacts, **more: Any) -> Facts:
     return Facts(NOW, TIMES, pods or (FRESH,), **{"listing": LISTED} | more)
 
 
-@pytest.mark.parametrize("policy", [hiding, purging])
+@pytest.mark.parametrize("policy", [hide_policy, purge_policy])
 def test_a_day_and_no_less(policy: Any) -> None:
     """When all is known a blob is hidden after the grace, and purged after the quarantine."""
     made = policy(facts())
-    why = Why.GRACE if policy is hiding else Why.QUARANTINE
-    assert made.kept(NOW - DAY) is None
-    assert made.kept(NOW - DAY + timedelta(microseconds=1)).why is why
+    why = Why.GRACE if policy is hide_policy else Why.QUARANTINE
+    assert made.reason_to_keep(NOW - DAY) is None
+    assert made.reason_to_keep(NOW - DAY + timedelta(microseconds=1)).why is why
     assert made.until == NOW - DAY
 
 
 def test_a_time_that_lies_in_the_future() -> None:
     """A blob that was hidden or unreferenced at a time in the future is kept, even with no grace and quarantine."""
     known = Facts(NOW, Times(timedelta(), timedelta(), timedelta()), [FRESH], listing=LISTED)
-    for policy in (hiding(known), purging(known)):
-        assert policy.kept(NOW) is None
-        assert policy.kept(NOW + timedelta(microseconds=1)) is not None
+    for policy in (hide_policy(known), purge_policy(known)):
+        assert policy.reason_to_keep(NOW) is None
+        assert policy.reason_to_keep(NOW + timedelta(microseconds=1)) is not None
 
 
 @pytest.mark.parametrize(
@@ -63,8 +74,8 @@ def test_a_time_that_lies_in_the_future() -> None:
 def test_one_pod_keeps_all(pod: PodFacts, hide: Why | None, purge: Why | None) -> None:
     """One pod that has not reported keeps a blob of two days ago, whatever other pods reported (rules 2 and 3)."""
     known = facts(FRESH, pod._replace(name="pod-b"), FRESH._replace(name="pod-c"))
-    for policy, why in ((hiding(known), hide), (purging(known), purge)):
-        kept = policy.kept(NOW - 2 * DAY)
+    for policy, why in ((hide_policy(known), hide), (purge_policy(known), purge)):
+        kept = policy.reason_to_keep(NOW - 2 * DAY)
         assert (None if kept is None else kept.why) is why
         if kept is not None:
             assert "pod-b" in kept.detail
@@ -80,17 +91,17 @@ def test_what_holds_all() -> None:
         (facts(listing=Listing(NOW, ["team/x", "y"])), "no pod owns team/x, y, which are stored in the root"),
         (facts(listing=Listing(NOW, [], complete=False)), "no pod owns some repositories and more"),
     ):
-        for policy in (hiding(known), purging(known), finishing(known)):
+        for policy in (hide_policy(known), purge_policy(known), finish_policy(known)):
             assert policy.until is None
-            kept = policy.kept(NOW - 100 * DAY)
+            kept = policy.reason_to_keep(NOW - 100 * DAY)
             assert kept.why is Why.HELD
             assert reason in kept.detail
 
 
 def test_a_pin() -> None:
     """A pinned blob is kept, however old."""
-    for policy in (hiding(facts()), purging(facts())):
-        kept = policy.kept(NOW - 100 * DAY, pinned=True)
+    for policy in (hide_policy(facts()), purge_policy(facts())):
+        kept = policy.reason_to_keep(NOW - 100 * DAY, pinned=True)
         assert kept.why is Why.PINNED
 
 
@@ -106,11 +117,11 @@ pods = st.builds(PodFacts, st.just("pod"), times, times, st.booleans(), st.just(
 def test_bounds_are_the_rules(known: list[PodFacts], at: datetime, listed: datetime) -> None:
     """A blob is hidden or purged exactly if every pod meets every rule; these are the blobs not later than `until`."""
     given_facts = facts(*known, listing=Listing(listed))
-    hide, purge, finish = hiding(given_facts), purging(given_facts), finishing(given_facts)
+    hide, purge, finish = hide_policy(given_facts), purge_policy(given_facts), finish_policy(given_facts)
     marks = [pod.watermark for pod in known if pod.managed]
     reconciled = [pod.reconciled_at for pod in known if pod.is_reconcilable or not pod.managed]
     wanted = at <= NOW - DAY and all(mark is not None and at <= mark for mark in [*marks, *reconciled])
-    assert (hide.kept(at) is None) is wanted
+    assert (hide.reason_to_keep(at) is None) is wanted
     assert (hide.until is not None and at <= hide.until) is wanted
     # A pause of a pod concerns the requests of its own processes.
     ended_of = [max(at, pod.paused_until or at) + HOUR for pod in known]
@@ -123,9 +134,9 @@ def test_bounds_are_the_rules(known: list[PodFacts], at: datetime, listed: datet
         ]
     )
     is_listed = at + HOUR <= listed
-    assert (purge.kept(at) is None) is (wanted and is_listed)
+    assert (purge.reason_to_keep(at) is None) is (wanted and is_listed)
     assert (purge.until is not None and at <= purge.until) is (wanted and is_listed)
-    assert (finish.kept(at) is None) is is_listed
+    assert (finish.reason_to_keep(at) is None) is is_listed
 
 
 LIMITS = Limits(10, 5, Amount(100, 1000))
@@ -147,4 +158,4 @@ EARLIER = [Amount(10, 0), Amount(100, 0)]
 )
 def test_too_much(planned: Amount, history: list[Amount], reason: list[str]) -> None:
     """A run is limited to a share of the blobs and bytes and to a multiple of earlier runs, but a few may always go."""
-    assert too_much(planned, Amount(10_000, 100_000), history, LIMITS) == reason
+    assert describe_excess(planned, Amount(10_000, 100_000), history, LIMITS) == reason

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.domain.inventory import Discrepancy, Pair, StoredBlob, TableBlob, differing, discrepancies
+from coordinator.domain.inventory import Discrepancy, Pair, StoredBlob, TableBlob, find_differing, find_discrepancies
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest
 
@@ -17,13 +17,13 @@ def test_the_merge_gives_every_difference_once(table: list[TableBlob], storage: 
     """Each digest that differs comes once, in order, with what both sides have; no other comes."""
     known, stored = {row.digest: row for row in table}, {item.digest: item for item in storage}
     pairs = [Pair(known.get(digest), stored.get(digest)) for digest in sorted(known.keys() | stored.keys())]
-    assert list(differing(sorted(table), sorted(storage))) == [pair for pair in pairs if discrepancies(*pair)]
+    assert list(find_differing(sorted(table), sorted(storage))) == [pair for pair in pairs if find_discrepancies(*pair)]
 
 
 @given(rows, st.none() | objects)
 def test_what_a_difference_is(row: TableBlob, item: StoredBlob | None) -> None:
     """Each difference has the right kind, for every state of a blob."""
-    found = discrepancies(row, item)
+    found = find_discrepancies(row, item)
     needed = row.referenced and row.state not in {BlobState.HIDING, BlobState.HIDDEN, BlobState.PURGING}
     assert (Discrepancy.MISSING in found) == (item is None and needed)
     left = item is not None and row.state is BlobState.PURGED and not row.referenced
@@ -36,5 +36,5 @@ def test_what_a_difference_is(row: TableBlob, item: StoredBlob | None) -> None:
 
 def test_what_only_the_store_has() -> None:
     """A stored blob that the table does not know is an orphan."""
-    assert discrepancies(None, StoredBlob(Digest(bytes(32)), 7, 0.0)) == [Discrepancy.ORPHAN]
-    assert discrepancies(None, None) == []
+    assert find_discrepancies(None, StoredBlob(Digest(bytes(32)), 7, 0.0)) == [Discrepancy.ORPHAN]
+    assert find_discrepancies(None, None) == []

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.domain.merge import Link, TableLink, differences
+from coordinator.domain.merge import Link, TableLink, find_differences
 from coordinator.domain.names import Digest
 
 BASE = datetime(2026, 11, 1, tzinfo=UTC)
@@ -23,7 +23,7 @@ def known(table: dict[tuple[int, Digest], bool]) -> list[TableLink]:
 @given(links, rows)
 def test_sorted_streams(listed: dict[tuple[int, Digest], datetime], table: dict[tuple[int, Digest], bool]) -> None:
     """Unknown links, and known old ones that are not listed, are given once and in order."""
-    found = list(differences([Link(*place, time) for place, time in sorted(listed.items())], known(table)))
+    found = list(find_differences([Link(*place, time) for place, time in sorted(listed.items())], known(table)))
     assert [each for each in found if isinstance(each, Link)] == [
         Link(*place, time) for place, time in sorted(listed.items()) if place not in table
     ]
@@ -38,7 +38,7 @@ def test_disorder_hides_nothing(
 ) -> None:
     """In any order of a listing all unknown links are given, and all known old ones that were not listed."""
     order = data.draw(st.permutations(sorted(listed.items())))
-    found = list(differences([Link(*place, time) for place, time in order], known(table)))
+    found = list(find_differences([Link(*place, time) for place, time in order], known(table)))
     assert {each[:2] for each in found if isinstance(each, Link)} >= listed.keys() - table.keys()
     unlisted = {each[:2] for each in found if isinstance(each, TableLink)}
     assert unlisted >= {place for place, old in table.items() if old} - listed.keys()

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.domain.perimeter import NAME_LIMIT, Listing, as_of_now, holds, shown_name
+from coordinator.domain.perimeter import NAME_LIMIT, Listing, block_reasons, evaluate_listing, make_name_safe
 
 NOW = datetime(2030, 1, 10, tzinfo=UTC)
 
 
 def listing(unowned: list[str], before: list[str], now: list[str], complete: bool = True) -> Listing | None:
-    return as_of_now(NOW, before, unowned, complete, now)
+    return evaluate_listing(NOW, before, unowned, complete, now)
 
 
 def test_a_pod_that_was_added_resolves_what_it_owns() -> None:
@@ -33,8 +33,8 @@ def test_a_pod_that_was_removed_makes_the_listing_unknown(now: list[str], known:
 
 def test_sentences() -> None:
     """The hold names stored repositories of no pod, says how many more there are, and what to do."""
-    assert holds(Listing(NOW)) == []
-    assert "was not listed" in holds(None)[0]
+    assert block_reasons(Listing(NOW)) == []
+    assert "was not listed" in block_reasons(None)[0]
     for found, message in (
         (Listing(NOW, ["x"]), "no pod owns x, which is stored"),
         (Listing(NOW, ["x", "y/z"]), "no pod owns x, y/z, which are stored"),
@@ -42,7 +42,7 @@ def test_sentences() -> None:
         (Listing(NOW, [f"r{n:02}" for n in range(100)], complete=False), "r09 and more, which are stored"),
         (Listing(NOW, [], complete=False), "no pod owns some repositories and more, which are stored"),
     ):
-        (sentence,) = holds(found)
+        (sentence,) = block_reasons(found)
         assert message in sentence
         assert "baleen pods add" in sentence
         assert "--unmanaged" in sentence
@@ -51,10 +51,10 @@ def test_sentences() -> None:
 @given(name=st.text(min_size=1, max_size=2000))
 def test_any_name_can_be_shown(name: str) -> None:
     """A name from a bucket is printable, of bounded length, and itself if it is an ordinary one."""
-    shown = shown_name(name)
+    shown = make_name_safe(name)
     assert shown.isprintable()
     assert len(shown) <= NAME_LIMIT + 1
-    assert shown_name("team/app") == "team/app"
+    assert make_name_safe("team/app") == "team/app"
 
 
 @given(data=st.data())

@@ -19,7 +19,7 @@ from coordinator.domain.references import (
     ReferenceKind,
     parse_manifest,
     reference_kind,
-    unique,
+    unique_references,
 )
 
 OCI_IMAGE = "application/vnd.oci.image.manifest.v1+json"
@@ -210,7 +210,7 @@ def test_nested(depth: int) -> None:
 @given(st.lists(st.sampled_from([A, B, C])), st.integers(0, 9))
 def test_unique(digests: list[Digest], size: int) -> None:
     """Of each digest the first is kept, in order."""
-    kept = unique([Reference(digest, size + n) for n, digest in enumerate(digests)])
+    kept = unique_references([Reference(digest, size + n) for n, digest in enumerate(digests)])
     assert [reference.digest for reference in kept] == list(dict.fromkeys(digests))
     assert all(reference.size == size + digests.index(reference.digest) for reference in kept)
 

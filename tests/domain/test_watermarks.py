@@ -16,19 +16,19 @@ from coordinator.domain.watermarks import (
     DeathReason,
     EchoEffect,
     Endpoint,
+    EndpointEcho,
     EndpointView,
     KnownProcess,
-    Place,
     Process,
     ProcessState,
     ReportingPod,
     UnechoedProbes,
     apply_echo,
-    may_retire,
-    pod_watermark,
-    refused,
+    compute_pod_watermark,
+    compute_watermark,
+    is_retirable,
+    process_ended_by_refusal,
     state_of,
-    watermark,
 )
 
 URL = "http://r1:5000"
@@ -70,11 +70,11 @@ def pod(processes: list[Process] | None = None, endpoints: list[Endpoint] | None
 
 
 def w(asked: ReportingPod, partitions: tuple[int, ...] = (0, 1)) -> datetime | None:
-    return watermark(asked, partitions, NOW, SILENCE).at
+    return compute_watermark(asked, partitions, NOW, SILENCE).at
 
 
 def waits(asked: ReportingPod, partitions: tuple[int, ...] = (0, 1)) -> list[str]:
-    return pod_watermark(asked, partitions, NOW, SILENCE).waits_for
+    return compute_pod_watermark(asked, partitions, NOW, SILENCE).waits_for
 
 
 def test_the_least_of_all() -> None:
@@ -231,7 +231,7 @@ def test_waits_are_limited() -> None:
 
 def test_a_view() -> None:
     """A view shows W of each process, and only applied echoes."""
-    (shown,) = pod_watermark(pod([process(events={0: at(1), 1: None})]), (0, 1), NOW, SILENCE).processes
+    (shown,) = compute_pod_watermark(pod([process(events={0: at(1), 1: None})]), (0, 1), NOW, SILENCE).processes
     assert (shown.at, shown.partitions, shown.dead_letters) == (None, {0: at(1)}, {3: at(992)})
 
 
@@ -241,7 +241,7 @@ def test_a_view() -> None:
 )
 def test_may_retire(dead_since: float | None, began: float, retired: bool) -> None:
     """A reconcile retires only processes that had been dead for the request bound when it began."""
-    assert may_retire(None if dead_since is None else at(dead_since), at(began), BOUND) is retired
+    assert is_retirable(None if dead_since is None else at(dead_since), at(began), BOUND) is retired
 
 
 # Echoes
@@ -259,42 +259,87 @@ RELEASED = dead(15)._replace(retired_at=at(25))
     ("place", "sent", "known", "result"),
     [
         # Nothing or the same process.
-        (Place(), 20, ALIVE, EchoEffect(Place(S, at(20)))),
-        (Place(S, at(10)), 20, ALIVE, EchoEffect(Place(S, at(20)))),
-        (Place(S, at(20)), 10, ALIVE, EchoEffect(Place(S, at(20)))),
-        (Place(S, at(20)), 20, ALIVE, EchoEffect(Place(S, at(20)))),
-        (Place(S, at(10), shared=True), 20, ALIVE, EchoEffect(Place(S, at(20), shared=True))),
+        (EndpointEcho(), 20, ALIVE, EchoEffect(EndpointEcho(S, at(20)))),
+        (EndpointEcho(S, at(10)), 20, ALIVE, EchoEffect(EndpointEcho(S, at(20)))),
+        (EndpointEcho(S, at(20)), 10, ALIVE, EchoEffect(EndpointEcho(S, at(20)))),
+        (EndpointEcho(S, at(20)), 20, ALIVE, EchoEffect(EndpointEcho(S, at(20)))),
+        (EndpointEcho(S, at(10), shared=True), 20, ALIVE, EchoEffect(EndpointEcho(S, at(20), shared=True))),
         # Another, of the same probe.
-        (Place(T, at(20)), 20, ALIVE, EchoEffect(Place(T, at(20), shared=True))),
+        (EndpointEcho(T, at(20)), 20, ALIVE, EchoEffect(EndpointEcho(T, at(20), shared=True))),
         # Another, of an older probe.
-        (Place(T, at(10)), 20, ALIVE, EchoEffect(Place(S, at(20)), dead=T)),
-        (Place(T, at(10), shared=True), 20, ALIVE, EchoEffect(Place(S, at(20), shared=True))),
-        (Place(T, at(10)), 20, ALIVE | {T: KnownProcess(at(21))}, EchoEffect(Place(S, at(20), shared=True))),
-        (Place(T, at(10)), 20, ALIVE | {T: dead(12)}, EchoEffect(Place(S, at(20)))),
-        (Place(T, at(10)), 20, ALIVE | {T: KnownProcess(at(10), None, None, at(15))}, EchoEffect(Place(S, at(20)))),
-        (Place(T, at(10)), 20, ALIVE | {S: dead(30)}, EchoEffect(Place(S, at(20), shared=True), revived=True)),
-        (Place(T, at(10)), 20, ALIVE | {S: dead(30, DeathReason.REFUSED)}, EchoEffect(Place(S, at(20)), dead=T)),
-        # Another, of a newer probe: this echo is late.
-        (Place(T, at(30)), 20, ALIVE, EchoEffect(Place(T, at(30)), dead=S)),
-        (Place(T, at(30)), 20, ALIVE | {S: KnownProcess(at(31))}, EchoEffect(Place(T, at(30), shared=True))),
-        (Place(T, at(30), shared=True), 20, ALIVE, EchoEffect(Place(T, at(30), shared=True))),
-        (Place(T, at(30)), 20, ALIVE | {S: dead(31)}, EchoEffect(Place(T, at(30)))),
-        # Back from the dead.
-        (Place(S, at(10)), 20, ALIVE | {S: dead(15, DeathReason.REFUSED)}, EchoEffect(Place(S, at(20)), revived=True)),
-        (Place(S, at(10)), 20, ALIVE | {S: dead(20)}, EchoEffect(Place(S, at(20)))),
-        (Place(S, at(10)), 20, ALIVE | {S: RELEASED}, EchoEffect(Place(S, at(20)), revived=True)),
+        (EndpointEcho(T, at(10)), 20, ALIVE, EchoEffect(EndpointEcho(S, at(20)), dead=T)),
+        (EndpointEcho(T, at(10), shared=True), 20, ALIVE, EchoEffect(EndpointEcho(S, at(20), shared=True))),
         (
-            Place(S, at(10)),
+            EndpointEcho(T, at(10)),
+            20,
+            ALIVE | {T: KnownProcess(at(21))},
+            EchoEffect(EndpointEcho(S, at(20), shared=True)),
+        ),
+        (EndpointEcho(T, at(10)), 20, ALIVE | {T: dead(12)}, EchoEffect(EndpointEcho(S, at(20)))),
+        (
+            EndpointEcho(T, at(10)),
+            20,
+            ALIVE | {T: KnownProcess(at(10), None, None, at(15))},
+            EchoEffect(EndpointEcho(S, at(20))),
+        ),
+        (
+            EndpointEcho(T, at(10)),
+            20,
+            ALIVE | {S: dead(30)},
+            EchoEffect(EndpointEcho(S, at(20), shared=True), revived=True),
+        ),
+        (
+            EndpointEcho(T, at(10)),
+            20,
+            ALIVE | {S: dead(30, DeathReason.REFUSED)},
+            EchoEffect(EndpointEcho(S, at(20)), dead=T),
+        ),
+        # Another, of a newer probe: this echo is late.
+        (EndpointEcho(T, at(30)), 20, ALIVE, EchoEffect(EndpointEcho(T, at(30)), dead=S)),
+        (
+            EndpointEcho(T, at(30)),
+            20,
+            ALIVE | {S: KnownProcess(at(31))},
+            EchoEffect(EndpointEcho(T, at(30), shared=True)),
+        ),
+        (EndpointEcho(T, at(30), shared=True), 20, ALIVE, EchoEffect(EndpointEcho(T, at(30), shared=True))),
+        (EndpointEcho(T, at(30)), 20, ALIVE | {S: dead(31)}, EchoEffect(EndpointEcho(T, at(30)))),
+        # Back from the dead.
+        (
+            EndpointEcho(S, at(10)),
+            20,
+            ALIVE | {S: dead(15, DeathReason.REFUSED)},
+            EchoEffect(EndpointEcho(S, at(20)), revived=True),
+        ),
+        (EndpointEcho(S, at(10)), 20, ALIVE | {S: dead(20)}, EchoEffect(EndpointEcho(S, at(20)))),
+        (EndpointEcho(S, at(10)), 20, ALIVE | {S: RELEASED}, EchoEffect(EndpointEcho(S, at(20)), revived=True)),
+        (
+            EndpointEcho(S, at(10)),
             20,
             ALIVE | {S: KnownProcess(None, retired_at=at(19))},
-            EchoEffect(Place(S, at(20)), revived=True),
+            EchoEffect(EndpointEcho(S, at(20)), revived=True),
         ),
-        (Place(S, at(10)), 20, ALIVE | {S: KnownProcess(None, retired_at=at(21))}, EchoEffect(Place(S, at(20)))),
-        (Place(T, at(17)), 20, ALIVE | {S: dead(15)}, EchoEffect(Place(S, at(20), shared=True), revived=True)),
-        (Place(T, at(27)), 20, ALIVE | {S: dead(15)}, EchoEffect(Place(T, at(27), shared=True), revived=True)),
+        (
+            EndpointEcho(S, at(10)),
+            20,
+            ALIVE | {S: KnownProcess(None, retired_at=at(21))},
+            EchoEffect(EndpointEcho(S, at(20))),
+        ),
+        (
+            EndpointEcho(T, at(17)),
+            20,
+            ALIVE | {S: dead(15)},
+            EchoEffect(EndpointEcho(S, at(20), shared=True), revived=True),
+        ),
+        (
+            EndpointEcho(T, at(27)),
+            20,
+            ALIVE | {S: dead(15)},
+            EchoEffect(EndpointEcho(T, at(27), shared=True), revived=True),
+        ),
     ],
 )
-def test_apply_echo(place: Place, sent: float, known: dict[int, KnownProcess], result: EchoEffect) -> None:
+def test_apply_echo(place: EndpointEcho, sent: float, known: dict[int, KnownProcess], result: EchoEffect) -> None:
     """An echo has the effect of its row in the table of `apply_echo`."""
     assert apply_echo(place, S, at(sent), known) == result
 
@@ -302,32 +347,32 @@ def test_apply_echo(place: Place, sent: float, known: dict[int, KnownProcess], r
 @pytest.mark.parametrize(
     ("place", "sent", "known", "gone"),
     [
-        (Place(), 20, {}, None),
-        (Place(S, at(10)), 20, ALIVE, S),
-        (Place(S, at(10), shared=True), 20, ALIVE, None),
-        (Place(S, at(20)), 20, ALIVE | {S: KnownProcess(at(20))}, None),
-        (Place(S, at(10)), 20, ALIVE | {S: KnownProcess(at(21))}, None),
+        (EndpointEcho(), 20, {}, None),
+        (EndpointEcho(S, at(10)), 20, ALIVE, S),
+        (EndpointEcho(S, at(10), shared=True), 20, ALIVE, None),
+        (EndpointEcho(S, at(20)), 20, ALIVE | {S: KnownProcess(at(20))}, None),
+        (EndpointEcho(S, at(10)), 20, ALIVE | {S: KnownProcess(at(21))}, None),
         # Echoed elsewhere after it echoed here.
-        (Place(S, at(10)), 20, ALIVE | {S: KnownProcess(at(10))}, S),
-        (Place(S, at(10)), 20, ALIVE | {S: KnownProcess(at(11))}, None),
-        (Place(S), 20, ALIVE | {S: KnownProcess(at(11))}, None),
-        (Place(S), 20, ALIVE | {S: KnownProcess(None)}, S),
-        (Place(S, at(10)), 20, ALIVE | {S: dead(5)}, None),
-        (Place(S, at(10)), 20, ALIVE | {S: KnownProcess(at(10), retired_at=at(11))}, None),
+        (EndpointEcho(S, at(10)), 20, ALIVE | {S: KnownProcess(at(10))}, S),
+        (EndpointEcho(S, at(10)), 20, ALIVE | {S: KnownProcess(at(11))}, None),
+        (EndpointEcho(S), 20, ALIVE | {S: KnownProcess(at(11))}, None),
+        (EndpointEcho(S), 20, ALIVE | {S: KnownProcess(None)}, S),
+        (EndpointEcho(S, at(10)), 20, ALIVE | {S: dead(5)}, None),
+        (EndpointEcho(S, at(10)), 20, ALIVE | {S: KnownProcess(at(10), retired_at=at(11))}, None),
     ],
 )
-def test_refused(place: Place, sent: float, known: dict[int, KnownProcess], gone: int | None) -> None:
+def test_refused(place: EndpointEcho, sent: float, known: dict[int, KnownProcess], gone: int | None) -> None:
     """A refused connection proves the death of the process that echoed there last, unless that echoed since or shares
     the address.
     """
-    assert refused(place, at(sent), known) == gone
+    assert process_ended_by_refusal(place, at(sent), known) == gone
 
 
 class Model:
     """One endpoint and its processes, as table/echoes.py keeps them."""
 
     def __init__(self) -> None:
-        self.place = Place()
+        self.place = EndpointEcho()
         self.known: dict[int, KnownProcess] = {}
 
     def take(self, process: int, sent: float, now: float) -> None:
@@ -361,7 +406,7 @@ def test_one_after_the_other(probes: list[int], random: object, again: bool) -> 
     for step, (process, second) in enumerate(mixed):
         model.take(process, second, 1000 + step)
     assert model.dead() == set(range(len(probes) - 1))
-    assert model.place == Place(len(probes) - 1, at(len(echoes)))
+    assert model.place == EndpointEcho(len(probes) - 1, at(len(echoes)))
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=30), st.integers(0, 5))

@@ -1,7 +1,7 @@
 """A job whose every call to database and storage is counted, so that it can be killed or put to sleep at each of them.
 
-Route: `Calls` (what happens at which call) -> `job`, a collection that calls through it -> `run_job`, to its end or
-its death.
+Route: `Calls` (what happens at which call) -> `counted_parts`, a collection that calls through it -> `run_job`, to its
+end or its death.
 A call is a statement, a request to the store, or the moment between a permit and its request.
 Not here: what must hold then (test_crashes.py, test_controls.py, test_two_jobs.py).
 """
@@ -19,7 +19,7 @@ import pytest
 
 from coordinator.db.connection import Connections
 from coordinator.errors import UnavailableError
-from coordinator.gc.collect import KIND, Collect
+from coordinator.gc.collect import JOB_KIND, Collector
 from coordinator.gc.restore import Restorer
 from coordinator.jobs import table as jobs
 from coordinator.jobs import work as running
@@ -63,7 +63,7 @@ class Calls:
         if reached:
             self._then(what)
 
-    def numbers(self, what: str) -> list[int]:
+    def numbers_of(self, what: str) -> list[int]:
         """Which calls were such."""
         return [number for number, each in enumerate(self.made, 1) if each == what]
 
@@ -135,7 +135,7 @@ class CountedConnection:
 
 class CountedConnections(Connections):
     def __init__(self, url: str, calls: OnCall) -> None:
-        super().__init__(url, name=NAME, prepare=statements.prepare)
+        super().__init__(url, name=NAME, prepare=statements.prepare_connection)
         self._calls = calls
 
     @contextmanager
@@ -145,27 +145,27 @@ class CountedConnections(Connections):
 
 
 @contextmanager
-def job(garbage: Garbage, calls: OnCall) -> Iterator[tuple[Connections, Collect, Restorer]]:
+def counted_parts(garbage: Garbage, calls: OnCall) -> Iterator[tuple[Connections, Collector, Restorer]]:
     """The parts of a process that collects; as `Garbage.parts`, and counted."""
     store = FaultyStore(garbage.store, lambda moment, _: calls(moment))
     with (
         closing(CountedConnections(garbage.url, calls)) as connections,
-        garbage.working(connections, connections, store) as (collect, restorer),
+        garbage.make_parts(connections, connections, store) as (collect, restorer),
     ):
         yield connections, collect, restorer
 
 
 def run_job(garbage: Garbage, calls: OnCall) -> bool:
     """Take the job that waits, and run it; False if the process died."""
-    with job(garbage, calls) as (connections, collect, _):
+    with counted_parts(garbage, calls) as (connections, collect, _):
         try:
-            running.run_waiting_jobs(connections, {KIND: collect}, threading.Event(), running.Pulse(3600.0, 3600.0))
+            running.run_waiting_jobs(connections, {JOB_KIND: collect}, threading.Event(), running.Pulse(3600.0, 3600.0))
         except DiedError:
             return False
     return True
 
 
-def silence(garbage: Garbage) -> None:
+def let_job_fall_silent(garbage: Garbage) -> None:
     """Let the time pass after which the job's process counts as dead, and end its open transaction."""
     # A statement that one of its threads had sent when another fell asleep ends first, and what it locks goes, too.
     while garbage.rows(
@@ -184,21 +184,21 @@ def silence(garbage: Garbage) -> None:
     )
 
 
-def next_run(garbage: Garbage) -> None:
+def run_next(garbage: Garbage) -> None:
     """Have another process take over a job that was left, or take a new one, and end it."""
-    silence(garbage)
+    let_job_fall_silent(garbage)
     if not garbage.rows("SELECT FROM jobs WHERE kind = 'gc' AND state IN ('waiting', 'running')"):
         garbage.ask()
     with garbage.parts() as (connections, collect, _):
-        running.run_waiting_jobs(connections, {KIND: collect}, threading.Event())
+        running.run_waiting_jobs(connections, {JOB_KIND: collect}, threading.Event())
 
 
-def last(garbage: Garbage) -> Run:
+def last_run(garbage: Garbage) -> Run:
     """The newest job, as it is now."""
     (row,) = garbage.rows("SELECT id, state, progress, error FROM jobs WHERE kind = 'gc' ORDER BY id DESC LIMIT 1")
     return Run(*row)
 
 
-def age(garbage: Garbage) -> None:
+def let_deletes_land(garbage: Garbage) -> None:
     """Let the time pass after which no permitted delete can land any more."""
     garbage.rows("UPDATE hides SET permitted_at = permitted_at - interval '2 hours' RETURNING id")

@@ -16,21 +16,21 @@ from typing import Any, NamedTuple
 from coordinator.audit.audit import Ages, Audit, Report
 from coordinator.db.connection import Connections
 from coordinator.db.engine import temporary_engine
-from coordinator.db.session import reading
+from coordinator.db.session import read_connection
 from coordinator.domain.gc import Amount, Facts, Limits, PodFacts, Times
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.gc import controls, mark, root_listing_table
 from coordinator.gc import mark_view as queries
 from coordinator.gc import table as gc
-from coordinator.gc.collect import KIND, Collect
-from coordinator.gc.mark_table import Claimed
+from coordinator.gc.collect import JOB_KIND, Collector
+from coordinator.gc.mark_table import ClaimResult
 from coordinator.gc.restore import Restorer
 from coordinator.gc.sizes import Sizes
 from coordinator.gc.table import Hide
 from coordinator.jobs.work import run_waiting_jobs
 from coordinator.kafka.topics import EVENTS
-from coordinator.leftovers.links import give_back
+from coordinator.leftovers.links import write_needed_links_back
 from coordinator.reconcile.presence import Presence
 from coordinator.storage.layout import MARK, blob_key
 from coordinator.storage.port import ObjectStore
@@ -90,7 +90,7 @@ class Garbage(Table):
         self.known: Callable[[Facts], Facts] = lambda facts: facts
         self._second = 0
         if fresh:
-            controls.turn(self.connection, "a test", on=True)
+            controls.set_switch(self.connection, "a test", on=True)
             # Tests with a database each share a bucket, and others a database.
             store.delete(MARK)
             self.connection.execute("DELETE FROM gc_mark")
@@ -120,14 +120,14 @@ class Garbage(Table):
         self.upload(manifest, *layers)
         self.report(manifest, *layers)
 
-    def unneeded(self, manifest: str, *layers: str) -> None:
+    def push_and_forget(self, manifest: str, *layers: str) -> None:
         """Push an image and delete its manifest."""
         self.pushed(manifest, *layers)
         self.forget(manifest)
 
     def hidden(self, manifest: str, *layers: str) -> None:
         """Push an image, delete its manifest, and hide it by a collection."""
-        self.unneeded(manifest, *layers)
+        self.push_and_forget(manifest, *layers)
         self.collect()
 
     def forget(self, *manifests: str) -> None:
@@ -158,7 +158,7 @@ class Garbage(Table):
 
     # What is seen
 
-    def seen(self, name: str) -> bool:
+    def is_served(self, name: str) -> bool:
         """Whether registries are served the bytes."""
         return self.store.head(blob_key(self.digest(name))) is not None
 
@@ -167,7 +167,7 @@ class Garbage(Table):
         return BlobState(row[0])
 
     def hide_of(self, name: str) -> Hide | None:
-        return gc.hide_of(self.connection, self.digest(name))
+        return gc.read_hide_of_blob(self.connection, self.digest(name))
 
     def ledger(self, name: str) -> list[str]:
         found = self.rows("SELECT decision FROM gc_ledger WHERE digest = %s ORDER BY id", (self.digest(name),))
@@ -181,31 +181,35 @@ class Garbage(Table):
 
     def facts(self) -> Facts:
         ((now,),) = self.rows("SELECT clock_timestamp()")
-        switch = controls.switch(self.connection)
+        switch = controls.read_switch(self.connection)
         held = [f"{scope} is held: {why}" for scope, why in self.rows("SELECT scope, why FROM holds ORDER BY scope")]
         pods = [PodFacts(POD, now, now, is_reconcilable=False)]
         why = None if switch.enabled else switch.why
-        return self.known(Facts(now, self.times, pods, why, held, listing=root_listing_table.read(self.connection)))
+        return self.known(
+            Facts(now, self.times, pods, why, held, listing=root_listing_table.read_listing(self.connection))
+        )
 
     @contextmanager
-    def parts(self, store: ObjectStore | None = None) -> Iterator[tuple[Connections, Collect, Restorer]]:
+    def parts(self, store: ObjectStore | None = None) -> Iterator[tuple[Connections, Collector, Restorer]]:
         with (
-            closing(Connections(self.url, name="test-gc", prepare=statements.prepare)) as connections,
+            closing(Connections(self.url, name="test-gc", prepare=statements.prepare_connection)) as connections,
             closing(Connections(self.url, name="test-restore")) as own,
-            self.working(connections, own, self.store if store is None else store) as (collect, restorer),
+            self.make_parts(connections, own, self.store if store is None else store) as (collect, restorer),
         ):
             yield connections, collect, restorer
 
     @contextmanager
-    def working(
+    def make_parts(
         self, connections: Connections, own: Connections, store: ObjectStore
-    ) -> Iterator[tuple[Collect, Restorer]]:
+    ) -> Iterator[tuple[Collector, Restorer]]:
         """What collects and what restores in a process with these connections."""
         times = {"delete_bound": self.delete_bound, **self.restores}
         with (
             closing(Presence(own, store)) as presence,
-            closing(Restorer(own, store, presence, give_links_back=give_back, **times)) as restorer,
-            closing(Collect(connections, store, self.facts, restorer, limits=self.limits, sizes=self.sizes)) as collect,
+            closing(Restorer(own, store, presence, give_links_back=write_needed_links_back, **times)) as restorer,
+            closing(
+                Collector(connections, store, self.facts, restorer, limits=self.limits, sizes=self.sizes)
+            ) as collect,
         ):
             yield collect, restorer
 
@@ -218,37 +222,37 @@ class Garbage(Table):
     def run_waiting(self, store: ObjectStore | None = None, stop: threading.Event | None = None) -> None:
         """Do the runs that wait."""
         with self.parts(store) as (connections, collect, _):
-            run_waiting_jobs(connections, {KIND: collect}, stop or threading.Event())
+            run_waiting_jobs(connections, {JOB_KIND: collect}, stop or threading.Event())
 
-    def tried(self, store: ObjectStore | None = None, **options: Any) -> Run:
+    def try_collection(self, store: ObjectStore | None = None, **options: Any) -> Run:
         number = self.ask(**options)
         self.run_waiting(store)
         (row,) = self.rows("SELECT id, state, progress, error FROM jobs WHERE id = %s", (number,))
         return Run(*row)
 
     def collect(self, store: ObjectStore | None = None, **options: Any) -> Run:
-        run = self.tried(store, **options)
+        run = self.try_collection(store, **options)
         assert run.state == "done", run.error
         return run
 
-    def claim(self) -> Claimed:
+    def claim(self) -> ClaimResult:
         """Claim the bucket for this database; every delete of the lost history has landed."""
         # A closed connection is listed until its server process has ended.
         others = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'baleen-api'"
         eventually(lambda: not self.rows(others), "no API is connected")
         with self.parts() as (connections, _, __):
-            return mark.claim(connections, self.store, "a test", EVENTS, timedelta())
+            return mark.claim_bucket(connections, self.store, "a test", EVENTS, timedelta())
 
     def record(self) -> None:
         """Write the mark, as the API does before it answers to a change."""
         with self.parts() as (connections, _, __):
-            mark.record(connections, self.store)
+            mark.record_epoch(connections, self.store)
 
     def audit(self) -> Report:
         """An audit that repairs, once every pod is reconciled."""
         self.connection.execute("UPDATE gaps SET resolved_at = clock_timestamp() WHERE resolved_at IS NULL")
         with (
-            closing(Connections(self.url, name="test-audit", prepare=statements.prepare)) as connections,
+            closing(Connections(self.url, name="test-audit", prepare=statements.prepare_connection)) as connections,
             closing(Presence(connections, self.store)) as presence,
         ):
             return Audit(connections, self.store, presence, Ages(timedelta(), timedelta()), repair=True).run()
@@ -261,5 +265,5 @@ class Garbage(Table):
 
 def blocked_by(garbage: Garbage) -> list[str]:
     """What status shows of the database and the bucket, without the switch and pods."""
-    with temporary_engine(garbage.url, name="test") as engine, reading(engine) as connection:
+    with temporary_engine(garbage.url, name="test") as engine, read_connection(engine) as connection:
         return queries.mark_reasons(connection)

@@ -15,7 +15,7 @@ from datetime import timedelta
 
 from coordinator.domain.lifecycle import BlobState
 from coordinator.storage.layout import QUARANTINE, blob_key, parse_quarantine_key, quarantine_key
-from tests.gc.calls import next_run
+from tests.gc.calls import run_next
 from tests.gc.harness import Garbage
 
 #: A hide that is undone is hidden again by the next run, and purged by the one after.
@@ -60,7 +60,7 @@ class History:
         self._garbage.forget(*self._named(*names))
 
     @property
-    def back(self) -> str:
+    def needed_again(self) -> str:
         """The layer that was hidden and is needed again."""
         (name,) = self._named("back")
         return name
@@ -71,14 +71,14 @@ class History:
 
     def push_back(self) -> None:
         """Push a manifest that lists it; upload it only if registries do not have it."""
-        if not self._garbage.seen(self.back):
-            self._garbage.upload(self.back)
-        self._pushed_manifest("needs-again", [self.back])
+        if not self._garbage.is_served(self.needed_again):
+            self._garbage.upload(self.needed_again)
+        self._pushed_manifest("needs-again", [self.needed_again])
 
     def push_again(self) -> None:
         """Push layers that the run works on; upload only those that registries do not have."""
         layers = self._named("o1", "n1")
-        self._garbage.upload(*(name for name in layers if not self._garbage.seen(name)))
+        self._garbage.upload(*(name for name in layers if not self._garbage.is_served(name)))
         self._pushed_manifest("later", layers)
         self.needed += [*self._named("later"), *layers]
         self.unneeded = [name for name in self.unneeded if name not in layers]
@@ -90,7 +90,7 @@ class History:
 
     def assert_nothing_is_lost(self) -> None:
         """What is needed is served, or can still be restored from its hide."""
-        lost = [name for name in self.needed if not self._garbage.seen(name) and not self._restorable(name)]
+        lost = [name for name in self.needed if not self._garbage.is_served(name) and not self._restorable(name)]
         assert lost == []
 
     def _restorable(self, name: str) -> bool:
@@ -99,13 +99,13 @@ class History:
             return False
         recorded = {each.version for each in hide.versions} if hide.purging_at is not None else set()
         return store.head(quarantine_key(digest, hide.id)) is not None or any(
-            each.size is not None and each.version not in recorded for each in store.versions(blob_key(digest))
+            each.size is not None and each.version not in recorded for each in store.list_versions(blob_key(digest))
         )
 
     def fix(self) -> None:
         """Run collections and restorers until nothing is left to do."""
         for _ in range(RUNS):
-            next_run(self._garbage)
+            run_next(self._garbage)
             self._garbage.restore()
             if not self._garbage.rows("SELECT FROM hides UNION ALL SELECT FROM blobs WHERE state = 1"):
                 break
@@ -115,17 +115,17 @@ class History:
         garbage = self._garbage
         assert garbage.rows("SELECT id FROM hides") == []
         assert {name: garbage.state(name) for name in self.needed} == dict.fromkeys(self.needed, BlobState.LIVE)
-        assert [name for name in self.needed if not garbage.seen(name)] == []
+        assert [name for name in self.needed if not garbage.is_served(name)] == []
         assert {name: garbage.state(name) for name in self.unneeded} == dict.fromkeys(self.unneeded, BlobState.PURGED)
         for name in self.unneeded:
-            assert garbage.store.versions(blob_key(garbage.digest(name))) == [], name
-        assert self._purged().isdisjoint(self._copies())
+            assert garbage.store.list_versions(blob_key(garbage.digest(name))) == [], name
+        assert self._purged_hides().isdisjoint(self._hides_with_copies())
 
-    def _copies(self) -> Iterator[int]:
+    def _hides_with_copies(self) -> Iterator[int]:
         """Hides that have a copy. One of a hide that was undone may stay for a while."""
         for entry in self._garbage.store.walk(QUARANTINE):
             found = parse_quarantine_key(entry.key)
             yield found[1]
 
-    def _purged(self) -> set[int]:
+    def _purged_hides(self) -> set[int]:
         return {row[0] for row in self._garbage.rows("SELECT hide_id FROM gc_ledger WHERE decision = 'purged'")}

@@ -20,15 +20,15 @@ def test_it_is_served_again(garbage: Garbage) -> None:
     """A hidden blob that is asked back is served again after the next round of a worker."""
     garbage.hidden("m", "l")
     assert ask_back(garbage, "l") is BlobState.HIDDEN
-    assert not garbage.seen("l")
+    assert not garbage.is_served("l")
     assert garbage.restore() == 1
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
     assert garbage.state("l") is BlobState.UNREFERENCED
     assert garbage.hide_of("l") is None
     assert garbage.changes("l")[-1] == "restored"
     assert garbage.collect().purged == 1
-    assert garbage.seen("l")
-    assert not garbage.seen("m")
+    assert garbage.is_served("l")
+    assert not garbage.is_served("m")
 
 
 @pytest.mark.parametrize("pin", [True, False])
@@ -36,18 +36,18 @@ def test_it_is_served_again(garbage: Garbage) -> None:
 def test_just_before_a_delete_is_permitted(garbage: Garbage, state: BlobState, pin: bool) -> None:
     """A blob that is asked back before the delete of its hide or purge is permitted keeps its bytes, pinned or not."""
     hides = state is BlobState.HIDING
-    (garbage.unneeded if hides else garbage.hidden)("m", "l")
+    (garbage.push_and_forget if hides else garbage.hidden)("m", "l")
     states: list[BlobState] = []
     store = FaultyStore(garbage.store)
     store.before(ASK, lambda: states.append(ask_back(garbage, "l", pin=pin)), nth=1)
     run = garbage.collect(store)
     assert (run.hidden, run.purged) == ((1, 0) if hides else (0, 1))  # the manifest that listed it
     assert states == [state]
-    assert garbage.seen("l") is hides
+    assert garbage.is_served("l") is hides
     if not hides:
         garbage.delete_bound = LANDED
     assert garbage.restore() == 1
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
     assert garbage.state("l") is BlobState.UNREFERENCED
 
 
@@ -55,7 +55,7 @@ def test_what_waits_holds_up_nobody(garbage: Garbage) -> None:
     """Hides that cannot end yet, however many, do not delay the restores of later ones."""
     garbage.restores = {"per_round": 1}
     for number in range(3):
-        garbage.unneeded(f"m{number}", f"l{number}")
+        garbage.push_and_forget(f"m{number}", f"l{number}")
     garbage.collect()
     garbage.connection.execute(
         "UPDATE hides SET purging_at = now(), permitted_at = now() WHERE blob_id IN (SELECT id FROM blobs ORDER BY id"
@@ -114,5 +114,5 @@ def test_bytes_that_are_nowhere_hold_up_nobody(garbage: Garbage) -> None:
     ask_back(garbage, "o", pin=False)
     with pytest.raises(NotHereError):
         garbage.restore()
-    assert garbage.seen("o")
+    assert garbage.is_served("o")
     assert garbage.state("o") is BlobState.UNREFERENCED

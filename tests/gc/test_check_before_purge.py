@@ -33,7 +33,7 @@ def delete_again(garbage: Garbage, name: str) -> None:
 def hidden(garbage: Garbage) -> Garbage:
     """A manifest and two layers are hidden, and their purge is due."""
     garbage.delete_bound = LANDED
-    garbage.unneeded("m", "l", "k")
+    garbage.push_and_forget("m", "l", "k")
     assert garbage.collect().hidden == 3
     return garbage
 
@@ -46,13 +46,13 @@ def test_what_others_show_is_not_purged(hidden: Garbage) -> None:
     assert run.purged == 2
     assert run.kept == {"given back": 1}
     assert run.progress["shown_by_others"] == versioned
-    assert hidden.seen("l")
+    assert hidden.is_served("l")
     assert ("shown-by-others" in hidden.ledger("l")) is versioned
     assert "purged" not in hidden.ledger("l")
     hidden.report("other", "l")
     hidden.restore()
     hidden.collect()
-    assert hidden.seen("l")
+    assert hidden.is_served("l")
     assert hidden.state("l") is BlobState.LIVE
 
 
@@ -62,8 +62,8 @@ def test_what_was_shown_is_collected_like_any_other(hidden: Garbage) -> None:
     for _ in range(3):
         hidden.collect()
     assert hidden.state("l") is BlobState.PURGED
-    assert not hidden.seen("l")
-    assert hidden.store.versions(blob_key(hidden.digest("l"))) == []
+    assert not hidden.is_served("l")
+    assert hidden.store.list_versions(blob_key(hidden.digest("l"))) == []
 
 
 def test_a_marker_of_others_hides_nothing_for_a_purge(hidden: Garbage) -> None:
@@ -71,10 +71,10 @@ def test_a_marker_of_others_hides_nothing_for_a_purge(hidden: Garbage) -> None:
     if not hidden.store.keeps_versions():
         pytest.skip("an unversioned bucket has no markers")
     delete_again(hidden, "l")
-    assert not hidden.seen("l")
+    assert not hidden.is_served("l")
     run = hidden.collect()
     assert (run.purged, run.progress["shown_by_others"]) == (2, 1)
-    assert hidden.seen("l")
+    assert hidden.is_served("l")
 
 
 def test_a_purge_that_was_interrupted_at_its_marker_is_no_alarm(hidden: Garbage) -> None:
@@ -82,7 +82,7 @@ def test_a_purge_that_was_interrupted_at_its_marker_is_no_alarm(hidden: Garbage)
     found = hidden.hide_of("l")
     key = blob_key(found.digest)
     own = [Target(quarantine_key(found.digest, found.id))] if found.marker is None else []
-    targets = own + [Target(key, each.version) for each in hidden.store.versions(key)]
+    targets = own + [Target(key, each.version) for each in hidden.store.list_versions(key)]
     hidden.store.delete_many(targets, lambda: None)
     run = hidden.collect()
     assert (run.purged, run.kept, run.progress["shown_by_others"]) == (3, {}, 0)
@@ -104,14 +104,14 @@ def test_the_check_is_the_last_thing_before_a_delete_is_permitted(hidden: Garbag
         store.before(ASK, happens, nth=1)
     hidden.collect(store)
     assert shown
-    assert hidden.seen("l")
+    assert hidden.is_served("l")
     assert "purged" not in hidden.ledger("l")
 
 
 def test_one_that_cannot_be_checked_keeps_no_other(hidden: Garbage) -> None:
     """A blob that the store cannot check waits, and the others are purged."""
     store = FaultyStore(hidden.store)
-    for call in ("head", "versions"):
+    for call in ("head", "list_versions"):
         store.fail(call, key=blob_key(hidden.digest("l")))
     run = hidden.collect(store)
     assert (run.purged, run.progress["left"], run.kept) == (2, 1, {})
@@ -128,7 +128,7 @@ def test_many_versions_go_at_once(garbage: Garbage) -> None:
     assert run.purged == 2
     versions = 131 if garbage.store.keeps_versions() else 1
     assert run.freed == len(garbage.body("m")) + versions * len(garbage.body("l"))
-    assert garbage.store.versions(blob_key(garbage.digest("l"))) == []
+    assert garbage.store.list_versions(blob_key(garbage.digest("l"))) == []
 
 
 def test_what_a_hide_did_not_record_goes_with_the_next(garbage: Garbage) -> None:
@@ -137,11 +137,11 @@ def test_what_a_hide_did_not_record_goes_with_the_next(garbage: Garbage) -> None
     garbage.delete_bound = LANDED
     for _ in range(25):
         garbage.upload("l")
-    garbage.unneeded("m", "l")
+    garbage.push_and_forget("m", "l")
     freed = 0
     for _ in range(10):
         freed += garbage.collect().freed
     assert garbage.state("l") is BlobState.PURGED
-    assert garbage.store.versions(blob_key(garbage.digest("l"))) == []
+    assert garbage.store.list_versions(blob_key(garbage.digest("l"))) == []
     stored = 26 if garbage.store.keeps_versions() else 1
     assert freed == len(garbage.body("m")) + stored * len(garbage.body("l"))

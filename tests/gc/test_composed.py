@@ -8,9 +8,9 @@ import pytest
 from coordinator.compose import database as compose_database
 from coordinator.compose import scheduler as compose_scheduler
 from coordinator.domain.lifecycle import BlobState
-from coordinator.gc.collect import KIND
+from coordinator.gc.collect import JOB_KIND
 from coordinator.jobs.work import run_waiting_jobs
-from coordinator.settings import build
+from coordinator.settings import make_settings
 from coordinator.stack.supervisor import StackEndpoints
 from tests.gc.harness import Garbage
 from tests.services.databases import Databases
@@ -27,12 +27,12 @@ def test_a_workers_restorer(
     with Garbage(databases.migrated(), store) as garbage:
         garbage.hidden("m", "l")
         garbage.report("other", "l")
-        settings = build({"database_url": garbage.url, **settings_of(store, embedded_stack)})
-        with compose_scheduler.restorer(settings, name="test-restorer") as restorer:
+        settings = make_settings({"database_url": garbage.url, **settings_of(store, embedded_stack)})
+        with compose_scheduler.open_restorer(settings, name="test-restorer") as restorer:
             assert restorer.round() == 1
         assert garbage.state("l") is BlobState.LIVE
         assert garbage.hide_of("l") is None
-        assert garbage.seen("l")
+        assert garbage.is_served("l")
 
 
 def test_a_schedulers_collection(connect_s3: MakeS3, databases: Databases, embedded_stack: StackEndpoints) -> None:
@@ -43,16 +43,16 @@ def test_a_schedulers_collection(connect_s3: MakeS3, databases: Databases, embed
         garbage.connection.execute("UPDATE hides SET hidden_at = NULL")
         garbage.connection.execute("UPDATE blobs SET state = %s WHERE state = %s", (BlobState.HIDING, BlobState.HIDDEN))
         garbage.connection.execute("UPDATE hides SET permitted_at = permitted_at - interval '1 day'")
-        settings = build({"database_url": garbage.url, **settings_of(store, embedded_stack)})
+        settings = make_settings({"database_url": garbage.url, **settings_of(store, embedded_stack)})
         number = garbage.ask()
         with (
-            closing(compose_database.connections(settings, name="test-scheduler")) as connections,
-            compose_scheduler.job_runners(settings) as runners,
+            closing(compose_database.make_connections(settings, name="test-scheduler")) as connections,
+            compose_scheduler.open_job_runners(settings) as runners,
         ):
-            run_waiting_jobs(connections, {KIND: runners[KIND]}, threading.Event())
+            run_waiting_jobs(connections, {JOB_KIND: runners[JOB_KIND]}, threading.Event())
         ((state, error, progress),) = garbage.rows("SELECT state, error, progress FROM jobs WHERE id = %s", (number,))
         assert (state, error) == ("done", None)
         assert progress["restored"] == 2
         assert progress["blocked_by"]
         assert garbage.state("l") is BlobState.UNREFERENCED
-        assert garbage.seen("l")
+        assert garbage.is_served("l")

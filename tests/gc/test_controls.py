@@ -18,7 +18,7 @@ from coordinator.gc import table as gc
 from coordinator.gc.table import StoppedCollectingError
 from coordinator.jobs import table as jobs
 from coordinator.storage.layout import blob_key, quarantine_key
-from tests.gc.calls import NAME, ON_STORES, Calls, Once, age, last, run_job
+from tests.gc.calls import NAME, ON_STORES, Calls, Once, last_run, let_deletes_land, run_job
 from tests.gc.harness import IN_FLIGHT, LANDED, Garbage
 from tests.support.store import SEND
 
@@ -34,11 +34,11 @@ pytestmark = [ON_STORES, pytest.mark.lengthy, pytest.mark.usefixtures("only_thei
 
 
 def off(garbage: Garbage) -> None:
-    controls.turn(garbage.connection, "a rumour", on=False)
+    controls.set_switch(garbage.connection, "a rumour", on=False)
 
 
 def on(garbage: Garbage) -> None:
-    controls.turn(garbage.connection, "all is well", on=True)
+    controls.set_switch(garbage.connection, "all is well", on=True)
     for (scope,) in garbage.rows("SELECT scope FROM holds"):
         garbage.release(scope)
 
@@ -67,7 +67,7 @@ CONTROLS = pytest.mark.parametrize(
 
 
 def unneeded(garbage: Garbage) -> None:
-    garbage.unneeded("m", *LAYERS)
+    garbage.push_and_forget("m", *LAYERS)
 
 
 def hidden(garbage: Garbage) -> None:
@@ -91,7 +91,7 @@ def restorable(garbage: Garbage, name: str) -> bool:
     """Whether the bytes of a hidden blob are there: a reference brings them back."""
     garbage.report(f"wants.{name}", name)
     garbage.restore()
-    return garbage.seen(name)
+    return garbage.is_served(name)
 
 
 # One switch, and holds
@@ -101,13 +101,13 @@ def restorable(garbage: Garbage, name: str) -> bool:
 def test_nothing_begins(garbage: Garbage, control: Control, reason: str) -> None:
     """A run under a control hides and purges nothing, and names what blocks it."""
     hidden(garbage)
-    garbage.unneeded("n")
+    garbage.push_and_forget("n")
     control(garbage)
     run = garbage.collect()
     assert (run.hidden, run.purged) == (0, 0)
     assert run.progress["planned"] == {step: {"blobs": 0, "bytes": 0} for step in ("hide", "purge")}
     assert reason.split(" (", maxsplit=1)[0] in run.progress["blocked_by"][0]
-    assert garbage.seen("n")
+    assert garbage.is_served("n")
     on(garbage)
     run = garbage.collect()
     assert (run.hidden, run.purged) == (1, len(ALL))
@@ -122,11 +122,11 @@ def test_a_control_that_the_plan_has_not_seen_keeps_blobs(
     unneeded(garbage)
     garbage.delete_bound = LANDED
     calls = collected(garbage, Once(words, lambda: control(garbage)))
-    assert calls.numbers(SEND) == []
-    run = last(garbage)
+    assert calls.numbers_of(SEND) == []
+    run = last_run(garbage)
     assert run.state == "failed"
     assert reason in str(run.error)
-    assert all(garbage.seen(name) for name in ALL)
+    assert all(garbage.is_served(name) for name in ALL)
     on(garbage)
     assert garbage.collect().hidden == len(ALL)
     assert garbage.collect().purged == len(ALL)
@@ -140,8 +140,8 @@ def test_a_control_that_the_plan_has_not_seen_keeps_hidden_bytes(
     """A control that is set after the plan stops the next purge: blobs stay hidden, and a later run purges them."""
     hidden(garbage)
     calls = collected(garbage, Once(words, lambda: control(garbage)))
-    assert calls.numbers(SEND) == []
-    assert reason in str(last(garbage).error)
+    assert calls.numbers_of(SEND) == []
+    assert reason in str(last_run(garbage).error)
     on(garbage)
     assert garbage.collect().purged == len(ALL)
 
@@ -154,8 +154,8 @@ def test_between_two_requests_of_a_purge(garbage: Garbage, control: Control, rea
     requests = Once("delete_many", lambda: control(garbage), nth=2)
     calls = collected(garbage, requests)
     assert requests.happened
-    assert len(calls.numbers(SEND)) == 1
-    assert reason in str(last(garbage).error)
+    assert len(calls.numbers_of(SEND)) == 1
+    assert reason in str(last_run(garbage).error)
     assert sum(_has_bytes(garbage, name) for name in ALL) == len(ALL) - 2
     on(garbage)
     run = garbage.collect()
@@ -173,9 +173,9 @@ def test_between_two_requests_of_hides(garbage: Garbage, control: Control, reaso
     requests = Once("delete_many", lambda: control(garbage), nth=2)
     calls = collected(garbage, requests)
     assert requests.happened
-    assert len(calls.numbers(SEND)) == 1
-    assert reason in str(last(garbage).error)
-    assert sum(garbage.seen(name) for name in ALL) == 2
+    assert len(calls.numbers_of(SEND)) == 1
+    assert reason in str(last_run(garbage).error)
+    assert sum(garbage.is_served(name) for name in ALL) == 2
     assert states(garbage).count(BlobState.HIDDEN) == 2
     on(garbage)
     run = garbage.collect()
@@ -190,24 +190,26 @@ def test_restores_need_no_switch(garbage: Garbage) -> None:
     hold_pod(garbage)
     garbage.report("wants", "a")
     assert garbage.restore() == 1
-    assert garbage.seen("a")
+    assert garbage.is_served("a")
 
 
 def test_an_operator_who_switches_off_waits_for_nobody(garbage: Garbage) -> None:
     """An operator can switch GC off while a job hangs in a permit, and the job gets no other permit."""
     unneeded(garbage)
     garbage.ask()
-    job = jobs.take(garbage.connection, [collect.KIND])
+    job = jobs.take_job(garbage.connection, [collect.JOB_KIND])
     assert job is not None
-    intents = gc.intend(garbage.connection, job, gc.candidates(garbage.connection, gc.BEGINNING, None, 10), {})
+    intents = gc.write_intents(
+        garbage.connection, job, gc.read_candidates(garbage.connection, gc.BEGINNING, None, 10), {}
+    )
     hides = [each.id for each in intents]
     with garbage.connect() as others:
         others.execute("SET lock_timeout = '1ms'")
         with garbage.connection.transaction():
-            gc.permit(garbage.connection, job, hides, BlobState.HIDING)
-            controls.turn(others, "a rumour", on=False)
+            gc.permit_deletes(garbage.connection, job, hides, BlobState.HIDING)
+            controls.set_switch(others, "a rumour", on=False)
     with pytest.raises(StoppedCollectingError):
-        gc.permit(garbage.connection, job, hides, BlobState.HIDING)
+        gc.permit_deletes(garbage.connection, job, hides, BlobState.HIDING)
 
 
 # What cannot be read
@@ -221,10 +223,10 @@ def test_the_connection_breaks_as_the_switch_is_read(garbage: Garbage, step: str
     reading = Once(SWITCH, lambda: broken(garbage), nth)
     calls = collected(garbage, reading)
     assert reading.happened
-    assert calls.numbers(SEND) == []
-    assert (last(garbage).hidden, last(garbage).purged) == (0, 0)
+    assert calls.numbers_of(SEND) == []
+    assert (last_run(garbage).hidden, last_run(garbage).purged) == (0, 0)
     assert all(_has_bytes(garbage, name) for name in ALL)
-    assert all(garbage.seen(name) is (step == "hide") for name in ALL)
+    assert all(garbage.is_served(name) is (step == "hide") for name in ALL)
     run = garbage.collect()
     assert (run.hidden, run.purged) == ((len(ALL), 0) if step == "hide" else (0, len(ALL)))
 
@@ -254,11 +256,11 @@ def test_a_pin_that_comes_before_a_delete_keeps_its_blob(garbage: Garbage, words
     pinning = Once(words, pin(garbage, "a"))
     collected(garbage, pinning)
     assert pinning.happened
-    assert [garbage.seen(name) for name in ALL] == [name == "a" for name in ALL]
-    assert last(garbage).hidden == len(ALL) - 1
+    assert [garbage.is_served(name) for name in ALL] == [name == "a" for name in ALL]
+    assert last_run(garbage).hidden == len(ALL) - 1
     run = garbage.collect()
     assert run.kept == {"pinned": 1}
-    assert garbage.seen("a")
+    assert garbage.is_served("a")
     assert garbage.state("a") is BlobState.UNREFERENCED
     garbage.unpin("a")
     assert garbage.collect().hidden == 1
@@ -309,7 +311,7 @@ def test_a_reference_that_comes_before_a_delete_keeps_its_blob(garbage: Garbage,
     needing = Once(words, needed_for_a_moment)
     collected(garbage, needing)
     assert needing.happened
-    assert [name for name in ALL if garbage.seen(name)] == ["a", "b"]
+    assert [name for name in ALL if garbage.is_served(name)] == ["a", "b"]
     garbage.restore()
     assert garbage.state("b") is BlobState.LIVE
 
@@ -331,10 +333,10 @@ def test_a_reference_that_comes_while_its_delete_is_being_permitted(garbage: Gar
         collected(garbage, permitting)
     assert permitting.happened
     garbage.restore()
-    assert garbage.seen("a")
-    age(garbage)
+    assert garbage.is_served("a")
+    let_deletes_land(garbage)
     garbage.restore()
-    assert garbage.seen("a")
+    assert garbage.is_served("a")
     assert garbage.state("a") is BlobState.LIVE
     assert garbage.hide_of("a") is None
 
@@ -352,6 +354,6 @@ def finished(garbage: Garbage, work: Sequence[Future[Any]]) -> None:
 
 def _has_bytes(garbage: Garbage, name: str) -> bool:
     hide = garbage.hide_of(name)
-    return any(not each.is_marker for each in garbage.store.versions(blob_key(garbage.digest(name)))) or (
+    return any(not each.is_marker for each in garbage.store.list_versions(blob_key(garbage.digest(name)))) or (
         hide is not None and garbage.store.head(quarantine_key(garbage.digest(name), hide.id)) is not None
     )

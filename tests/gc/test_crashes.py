@@ -15,7 +15,7 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.gc import collect
 from coordinator.jobs import work as running
 from coordinator.storage.layout import blob_key
-from tests.gc.calls import ON_STORES, Calls, DiedError, Once, age, die, job, next_run, run_job
+from tests.gc.calls import ON_STORES, Calls, DiedError, Once, counted_parts, die, let_deletes_land, run_job, run_next
 from tests.gc.harness import IN_FLIGHT, LANDED, Garbage
 from tests.gc.histories import History, histories
 from tests.storage.memory import MemoryObjectStore
@@ -39,7 +39,7 @@ def places(garbage: Garbage, calls: Calls) -> Sequence[int]:
     every = range(1, len(calls.made) + 1)
     if isinstance(garbage.store, MemoryObjectStore):
         return every
-    return sorted({*every[:: -(-len(every) // SAMPLE)], *calls.numbers(SEND)})
+    return sorted({*every[:: -(-len(every) // SAMPLE)], *calls.numbers_of(SEND)})
 
 
 def clean(garbage: Garbage, history: History) -> Calls:
@@ -47,7 +47,7 @@ def clean(garbage: Garbage, history: History) -> Calls:
     calls = Calls()
     garbage.ask()
     assert run_job(garbage, calls)
-    assert len(calls.numbers(SEND)) >= 2
+    assert len(calls.numbers_of(SEND)) >= 2
     history.fix()
     history.assert_repaired()
     return calls
@@ -69,7 +69,7 @@ def test_a_job_dies_at_any_call(garbage: Garbage, recorded: Iterator[History], a
         history.assert_repaired()
     # Several threads may need some calls fewer than they did.
     assert died >= len(places(garbage, calls)) - 3
-    assert garbage.check().agrees
+    assert garbage.check().is_healthy
 
 
 def test_the_next_job_dies_too(garbage: Garbage, recorded: Iterator[History]) -> None:
@@ -101,22 +101,22 @@ def test_a_delete_lands_after_the_next_job_has_checked(garbage: Garbage, nth: in
         dead = False
         with garbage.parts(store) as (connections, collecting, _):
             try:
-                running.run_waiting_jobs(connections, {collect.KIND: collecting}, threading.Event())
+                running.run_waiting_jobs(connections, {collect.JOB_KIND: collecting}, threading.Event())
             except DiedError:
                 dead = True
         assert dead is (nth <= 2 or garbage.store.keeps_versions())
         if early:
             history.push_again()
-        next_run(garbage)
+        run_next(garbage)
         garbage.restore()
         if not early:
             history.push_again()
         store.land()
         history.assert_nothing_is_lost()
         garbage.restore()
-        next_run(garbage)
-        assert [name for name in history.needed if not garbage.seen(name)] == []
-        age(garbage)
+        run_next(garbage)
+        assert [name for name in history.needed if not garbage.is_served(name)] == []
+        let_deletes_land(garbage)
         history.fix()
         history.assert_repaired()
 
@@ -124,20 +124,20 @@ def test_a_delete_lands_after_the_next_job_has_checked(garbage: Garbage, nth: in
 @pytest.mark.parametrize("disturbed", [False, True], ids=["", "one-is-needed-between"])
 def test_a_request_that_was_sent_twice_hides_nothing_for_certain(garbage: Garbage, disturbed: bool) -> None:
     """While an unanswered copy of a request may land, none of its blobs counts as hidden: what is pushed is kept."""
-    garbage.unneeded("m", "a", "b")
+    garbage.push_and_forget("m", "a", "b")
     store = FaultyStore(garbage.store)
     store.send_again(lambda: garbage.report("other", "a") if disturbed else None)
     garbage.upload("other")
-    garbage.tried(store)
+    garbage.try_collection(store)
     # As after t_h: registries do not have it, or clients would not upload it.
     garbage.collect()
-    if not garbage.seen("b"):
+    if not garbage.is_served("b"):
         garbage.upload("b")
     store.land()
     garbage.report("later", "b")
     garbage.upload("later")
     garbage.restore()
-    assert garbage.seen("b")
+    assert garbage.is_served("b")
     assert garbage.store.get(blob_key(garbage.digest("b"))) == garbage.body("b")
 
 
@@ -149,15 +149,15 @@ def test_a_restorer_dies_at_any_call(garbage: Garbage, recorded: Iterator[Histor
         garbage.ask()
         run_job(garbage, Calls(left_at, die))
         history.push_again()
-        with job(garbage, calls) as (_, __, restorer), suppress(DiedError):
+        with counted_parts(garbage, calls) as (_, __, restorer), suppress(DiedError):
             restorer.round()
         history.assert_nothing_is_lost()
         garbage.restore()
-        assert [name for name in history.needed if not garbage.seen(name)] == []
+        assert [name for name in history.needed if not garbage.is_served(name)] == []
         history.fix()
         history.assert_repaired()
 
-    for sent in clean(garbage, next(recorded)).numbers(SEND):
+    for sent in clean(garbage, next(recorded)).numbers_of(SEND):
         calls = Calls()
         tried(sent + 1, calls)
         for place in places(garbage, calls):
@@ -176,11 +176,11 @@ def test_what_cannot_be_final_yet_keeps_nobody_waiting(garbage: Garbage) -> None
     garbage.ask()
     assert not run_job(garbage, Once(ANSWERED, lambda: die("")))
     garbage.forget(images[-1])
-    next_run(garbage)
+    run_next(garbage)
     assert garbage.state(images[-1]) is BlobState.HIDDEN
     for image in images:
         garbage.report(image)
     assert garbage.restore() == 1
-    assert all(garbage.seen(image) for image in images)
-    age(garbage)
+    assert all(garbage.is_served(image) for image in images)
+    let_deletes_land(garbage)
     assert garbage.restore() == len(images) - 1

@@ -17,12 +17,12 @@ from coordinator.domain.names import Digest, RepositoryName, format_digest, pars
 from coordinator.domain.own import PROBE_REPOSITORY
 from coordinator.errors import UnavailableError
 from coordinator.gc import controls
-from coordinator.gc.collect import Collect
-from coordinator.gc.leftovers import Kind, State
+from coordinator.gc.collect import Collector
+from coordinator.gc.leftovers import LeftoverKind, LeftoverState
 from coordinator.gc.restore import Restorer
-from coordinator.leftovers.run import DeleteLeftovers
+from coordinator.leftovers.run import LeftoversDeleter
 from coordinator.leftovers.sweep import PRODUCTION, Ages, Sizes
-from coordinator.pods.prober import known_image
+from coordinator.pods.prober import make_probe_image
 from coordinator.storage.layout import (
     MARK,
     QUARANTINE,
@@ -40,7 +40,7 @@ from tests.support.wait import Waits
 
 pytestmark = pytest.mark.lengthy
 
-PROBED = parse_digest(known_image().digest)
+PROBED = parse_digest(make_probe_image().digest)
 
 AGELESS = Ages(timedelta(0), timedelta(0), timedelta(0), timedelta(0), timedelta(0))
 LONG = timedelta(hours=1)
@@ -64,15 +64,15 @@ class Litter(Garbage):
         self.links_are("link")
 
     @contextmanager
-    def parts(self, store: ObjectStore | None = None) -> Iterator[tuple[Connections, Collect, Restorer]]:
+    def parts(self, store: ObjectStore | None = None) -> Iterator[tuple[Connections, Collector, Restorer]]:
         with super().parts(store) as (connections, _, restorer):
             used = self.store if store is None else store
             ages = self.ages._replace(delete_bound=self.delete_bound)
-            leftovers = DeleteLeftovers(
+            leftovers = LeftoversDeleter(
                 connections, used, ages, every=self.every, probed=PROBED, rate=self.rate, sizes=self.swept
             )
             also = None if self.blobs_only else leftovers
-            collect = Collect(
+            collect = Collector(
                 connections, used, self.facts, restorer, limits=self.limits, leftovers=also, sizes=self.sizes
             )
             try:
@@ -162,13 +162,13 @@ def litter(store: ObjectStore, databases: Databases) -> Iterator[Litter]:
         yield litter
 
 
-def of(run: Run, kind: Kind) -> Mapping[str, Any]:
+def of(run: Run, kind: LeftoverKind) -> Mapping[str, Any]:
     found: Mapping[str, Any] = run.progress["leftovers"][kind.value]
     return found
 
 
 def amounts(run: Run) -> dict[str, tuple[int, int]]:
-    return {kind.value: (of(run, kind)["count"], of(run, kind)["bytes"]) for kind in Kind}
+    return {kind.value: (of(run, kind)["count"], of(run, kind)["bytes"]) for kind in LeftoverKind}
 
 
 # Uploads
@@ -189,8 +189,8 @@ def test_sessions_that_nobody_ended(litter: Litter) -> None:
     done = litter.collect()
     assert litter.states(old) == litter.states(also) == []
     assert amounts(planned) == amounts(done)
-    assert of(done, Kind.UPLOADS) == {
-        "state": State.DONE,
+    assert of(done, LeftoverKind.UPLOADS) == {
+        "state": LeftoverState.DONE,
         "count": 2,
         "bytes": 20 + 12 + 5 + 20 + (4 + 5 if litter.versioned else 0),
         "left": 0,
@@ -198,7 +198,7 @@ def test_sessions_that_nobody_ended(litter: Litter) -> None:
     }
     assert litter.store.head(tag) is not None
     assert litter.linked_there("r", "l")
-    assert litter.seen("l")
+    assert litter.is_served("l")
     assert litter.store.head(f"{litter.path('r')}_uploads/odd") is not None
     assert amounts(litter.collect())["uploads"] == (0, 0)
 
@@ -230,7 +230,7 @@ def test_one_object_that_is_young_keeps_its_session(litter: Litter) -> None:
     ]
     assert litter.states(gone) == []
     # With versions: what was replaced long ago in the session that goes on.
-    assert amounts(run) == dict.fromkeys(Kind, (0, 0)) | {
+    assert amounts(run) == dict.fromkeys(LeftoverKind, (0, 0)) | {
         "uploads": (1, 20 + 2 + 5 + 5 + litter.versioned),
         "versions": (int(litter.versioned), int(litter.versioned)),
     }
@@ -246,7 +246,7 @@ def test_a_session_that_takes_bytes(litter: Litter) -> None:
     def chunks() -> Iterator[bytes]:
         yield b"1"
         run = litter.collect()
-        assert (of(run, Kind.UPLOADS)["count"], of(run, Kind.PARTS)["count"]) == (0, 0)
+        assert (of(run, LeftoverKind.UPLOADS)["count"], of(run, LeftoverKind.PARTS)["count"]) == (0, 0)
         yield b"2"
 
     litter.store.put_chunks(f"{kept}data", chunks(), 2)
@@ -285,9 +285,9 @@ def test_uploads_in_parts_that_nobody_ended(litter: Litter) -> None:
                 litter.store.put_chunks(more[0], chunks(more[1:]), 7 << 20)
         else:
             done = litter.collect_as_planned()
-            assert of(done, Kind.PARTS)["count"] == 2
-            assert of(done, Kind.PARTS)["bytes"] >= 2 * (5 << 20)
-            assert [each.key for each in litter.store.unfinished("")] == ["elsewhere/x"]
+            assert of(done, LeftoverKind.PARTS)["count"] == 2
+            assert of(done, LeftoverKind.PARTS)["bytes"] >= 2 * (5 << 20)
+            assert [each.key for each in litter.store.list_unfinished("")] == ["elsewhere/x"]
         yield bytes(1 << 20)
 
     with pytest.raises(UnavailableError):
@@ -305,7 +305,7 @@ def test_an_upload_in_parts_of_a_session_in_use(litter: Litter) -> None:
         yield b"1"
         later(litter, LONG)
         litter.store.put(f"{prefix}hashstates/sha256/1", b"state")
-        assert of(litter.collect(), Kind.PARTS)["count"] == 0
+        assert of(litter.collect(), LeftoverKind.PARTS)["count"] == 0
         yield b"2"
 
     litter.store.put_chunks(f"{prefix}data", chunks(), 2)
@@ -337,9 +337,15 @@ def test_a_marker_with_something_below_stays(litter: Litter) -> None:
     store = FaultyStore(litter.store)
     store.withhold(with_bytes, error="AccessDenied")
     before = litter.states(prefix)
-    run = litter.tried(store)
+    run = litter.try_collection(store)
     assert litter.states(prefix) == before
-    assert of(run, Kind.VERSIONS) == {"state": State.DONE, "count": 0, "bytes": 0, "left": 3, "unknown": 0}
+    assert of(run, LeftoverKind.VERSIONS) == {
+        "state": LeftoverState.DONE,
+        "count": 0,
+        "bytes": 0,
+        "left": 3,
+        "unknown": 0,
+    }
     litter.collect()
     assert litter.states(prefix) == []
 
@@ -370,7 +376,9 @@ def test_links_stay_without_versions(litter: Litter) -> None:
     litter.purged_blobs("gone")
     run = litter.collect()
     assert litter.linked_there("r", "gone")
-    assert [of(run, kind)["state"] for kind in (Kind.LINKS, Kind.VERSIONS, Kind.MARKERS)] == [State.UNVERSIONED] * 3
+    assert [of(run, kind)["state"] for kind in (LeftoverKind.LINKS, LeftoverKind.VERSIONS, LeftoverKind.MARKERS)] == [
+        LeftoverState.UNVERSIONED
+    ] * 3
 
 
 @IN_MEMORY_VERSIONED
@@ -401,14 +409,14 @@ def test_links_that_stay(litter: Litter, why: str) -> None:
     before = litter.states(key)
     run = litter.collect()
     assert litter.states(key) == before
-    assert of(run, Kind.LINKS)["count"] == 0
+    assert of(run, LeftoverKind.LINKS)["count"] == 0
 
 
 def at_any_moment(litter: Litter, push: Callable[[str], None], *, seed: int, put_back: bool = True) -> list[str]:
     """A run over links of many purged blobs, each of which is pushed at a moment of its own; returns their names.
 
     Of those whose links a request deletes one is pushed before it is permitted, one before it is sent, one after it;
-    the others at any other time. Without `put_back` the run writes no link.
+    the others at any other time. Without `write_link_back` the run writes no link.
     """
     litter.swept = Sizes(deletes=4)
     random = Random(seed)
@@ -434,7 +442,7 @@ def at_any_moment(litter: Litter, push: Callable[[str], None], *, seed: int, put
     store = FaultyStore(litter.store, observe)
     if not put_back:
         store.instead("put", lambda *_: None, key="/_layers/")
-    litter.tried(store)
+    litter.try_collection(store)
     for name in waiting.values():
         push(name)
     return names
@@ -454,7 +462,7 @@ def test_a_link_that_is_written_anew_at_any_moment(litter: Litter, seed: int) ->
 
     for name in at_any_moment(litter, push, seed=seed, put_back=False):
         assert litter.linked_there("r", name), name
-        assert litter.seen(name), name
+        assert litter.is_served(name), name
     assert not litter.linked_there("r", "counting")
 
 
@@ -480,7 +488,7 @@ def test_a_link_that_is_relied_on_at_any_moment(litter: Litter, reported: bool) 
     else:
         litter.collect()
     assert [name for name in relied if not litter.linked_there("r", name)] == []
-    assert all(litter.seen(name) for name in names)
+    assert all(litter.is_served(name) for name in names)
     assert len(relied) > 5
 
 
@@ -572,13 +580,17 @@ def test_links_that_are_watched(litter: Litter) -> None:
     litter.purged_blobs(*(f"l{number}" for number in range(5)))
     planned, first, second, third = litter.collect(dry=True), litter.collect(), litter.collect(), litter.collect()
     assert amounts(planned)["links"] == amounts(first)["links"] == (3, 3 * 71)
-    assert [of(run, Kind.LINKS)["state"] for run in (first, second, third)] == [State.FULL, State.DONE, State.NOT_DUE]
-    assert of(second, Kind.UPLOADS)["state"] == State.NOT_DUE
+    assert [of(run, LeftoverKind.LINKS)["state"] for run in (first, second, third)] == [
+        LeftoverState.FULL,
+        LeftoverState.DONE,
+        LeftoverState.NOT_DUE,
+    ]
+    assert of(second, LeftoverKind.UPLOADS)["state"] == LeftoverState.NOT_DUE
     assert amounts(second)["links"] == (2, 2 * 71)
 
 
 @IN_MEMORY_VERSIONED
-@pytest.mark.parametrize("what", ["versions", "delete_many", SEND, ANSWERED, "head", "answer lost"])
+@pytest.mark.parametrize("what", ["list_versions", "delete_many", SEND, ANSWERED, "head", "answer lost"])
 def test_a_run_that_dies(litter: Litter, what: str) -> None:
     """Wherever a run dies, the next ones restore the links that may be relied on, and delete the others."""
     litter.swept = Sizes(deletes=4)
@@ -597,7 +609,9 @@ def test_a_run_that_dies(litter: Litter, what: str) -> None:
         if begun >= 2 and now == ANSWERED and what == "answer lost":
             raise UnavailableError("A test ends it.")
 
-    assert litter.tried(FaultyStore(litter.store, die)).state == ("done" if what == "answer lost" else "failed")
+    assert litter.try_collection(FaultyStore(litter.store, die)).state == (
+        "done" if what == "answer lost" else "failed"
+    )
     for name in names[::2]:
         litter.upload(name)
     relied = [name for name in names[::2] if litter.linked_there("r", name)]
@@ -607,7 +621,7 @@ def test_a_run_that_dies(litter: Litter, what: str) -> None:
     assert all(litter.linked_there("r", name) for name in relied + deleted)
     assert not any(litter.linked_there("r", name) for name in names[1::2])
     assert litter.states(f"{litter.path('r')}_uploads/") == []
-    assert all(litter.seen(name) for name in names[::2])
+    assert all(litter.is_served(name) for name in names[::2])
 
 
 # Copies
@@ -624,7 +638,7 @@ class TestCopies:
 
     def restored(self, litter: Litter, name: str) -> str:
         """A blob that was hidden and restored; returns the key of the copy that stayed."""
-        litter.unneeded(f"{name}-manifest", name)
+        litter.push_and_forget(f"{name}-manifest", name)
         with litter.without_leftovers():
             litter.collect()
             copy = self.copy_of(litter, name)
@@ -641,12 +655,12 @@ class TestCopies:
         litter.collect()
         assert over in self.copies(litter)
         litter.delete_bound = LANDED
-        litter.unneeded("m", "x")
+        litter.push_and_forget("m", "x")
         assert amounts(litter.collect_as_planned())["copies"] == (1, len(litter.body("l")))
         assert over not in self.copies(litter)
         assert self.copy_of(litter, "x") in self.copies(litter)
         assert under_way not in self.copies(litter)
-        assert litter.seen("l")
+        assert litter.is_served("l")
 
     def test_of_which_nothing_is_known(self, litter: Litter) -> None:
         """A copy of a hide that is not in the ledger stays: the table may be older than the bucket."""
@@ -658,7 +672,13 @@ class TestCopies:
             litter.store.put(key, b"?")
         run = litter.collect()
         assert {over, *strange} <= set(self.copies(litter))
-        assert of(run, Kind.COPIES) == {"state": State.DONE, "count": 0, "bytes": 0, "left": 0, "unknown": 2}
+        assert of(run, LeftoverKind.COPIES) == {
+            "state": LeftoverState.DONE,
+            "count": 0,
+            "bytes": 0,
+            "left": 0,
+            "unknown": 2,
+        }
 
     def test_of_a_blob_that_is_not_served(self, litter: Litter) -> None:
         """While a needed blob has no bytes, or others than its copy, the copy stays."""
@@ -700,7 +720,7 @@ class TestCopies:
 
         store = FaultyStore(litter.store)
         store.before("delete_many", reopen, key=over)
-        litter.tried(store)
+        litter.try_collection(store)
         assert store.count("delete_many", over) == 1
         assert over in self.copies(litter)
 
@@ -777,7 +797,7 @@ class TestMarkers:
         litter.ages = litter.ages._replace(links=LONG)
         store = FaultyStore(litter.store)
         store.before("delete_many", hide)
-        litter.tried(store)
+        litter.try_collection(store)
         assert len(litter.states(blob_key(litter.digest("l")))) == 1
 
 
@@ -794,8 +814,8 @@ def test_the_kill_switch_between_two_requests(litter: Litter) -> None:
     """Once the switch is off no request is sent."""
     prefixes = requests(litter)
     store = FaultyStore(litter.store)
-    store.after("delete_many", lambda: controls.turn(litter.connection, "enough", on=False))
-    run = litter.tried(store)
+    store.after("delete_many", lambda: controls.set_switch(litter.connection, "enough", on=False))
+    run = litter.try_collection(store)
     assert store.count(ANSWERED) == 1
     assert run.state in {"failed", "done"}
     assert sum(not litter.states(prefix) for prefix in prefixes) == 2
@@ -808,7 +828,7 @@ def test_the_permit(litter: Litter, control: str) -> None:
 
     def stop() -> None:
         if control == "switch":
-            controls.turn(litter.connection, "enough", on=False)
+            controls.set_switch(litter.connection, "enough", on=False)
         elif control == "hold":
             litter.hold("pod-b", "enough")
         else:
@@ -816,7 +836,7 @@ def test_the_permit(litter: Litter, control: str) -> None:
 
     store = FaultyStore(litter.store)
     store.before("delete_many", stop)
-    litter.tried(store)
+    litter.try_collection(store)
     assert all(litter.states(prefix) for prefix in prefixes)
 
 
@@ -838,9 +858,15 @@ def test_a_store_that_is_away_for_a_while(litter: Litter) -> None:
     store = FaultyStore(litter.store)
     store.fail("walk_versions")
     run = litter.collect(store)
-    assert (of(run, Kind.UPLOADS)["state"], of(run, Kind.MARKERS)["state"]) == (State.FAILED, State.DONE)
+    assert (of(run, LeftoverKind.UPLOADS)["state"], of(run, LeftoverKind.MARKERS)["state"]) == (
+        LeftoverState.FAILED,
+        LeftoverState.DONE,
+    )
     run = litter.collect()
-    assert (of(run, Kind.UPLOADS)["state"], of(run, Kind.MARKERS)["state"]) == (State.DONE, State.NOT_DUE)
+    assert (of(run, LeftoverKind.UPLOADS)["state"], of(run, LeftoverKind.MARKERS)["state"]) == (
+        LeftoverState.DONE,
+        LeftoverState.NOT_DUE,
+    )
     assert litter.states(prefix) == []
 
 
@@ -851,9 +877,9 @@ def test_it_is_searched_for_now_and_then(litter: Litter) -> None:
     first = litter.collect()
     litter.session("r", "two")
     second = litter.collect()
-    assert of(second, Kind.UPLOADS)["state"] == State.NOT_DUE
+    assert of(second, LeftoverKind.UPLOADS)["state"] == LeftoverState.NOT_DUE
     third = litter.collect(leftovers=True)
-    assert [of(run, Kind.UPLOADS)["count"] for run in (first, second, third)] == [1, 0, 1]
+    assert [of(run, LeftoverKind.UPLOADS)["count"] for run in (first, second, third)] == [1, 0, 1]
     found = litter.rows(
         "SELECT run_id, count, bytes, failed, ended_at IS NOT NULL, evidence -> 'ages' ->> 'uploads',"
         " evidence ->> 'first' FROM gc_leftovers WHERE kind = 'uploads' ORDER BY run_id"

@@ -7,7 +7,7 @@ import pytest
 from coordinator.domain.gc import Amount, Limits
 from coordinator.domain.lifecycle import BlobState
 from coordinator.gc import controls
-from tests.gc.calls import Once, die, last, next_run, run_job
+from tests.gc.calls import Once, die, last_run, run_job, run_next
 from tests.gc.harness import LANDED, Garbage
 from tests.storage.memory import MemoryObjectStore
 from tests.support.store import ANSWERED
@@ -36,7 +36,7 @@ def refused(garbage: Garbage, *words: str) -> None:
     """A run fails and says why and what to do; nothing is hidden or purged."""
     states = "SELECT b.id, b.state, h.id FROM blobs b LEFT JOIN hides h ON h.blob_id = b.id ORDER BY 1, 3"
     before = garbage.rows(states)
-    run = garbage.tried()
+    run = garbage.try_collection()
     assert run.state == "failed"
     for word in (*words, "baleen gc plan", "--beyond-limits"):
         assert word in str(run.error)
@@ -79,7 +79,7 @@ def test_below_the_floor_nothing_is_too_much(garbage: Garbage) -> None:
 def test_many_times_what_runs_took(garbage: Garbage) -> None:
     """A run that takes many times as much as any recent one is refused; dry runs and failed ones do not count."""
     images(garbage, *(f"i{number}" for number in range(8)))
-    garbage.unneeded("small")
+    garbage.push_and_forget("small")
     assert garbage.collect().hidden == 1
     for number in range(5):
         garbage.forget(f"i{number}")
@@ -110,11 +110,11 @@ def test_what_others_left_is_undone_in_a_run_that_is_refused(garbage: Garbage) -
     garbage.delete_bound = LANDED
     garbage.ask()
     assert not run_job(garbage, Once(ANSWERED, lambda: die("")))
-    assert not garbage.seen("i.a")
+    assert not garbage.is_served("i.a")
     limit(garbage, share=1)
-    next_run(garbage)
-    assert last(garbage).state == "failed"
-    assert garbage.seen("i.a")
+    run_next(garbage)
+    assert last_run(garbage).state == "failed"
+    assert garbage.is_served("i.a")
     assert garbage.state("i.a") is BlobState.UNREFERENCED
     assert garbage.ledger("i.a") == ["hide", "undone"]
 
@@ -127,7 +127,7 @@ def test_what_was_given_back_is_hidden_by_a_later_run(garbage: Garbage) -> None:
     assert garbage.collect().hidden == 4
     garbage.claim()
     garbage.audit()
-    controls.turn(garbage.connection, "a test", on=True)
+    controls.set_switch(garbage.connection, "a test", on=True)
     limit(garbage, share=10)
     run = garbage.collect()
     assert (run.progress["restored"], run.hidden, run.progress["left"]) == (4, 0, 4)

@@ -21,12 +21,12 @@ from coordinator.kafka.topics import EVENTS
 from coordinator.pods import table as pods
 from coordinator.storage.layout import MARK, blob_key, quarantine_key
 from coordinator.storage.port import ObjectNotFoundError, Target
-from coordinator.table.apply import BatchApply
+from coordinator.table.apply import BatchApplier
 from coordinator.table.batch import Item
 from coordinator.table.epochs import advancing
 from tests.gc.harness import IN_FLIGHT, LANDED, NO_TIMES, POD, Garbage, blocked_by
 from tests.gc.test_asked_back import ask_back
-from tests.support.store import FaultyStore, away
+from tests.support.store import FaultyStore, raise_unavailable
 
 #: The columns of a table that PostgreSQL does not derive from others.
 _GIVEN = "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND attgenerated = ''"
@@ -59,7 +59,7 @@ def refused(garbage: Garbage, because: str) -> None:
     """A run, dry or not, refuses the bucket and does nothing."""
     before = garbage.rows("SELECT count(*) FROM gc_ledger")
     for dry in (True, False):
-        run = garbage.tried(dry=dry)
+        run = garbage.try_collection(dry=dry)
         assert run.state == "failed"
         assert because in str(run.error)
     assert garbage.rows("SELECT count(*) FROM gc_ledger") == before
@@ -75,7 +75,7 @@ def restored_from_backup(garbage: Garbage) -> None:
     restored = backup(garbage)
     garbage.report("other", "l")
     garbage.restore()
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
     restored()
     assert garbage.state("l") is BlobState.HIDDEN
 
@@ -84,7 +84,7 @@ def test_a_table_that_is_older_than_the_bucket(garbage: Garbage) -> None:
     """A run by an older table is refused: its hides are of bytes that may be needed again by now."""
     restored_from_backup(garbage)
     refused(garbage, "older than the bucket")
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
 
 
 def test_what_it_would_lose(garbage: Garbage) -> None:
@@ -93,7 +93,7 @@ def test_what_it_would_lose(garbage: Garbage) -> None:
     garbage.store.delete(MARK)
     garbage.connection.execute("UPDATE gc_mark SET writing = 0, written = 0")
     garbage.collect()
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
     assert "purged" not in garbage.ledger("l")
 
 
@@ -113,12 +113,12 @@ def test_a_purge_of_a_lost_history_that_lands_late(garbage: Garbage, claimed: bo
     garbage.connection.execute("UPDATE gc_mark SET instance = '1/1/1/1'")
     if claimed:
         with garbage.parts() as (connections, _, __):
-            mark.claim(connections, garbage.store, "a test", EVENTS, IN_FLIGHT)
+            mark.claim_bucket(connections, garbage.store, "a test", EVENTS, IN_FLIGHT)
     assert ask_back(garbage, "l") is BlobState.HIDDEN
     garbage.restore()
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
     garbage.store.delete_many(late, lambda: None)
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
 
 
 def test_an_older_table_that_claims_the_bucket(garbage: Garbage) -> None:
@@ -127,11 +127,11 @@ def test_an_older_table_that_claims_the_bucket(garbage: Garbage) -> None:
     assert garbage.claim().hides == 2
     assert "switched off" in garbage.collect().progress["blocked_by"][0]
     garbage.audit()
-    controls.turn(garbage.connection, "all of the runbook is done", on=True)
+    controls.set_switch(garbage.connection, "all of the runbook is done", on=True)
     garbage.times = NO_TIMES._replace(grace=timedelta(hours=1))
     for _ in range(2):
         garbage.collect()
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
     assert garbage.hide_of("l") is None
 
 
@@ -140,7 +140,7 @@ def test_ids_are_not_given_out_again(garbage: Garbage) -> None:
     garbage.pushed("m", "l")
     assert garbage.claim().pods == garbage.rows("SELECT count(*) FROM pods")[0][0] > 0
     garbage.audit()
-    controls.turn(garbage.connection, "all of the runbook is done", on=True)
+    controls.set_switch(garbage.connection, "all of the runbook is done", on=True)
     garbage.forget("m")
     garbage.collect()
     assert garbage.hide_of("l").id > 1_000_000_000
@@ -149,7 +149,7 @@ def test_ids_are_not_given_out_again(garbage: Garbage) -> None:
 
 def test_another_database(garbage: Garbage) -> None:
     """A bucket that another database has marked is refused, also if the mark cannot be read."""
-    garbage.unneeded("m", "l")
+    garbage.push_and_forget("m", "l")
     garbage.connection.execute("DELETE FROM gc_mark")
     for body in (
         b'{"database": "7d0c6a52-7d0e-4d1b-8a0a-8a7f4d1a7f11", "epoch": 0}',
@@ -165,10 +165,10 @@ def test_another_database(garbage: Garbage) -> None:
         refused(garbage, "Another database")
         garbage.claim()
         garbage.connection.execute("DELETE FROM gc_mark")
-        controls.turn(garbage.connection, "it is not over", on=True)
+        controls.set_switch(garbage.connection, "it is not over", on=True)
     garbage.claim()
     garbage.audit()
-    controls.turn(garbage.connection, "it is gone", on=True)
+    controls.set_switch(garbage.connection, "it is gone", on=True)
     assert garbage.collect().hidden == 2
 
 
@@ -186,7 +186,7 @@ def test_a_bucket_that_was_not_reported(garbage: Garbage) -> None:
         garbage.connection.execute("UPDATE gc_mark SET epoch = epoch + 1")
     garbage.collect()
     with garbage.parts() as (connections, _, __):
-        found = mark.find(garbage.store)
+        found = mark.find_mark(garbage.store)
         assert found is not None
         (row,) = garbage.rows("SELECT database::text, epoch, instance, writing, written FROM gc_mark")
         assert row == (found.database, found.epoch, str(found.instance), found.epoch, found.epoch)
@@ -199,7 +199,7 @@ def test_the_first_run(garbage: Garbage) -> None:
     with pytest.raises(ObjectNotFoundError):
         garbage.store.get(MARK)
     garbage.collect()
-    assert mark.find(garbage.store) is not None
+    assert mark.find_mark(garbage.store) is not None
 
 
 @pytest.mark.parametrize("others", [1, 3])
@@ -216,19 +216,19 @@ def test_restores_by_an_older_table_hide_nothing(garbage: Garbage, others: int) 
     restored = backup(garbage)
     # Found by a reconcile, and so in no log that would be replayed.
     found = Item(0, 0, garbage.pods[POD], garbage.link("other", "l"), None)
-    BatchApply(garbage.connection, timedelta()).apply_found([found])
+    BatchApplier(garbage.connection, timedelta()).apply_stored([found])
     garbage.restore()
     restored()
     for layer in layers:
         garbage.report(f"again-{layer}", layer)
     assert garbage.restore() == others
     refused(garbage, "older than the bucket")
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
 
 
 def is_written(garbage: Garbage) -> bool:
     """Whether the bucket knows how far the database is."""
-    found = mark.find(garbage.store)
+    found = mark.find_mark(garbage.store)
     return garbage.rows("SELECT epoch FROM gc_mark") == [(found and found.epoch,)]
 
 
@@ -250,7 +250,7 @@ def test_a_restore_that_could_not_be_written(garbage: Garbage) -> None:
     with garbage.parts(store) as (_, __, restorer):
         with pytest.raises(UnavailableError):
             restorer.round()
-        assert garbage.seen("l")
+        assert garbage.is_served("l")
         assert not is_written(garbage)
         assert restorer.round() == 0
     assert is_written(garbage)
@@ -265,7 +265,7 @@ def test_a_mark_that_lands_late(garbage: Garbage) -> None:
 
     def unanswered(_: object, __: str, body: bytes) -> None:
         late.append(body)
-        away()
+        raise_unavailable()
 
     store.instead("put", unanswered, key=MARK, nth=1)
     with pytest.raises(UnavailableError):
@@ -291,7 +291,7 @@ def test_writers_at_once(garbage: Garbage) -> None:
         try:
             with connections.use() as connection, advancing(connection):
                 controls.put_hold(connection, RepositoryName(f"team-{number}"), "a test")
-            mark.record(connections, garbage.store)
+            mark.record_epoch(connections, garbage.store)
         finally:
             connections.close()
 
@@ -302,12 +302,12 @@ def test_writers_at_once(garbage: Garbage) -> None:
 
 
 CHANGES: dict[str, Callable[[Garbage], object]] = {
-    "off": lambda garbage: controls.turn(garbage.connection, "a test", on=False),
+    "off": lambda garbage: controls.set_switch(garbage.connection, "a test", on=False),
     "hold": lambda garbage: garbage.hold("team"),
     "release": lambda garbage: garbage.release("team"),
     "pin": lambda garbage: garbage.pin("l"),
     "unpin": lambda garbage: garbage.unpin("l"),
-    "pod": lambda garbage: by_engine(garbage, pods.add, NEW_POD),
+    "pod": lambda garbage: by_engine(garbage, pods.add_pod, NEW_POD),
     "prefix": lambda garbage: by_engine(garbage, pods.add_prefixes, PodName("pod-a"), [RepositoryName("another")]),
     "registry": lambda garbage: by_engine(garbage, pods.set_registries, PodName("pod-a"), [REGISTRY]),
 }
@@ -353,14 +353,14 @@ def test_a_bucket_that_went_back(garbage: Garbage) -> None:
 def test_an_absurd_epoch(garbage: Garbage) -> None:
     """Attempt 13: a mark with an epoch that no database has is refused, and one claim puts a legal one in its place."""
     garbage.collect()
-    found = mark.find(garbage.store)
+    found = mark.find_mark(garbage.store)
     assert found is not None
     for epoch in (2**62 - 1, 2**63, -1):
         garbage.store.put(MARK, json.dumps({"database": found.database, "epoch": epoch}).encode())
-        assert garbage.tried().state == "failed"
+        assert garbage.try_collection().state == "failed"
     garbage.claim()
     garbage.audit()
-    controls.turn(garbage.connection, "claimed", on=True)
+    controls.set_switch(garbage.connection, "claimed", on=True)
     garbage.collect()
     garbage.collect()
 
@@ -403,23 +403,23 @@ def test_an_instance_that_is_not_known(garbage: Garbage) -> None:
 
 def test_a_job_on_another_instance(garbage: Garbage) -> None:
     """A run that survives a failover does nothing on the new primary, even if that has a job with its id."""
-    garbage.unneeded("m", "l")
+    garbage.push_and_forget("m", "l")
     store = FaultyStore(garbage.store)
     promote = "CREATE OR REPLACE FUNCTION gc_instance() RETURNS text LANGUAGE sql AS $$ SELECT '1/2/3/4' $$"
     store.before("delete_many", lambda: garbage.connection.execute(promote))
-    run = garbage.tried(store)
+    run = garbage.try_collection(store)
     assert run.state == "running"
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
 
 
 def test_a_claim_that_is_not_verified(garbage: Garbage) -> None:
     """After a claim GC is blocked until an audit that began late enough, after all reconciles, has ended."""
     garbage.collect()
     garbage.claim()
-    controls.turn(garbage.connection, "too early", on=True)
+    controls.set_switch(garbage.connection, "too early", on=True)
     assert "is not verified" in blocked_by(garbage)[0]
-    garbage.unneeded("m", "l")
-    run = garbage.tried()
+    garbage.push_and_forget("m", "l")
+    run = garbage.try_collection()
     assert run.state == "failed"
     assert "baleen audit --repair" in str(run.error)
     garbage.connection.execute("UPDATE gc_mark SET verify_from = clock_timestamp() + interval '1 hour'")
@@ -429,7 +429,7 @@ def test_a_claim_that_is_not_verified(garbage: Garbage) -> None:
     garbage.connection.execute("UPDATE gaps SET resolved_at = NULL WHERE pod_id = %s", (garbage.pods[POD],))
     with garbage.parts() as (connections, _, __), connections.use() as connection:
         now = garbage.rows("SELECT clock_timestamp()")[0][0]
-        pending = table.verified(connection, now, table.current(connection))
+        pending = table.end_verified_claim(connection, now, table.read_instance(connection))
         assert pending.pods == [POD]
     assert garbage.audit().claim is None
     assert blocked_by(garbage) == []
@@ -439,7 +439,7 @@ def test_a_claim_that_is_not_verified(garbage: Garbage) -> None:
 def hidden_by_a_lost_history(garbage: Garbage) -> None:
     """An unreferenced image is hidden, and the table is restored to the time before that."""
     garbage.pushed("kept", "k")
-    garbage.unneeded("m", "l")
+    garbage.push_and_forget("m", "l")
     restored = backup(garbage)
     garbage.collect()
     restored()
@@ -452,12 +452,12 @@ def test_what_a_lost_history_hid(garbage: Garbage) -> None:
     garbage.upload("again")
     garbage.report("again", "l")
     assert garbage.state("l") is BlobState.LIVE
-    assert not garbage.seen("l")
+    assert not garbage.is_served("l")
     # The events of these tests report other sizes than the bytes have.
     garbage.connection.execute("UPDATE blobs SET size = -1")
     garbage.claim()
     assert garbage.audit().repaired.count == 1
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
     assert garbage.state("l") is BlobState.LIVE
 
 
@@ -473,5 +473,5 @@ def test_what_a_lost_history_hid_and_is_needed_later(garbage: Garbage) -> None:
     assert garbage.state("l") is BlobState.MISSING
     garbage.connection.execute("UPDATE blobs SET size = -1")
     assert garbage.audit().repaired.count == 1
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
     assert garbage.state("l") is BlobState.LIVE

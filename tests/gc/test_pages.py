@@ -10,7 +10,7 @@ import pytest
 
 from coordinator.gc import collect
 from coordinator.jobs.work import Pulse, run_waiting_jobs
-from tests.gc.calls import last
+from tests.gc.calls import last_run
 from tests.gc.harness import Garbage
 from tests.storage.memory import MemoryObjectStore
 
@@ -35,8 +35,8 @@ def test_a_page_that_has_to_wait_is_dealt_with(garbage: Garbage) -> None:
     garbage.ask()
     with garbage.parts() as (connections, collecting, _), ThreadPoolExecutor(1) as pool:
         collecting._parts = collecting._parts._replace(pool=pool)
-        run_waiting_jobs(connections, {collect.KIND: collecting}, threading.Event())
-    run = last(garbage)
+        run_waiting_jobs(connections, {collect.JOB_KIND: collecting}, threading.Event())
+    run = last_run(garbage)
     assert run.state == "done", run.error
     assert run.hidden == len(NAMES)
 
@@ -48,9 +48,9 @@ def test_runs_keep_no_more_connections(garbage: Garbage) -> None:
     counts = []
     with garbage.parts() as (connections, collecting, _):
         for number in range(4):
-            garbage.unneeded(f"m{number}", *(f"{name}{number}" for name in NAMES))
+            garbage.push_and_forget(f"m{number}", *(f"{name}{number}" for name in NAMES))
             garbage.ask()
-            run_waiting_jobs(connections, {collect.KIND: collecting}, threading.Event(), Pulse(3600.0, 3600.0))
+            run_waiting_jobs(connections, {collect.JOB_KIND: collecting}, threading.Event(), Pulse(3600.0, 3600.0))
             ((count,),) = garbage.rows(
                 "SELECT count(*) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND application_name = 'test-gc'"

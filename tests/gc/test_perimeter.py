@@ -14,7 +14,7 @@ from coordinator.db.connection import Connections
 from coordinator.domain.gc import Why
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.gc import root_listing_table
-from coordinator.gc.root_listing import unowned, update, update_if_due
+from coordinator.gc.root_listing import find_unowned, update_listing, update_listing_if_due
 from coordinator.storage.layout import REPOSITORIES, layer_link_key, revision_link_key
 from coordinator.storage.port import ObjectStore
 from tests.gc.harness import NO_TIMES, Garbage
@@ -37,13 +37,13 @@ def own(garbage: Garbage, prefix: str) -> None:
 
 def unowned_names(garbage: Garbage) -> list[str]:
     """What the last listing shows, without the repositories that a pod owns by now."""
-    return root_listing_table.read(garbage.connection).names
+    return root_listing_table.read_listing(garbage.connection).names_to_show
 
 
 @pytest.fixture
 def left(garbage: Garbage) -> Garbage:
     """An image that was deleted, which another registry's repository shares."""
-    garbage.unneeded("m", "l")
+    garbage.push_and_forget("m", "l")
     return garbage
 
 
@@ -56,7 +56,7 @@ def test_a_run_is_blocked_by_what_no_pod_owns(left: Garbage, name: str) -> None:
     assert run.hidden == 0
     (held,) = run.progress["blocked_by"]
     assert f"no pod owns {name.removesuffix('/app')}, which is stored" in held
-    assert left.seen("l")
+    assert left.is_served("l")
 
 
 def test_it_goes_on_once_a_pod_owns_it(left: Garbage) -> None:
@@ -84,7 +84,7 @@ def test_one_that_appears_while_a_run_is_under_way(left: Garbage) -> None:
     left.sizes = replace(left.sizes, facts_s=0.0)
     assert left.collect().hidden == 2
     store = FaultyStore(left.store)
-    store.after("folders", lambda: link(left, "x/app"), key=REPOSITORIES, nth=1)
+    store.after("list_folders", lambda: link(left, "x/app"), key=REPOSITORIES, nth=1)
     run = left.collect(store)
     assert run.purged == 0
     assert run.kept == {Why.HELD: 2}
@@ -121,14 +121,14 @@ def test_a_purge_that_an_earlier_run_began(left: Garbage, there: bool) -> None:
 def test_a_store_that_does_not_answer(left: Garbage) -> None:
     """A run whose listing fails ends with the store's error, and the last listing stays."""
     left.collect()
-    known = root_listing_table.read(left.connection)
+    known = root_listing_table.read_listing(left.connection)
 
     store = FaultyStore(left.store)
-    store.fail("folders")
-    run = left.tried(store)
+    store.fail("list_folders")
+    run = left.try_collection(store)
     assert run.state == "failed"
     assert "does not answer" in str(run.error)
-    assert root_listing_table.read(left.connection) == known
+    assert root_listing_table.read_listing(left.connection) == known
     assert left.hide_of("l") is not None
 
 
@@ -138,7 +138,7 @@ def test_a_pod_that_was_removed(left: Garbage) -> None:
     link(left, "x/app")
     left.collect()
     left.connection.execute("DELETE FROM pod_prefixes WHERE prefix = 'x'")
-    assert root_listing_table.read(left.connection) is None
+    assert root_listing_table.read_listing(left.connection) is None
     assert left.collect().purged == 0
     assert unowned_names(left) == ["x"]
 
@@ -151,31 +151,31 @@ def connections(garbage: Garbage) -> Iterator[Connections]:
 
 def test_listings_are_made_when_they_are_due(garbage: Garbage, connections: Connections) -> None:
     """The scheduler lists when the last one is old, and as soon as the pods have changed."""
-    assert update_if_due(connections, garbage.store, HOUR)
-    assert not update_if_due(connections, garbage.store, HOUR)
+    assert update_listing_if_due(connections, garbage.store, HOUR)
+    assert not update_listing_if_due(connections, garbage.store, HOUR)
     own(garbage, "more")
-    assert update_if_due(connections, garbage.store, HOUR)
-    assert not update_if_due(connections, garbage.store, HOUR)
-    assert update_if_due(connections, garbage.store, timedelta())
+    assert update_listing_if_due(connections, garbage.store, HOUR)
+    assert not update_listing_if_due(connections, garbage.store, HOUR)
+    assert update_listing_if_due(connections, garbage.store, timedelta())
 
 
 def test_the_listing_that_began_last_counts(garbage: Garbage, connections: Connections) -> None:
     """A slow listing that began earlier does not replace one that began later; one from the future is replaced."""
-    early = root_listing_table.begin(garbage.connection)
-    found = update(connections, garbage.store)
-    root_listing_table.write(garbage.connection, early, ["x"], complete=True)
-    assert root_listing_table.read(garbage.connection) == found
+    early = root_listing_table.begin_listing(garbage.connection)
+    found = update_listing(connections, garbage.store)
+    root_listing_table.write_listing(garbage.connection, early, ["x"], complete=True)
+    assert root_listing_table.read_listing(garbage.connection) == found
     garbage.connection.execute("UPDATE root_listing SET began_at = now() + interval '1 hour'")
-    assert root_listing_table.read(garbage.connection) is None
-    found = update(connections, garbage.store)
-    assert root_listing_table.read(garbage.connection) == found
+    assert root_listing_table.read_listing(garbage.connection) is None
+    found = update_listing(connections, garbage.store)
+    assert root_listing_table.read_listing(garbage.connection) == found
 
 
 # What is listed
 
 
 def seen(store: ObjectStore, *prefixes: str) -> list[str]:
-    return sorted(unowned(store, prefixes))
+    return sorted(find_unowned(store, prefixes))
 
 
 DIGEST = Digest(b"d" * 32)
@@ -203,7 +203,7 @@ def test_an_empty_root(store: ObjectStore) -> None:
 def test_a_folder_that_has_lost_its_last_key() -> None:
     """A folder that the store lists and that is empty is no repository."""
     store = FaultyStore(MemoryObjectStore())
-    store.instead("folders", lambda real, prefix: chain(real(prefix), [f"{REPOSITORIES}gone/"]))
+    store.instead("list_folders", lambda real, prefix: chain(real(prefix), [f"{REPOSITORIES}gone/"]))
     store.put(layer_link_key(RepositoryName("x/app"), DIGEST), b"link")
     assert seen(store, "a") == ["x"]
 
@@ -212,7 +212,7 @@ def test_more_than_are_named(garbage: Garbage, connections: Connections) -> None
     """A listing stops after a hundred names, and says that there are more; adding these pods alone resolves nothing."""
     for number in range(150):
         link(garbage, f"x{number:03}/app")
-    found = update(connections, garbage.store)
+    found = update_listing(connections, garbage.store)
     assert (len(found.unowned), found.complete) == (100, False)
     for name in found.unowned:
         own(garbage, name)

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from coordinator.gc.leftovers import Kind
+from coordinator.gc.leftovers import LeftoverKind
 from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry, Storage
 from coordinator.stack.ports import Ports
@@ -70,10 +70,10 @@ def test_what_a_real_registry_leaves(store: S3ObjectStore, registry: httpx.Clien
         left = registry.patch(begin(registry, repository), content=bytes(11 << 20))
         assert left.status_code == 202
         done = litter.collect_as_planned()
-        assert of(done, Kind.UPLOADS)["count"] == 2
-        assert (of(done, Kind.VERSIONS)["bytes"] >= 12 << 20) == litter.versioned
+        assert of(done, LeftoverKind.UPLOADS)["count"] == 2
+        assert (of(done, LeftoverKind.VERSIONS)["bytes"] >= 12 << 20) == litter.versioned
         assert litter.states(f"{litter.path('r')}_uploads/") == []
-        assert list(store.unfinished("")) == []
+        assert list(store.list_unfinished("")) == []
         # A client that goes on with an aborted upload is refused, and starts again.
         assert registry.patch(left.headers["Location"], content=b"more").status_code == 404
         for digest, body in zip(digests, bodies, strict=True):

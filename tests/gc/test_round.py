@@ -7,7 +7,7 @@ import pytest
 from coordinator.domain.lifecycle import BlobState
 from coordinator.errors import ConflictError, UnavailableError
 from coordinator.gc import restore
-from coordinator.gc.purge import SAMPLE
+from coordinator.gc.purge import VERIFIED_SAMPLE
 from coordinator.gc.table import REFERRERS_LIMIT
 from coordinator.storage.layout import QUARANTINE, blob_key, layer_link_key, revision_link_key
 from coordinator.storage.port import Target
@@ -24,16 +24,16 @@ def test_what_nothing_references_is_hidden_and_then_purged(garbage: Garbage) -> 
     garbage.forget("m")
     first = garbage.collect()
     assert (first.hidden, first.purged) == (2, 0)
-    assert not garbage.seen("m")
-    assert not garbage.seen("l")
+    assert not garbage.is_served("m")
+    assert not garbage.is_served("l")
     assert garbage.state("l") is BlobState.HIDDEN
     second = garbage.collect()
     assert (second.hidden, second.purged) == (0, 2)
     assert second.freed == len(garbage.body("m")) + len(garbage.body("l"))
     assert garbage.state("l") is BlobState.PURGED
-    assert garbage.store.versions(blob_key(garbage.digest("l"))) == []
+    assert garbage.store.list_versions(blob_key(garbage.digest("l"))) == []
     assert [entry for entry in garbage.store.walk(QUARANTINE) if garbage.digest("l").hex() in entry.key] == []
-    assert garbage.seen("k")
+    assert garbage.is_served("k")
     assert garbage.state("k") is BlobState.LIVE
     assert garbage.ledger("l") == ["hide", "hidden", "purge", "purged"]
     assert garbage.changes("l")[-2:] == ["hidden", "purged"]
@@ -44,12 +44,12 @@ def test_what_nothing_references_is_hidden_and_then_purged(garbage: Garbage) -> 
 @pytest.mark.parametrize("link_key", [revision_link_key, layer_link_key])
 def test_all_that_a_linked_manifest_lists_is_kept(garbage: Garbage, link_key: Callable[..., str]) -> None:
     """A manifest that is still linked, against its delete event, and all that it lists are not hidden (rule 5)."""
-    garbage.unneeded("m", "l0", "l1", "l2")
+    garbage.push_and_forget("m", "l0", "l1", "l2")
     garbage.connection.execute("UPDATE pods SET kind = 'link' WHERE name = 'pod-a'")
     garbage.store.put(link_key(garbage.repository("r"), garbage.digest("m")), b"a link")
     run = garbage.collect()
     assert (run.hidden, run.kept["linked"]) == (0, 4)
-    assert all(garbage.seen(name) for name in ("m", "l0", "l1", "l2"))
+    assert all(garbage.is_served(name) for name in ("m", "l0", "l1", "l2"))
 
 
 def test_others_do_not_crowd_out_what_can_be_checked(garbage: Garbage) -> None:
@@ -63,22 +63,22 @@ def test_others_do_not_crowd_out_what_can_be_checked(garbage: Garbage) -> None:
     garbage.store.put(revision_link_key(garbage.repository("r"), garbage.digest("m")), b"a link")
     run = garbage.collect()
     assert (run.hidden, run.kept["linked"]) == (0, 2)
-    assert garbage.seen("m")
-    assert garbage.seen("l")
+    assert garbage.is_served("m")
+    assert garbage.is_served("l")
 
 
 @pytest.mark.parametrize("error", [UnavailableError("It cannot be read."), ConflictError("It is another one by now.")])
 def test_one_that_cannot_be_copied_keeps_no_other(garbage: Garbage, error: Exception) -> None:
     """A blob that cannot be copied stays served, and all others are hidden."""
-    garbage.unneeded("m", "l0", "l1", "l2")
+    garbage.push_and_forget("m", "l0", "l1", "l2")
 
     store = FaultyStore(garbage.store)
     store.fail("copy_from", key=blob_key(garbage.digest("l1")), error=error)
     copies = not garbage.store.keeps_versions()
     run = garbage.collect(store)
     assert (run.hidden, run.progress["left"]) == ((3, 1) if copies else (4, 0))
-    assert garbage.seen("l1") is copies
-    assert not any(garbage.seen(name) for name in ("m", "l0", "l2"))
+    assert garbage.is_served("l1") is copies
+    assert not any(garbage.is_served(name) for name in ("m", "l0", "l2"))
     garbage.collect(store)
     assert garbage.ledger("l1")[:2] == (["hide", "undone"] if copies else ["hide", "hidden"])
 
@@ -91,17 +91,17 @@ def test_a_reference_restores(garbage: Garbage) -> None:
     garbage.report("other", "l")
     assert garbage.state("l") is BlobState.HIDDEN
     assert garbage.restore() == 1
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
     assert garbage.state("l") is BlobState.LIVE
     assert garbage.hide_of("l") is None
     assert garbage.ledger("l") == ["hide", "hidden", "restored"]
     assert garbage.changes("l")[-1] == "restored"
     assert garbage.collect().purged == 1  # the manifest that listed it
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
     garbage.forget("other")
     assert garbage.collect().hidden == 2
     assert garbage.collect().purged == 2
-    assert not garbage.seen("l")
+    assert not garbage.is_served("l")
     assert garbage.state("l") is BlobState.PURGED
 
 
@@ -113,9 +113,9 @@ def test_one_that_cannot_be_restored_keeps_no_other(garbage: Garbage) -> None:
     garbage.report("other", *names)
     first = min(names, key=lambda name: garbage.hide_of(name).blob)  # type: ignore[union-attr]
     store = FaultyStore(garbage.store)
-    store.fail("versions", key=blob_key(garbage.digest(first)), error=KeyError("What nobody expects of a store."))
+    store.fail("list_versions", key=blob_key(garbage.digest(first)), error=KeyError("What nobody expects of a store."))
     garbage.restore(store)
-    assert [name for name in names if not garbage.seen(name)] == [first]
+    assert [name for name in names if not garbage.is_served(name)] == [first]
     garbage.restore()
     assert garbage.state(first) is BlobState.LIVE
 
@@ -130,7 +130,7 @@ def test_one_that_cannot_be_given_back_keeps_no_other(garbage: Garbage) -> None:
     garbage.report("m", "l")
     garbage.forget("m")
     store = FaultyStore(garbage.store)
-    store.fail("versions", key=blob_key(garbage.digest("l")))
+    store.fail("list_versions", key=blob_key(garbage.digest("l")))
     garbage.collect(store)
     assert garbage.state("k") is BlobState.PURGED
     assert garbage.state("l") is BlobState.HIDDEN
@@ -142,12 +142,12 @@ def test_pushed_anew_after_the_hide(garbage: Garbage) -> None:
     garbage.upload("l")
     run = garbage.collect()
     assert (run.kept, run.progress["shown_by_others"]) == ({"given back": 1}, 0)
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
     assert garbage.ledger("l")[-1] == "hide" or garbage.state("l") is BlobState.UNREFERENCED
     garbage.report("other", "l")
     garbage.restore()
     assert garbage.state("l") is BlobState.LIVE
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
 
 
 def test_more_markers_than_one_round_takes_away(garbage: Garbage) -> None:
@@ -159,7 +159,7 @@ def test_more_markers_than_one_round_takes_away(garbage: Garbage) -> None:
     garbage.report("m", "l")
     for _ in range(restore.STATES_LIMIT // restore.MARKERS_LIMIT + 2):
         garbage.restore()
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
     assert garbage.state("l") is BlobState.LIVE
     assert "missing" not in garbage.changes("l")
 
@@ -171,18 +171,18 @@ def test_a_blob_without_bytes(garbage: Garbage) -> None:
     assert garbage.collect().hidden == 2
     done = garbage.collect()
     assert (done.purged, done.freed) == (2, 0)
-    assert garbage.store.versions(blob_key(garbage.digest("l"))) == []
+    assert garbage.store.list_versions(blob_key(garbage.digest("l"))) == []
     garbage.pushed("m", "l")
     garbage.restore()
     assert garbage.state("l") is BlobState.LIVE
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
 
 
 def test_a_dry_run_is_the_plan(garbage: Garbage) -> None:
     """A dry run touches nothing, and its figures are those of the run that follows."""
-    garbage.unneeded("m", "l")
+    garbage.push_and_forget("m", "l")
     planned = garbage.collect(dry=True)
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
     done = garbage.collect()
     assert planned.hidden == done.hidden == 2
     planned = garbage.collect(dry=True)
@@ -198,12 +198,12 @@ def is_purged(target: Target) -> bool:
 
 def test_a_store_that_is_found_to_lie_is_not_trusted(garbage: Garbage) -> None:
     """Scenario 20 in a large batch: if the check of a sample finds one delete that did not happen, all are checked."""
-    layers = [f"l{number}" for number in range(4 * SAMPLE)]
-    garbage.unneeded("m", *layers)
+    layers = [f"l{number}" for number in range(4 * VERIFIED_SAMPLE)]
+    garbage.push_and_forget("m", *layers)
     assert garbage.collect().hidden == len(layers) + 1
     store = FaultyStore(garbage.store)
     store.withhold(lambda targets: [each for each in targets[::3] if is_purged(each)])
-    run = garbage.tried(store)
+    run = garbage.try_collection(store)
     kept = [name for name in ("m", *layers) if garbage.state(name) is BlobState.PURGING]
     assert len(kept) == (len(layers) + 3) // 3
     assert run.purged == len(layers) + 1 - len(kept)
@@ -213,7 +213,7 @@ def test_a_store_that_is_found_to_lie_is_not_trusted(garbage: Garbage) -> None:
 
 def test_a_store_that_deletes_later_than_it_says(garbage: Garbage) -> None:
     """A blob that the store deletes later than it answers is not served meanwhile, so that no client links it."""
-    layers = [f"l{number}" for number in range(4 * SAMPLE)]
+    layers = [f"l{number}" for number in range(4 * VERIFIED_SAMPLE)]
     garbage.hidden("m", *layers)
     store = FaultyStore(garbage.store)
 
@@ -222,19 +222,19 @@ def test_a_store_that_deletes_later_than_it_says(garbage: Garbage) -> None:
         return [] if store.in_flight or targets[0].version is None else targets[1:2]
 
     store.withhold(late)
-    garbage.tried(store)
+    garbage.try_collection(store)
     assert bool(store.in_flight) == garbage.store.keeps_versions()
-    assert not any(garbage.seen(name) for name in layers)
+    assert not any(garbage.is_served(name) for name in layers)
     store.land()
-    assert not any(garbage.seen(name) for name in layers)
+    assert not any(garbage.is_served(name) for name in layers)
 
 
 def test_a_blob_is_needed_again_before_a_delete_is_sent_again(garbage: Garbage) -> None:
     """After a request was sent twice its blobs do not count as hidden: the first copy may still land."""
-    garbage.unneeded("m", "l")
-    garbage.unneeded("n", "k")
+    garbage.push_and_forget("m", "l")
+    garbage.push_and_forget("n", "k")
     store = FaultyStore(garbage.store)
     store.send_again(lambda: garbage.report("other", "k"))
     assert garbage.collect(store).hidden == 0
     assert garbage.state("l") is BlobState.HIDING
-    assert garbage.seen("l")
+    assert garbage.is_served("l")

@@ -30,11 +30,11 @@ def test_versioning_is_suspended_meanwhile(garbage: Garbage) -> None:
     store = FaultyStore(garbage.store)
     suspended = UnsafeStoreError("Versioning is suspended.")
     store.after("delete_many", lambda: store.fail("keeps_versions", error=suspended), nth=1)
-    run = garbage.tried(store)
+    run = garbage.try_collection(store)
     assert (run.state, run.error) == ("failed", "Versioning is suspended.")
     # The marker of what was purged is the end of what was permitted before.
     assert store.count("delete_many") <= 2
-    assert garbage.seen("n")
+    assert garbage.is_served("n")
 
 
 def test_another_database_claims_the_bucket_meanwhile(garbage: Garbage) -> None:
@@ -43,24 +43,24 @@ def test_another_database_claims_the_bucket_meanwhile(garbage: Garbage) -> None:
     body = json.dumps({"database": "7d0c6a52-7d0e-4d1b-8a0a-8a7f4d1a7f11", "epoch": 1_000}).encode()
     store = FaultyStore(garbage.store)
     store.after("delete_many", lambda: garbage.store.put(MARK, body), nth=1)
-    run = garbage.tried(store)
+    run = garbage.try_collection(store)
     assert run.state == "failed"
     assert "Another database" in str(run.error)
-    assert garbage.seen("n")
+    assert garbage.is_served("n")
 
 
 def test_versioning_is_suspended_while_links_are_searched_for(databases: Databases) -> None:
     """Whether versioning is on is checked after the look-up of links, which may take long, and not only before it."""
     bucket = MemoryObjectStore(versioned=True)
     with Garbage(databases.migrated(), bucket) as garbage:
-        garbage.unneeded("m")
+        garbage.push_and_forget("m")
         garbage.links_are("link")
         garbage.sizes = replace(garbage.sizes, facts_s=0.0)
         store = FaultyStore(bucket)
         store.before("head", bucket.suspend, key=REPOSITORIES, nth=1)
-        run = garbage.tried(store)
+        run = garbage.try_collection(store)
         assert (run.state, run.error) == ("failed", "Versioning is suspended.")
-        assert garbage.seen("m")
+        assert garbage.is_served("m")
 
 
 def test_versioning_is_suspended_while_a_delete_is_sent(databases: Databases) -> None:
@@ -69,15 +69,15 @@ def test_versioning_is_suspended_while_a_delete_is_sent(databases: Databases) ->
     with Garbage(databases.migrated(), bucket) as garbage:
         garbage.sizes = replace(garbage.sizes, facts_s=0.0)
         garbage.delete_bound = LANDED
-        garbage.unneeded("m")
+        garbage.push_and_forget("m")
         store = FaultyStore(bucket)
         store.before(SEND, bucket.suspend)
-        garbage.tried(store)
-        assert bucket.versions(blob_key(garbage.digest("m")))[0].version == "null"
+        garbage.try_collection(store)
+        assert bucket.list_versions(blob_key(garbage.digest("m")))[0].version == "null"
         garbage.upload("m")
         bucket.suspended = False
         garbage.collect()
         garbage.report("m")
         garbage.restore()
         assert garbage.state("m") is BlobState.LIVE
-        assert garbage.seen("m")
+        assert garbage.is_served("m")

@@ -18,10 +18,20 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.errors import UnavailableError
 from coordinator.gc import collect
 from coordinator.gc import table as gc
-from coordinator.gc.table import BEGINNING, Hidden, Purged
+from coordinator.gc.table import BEGINNING, HiddenBlob, PurgedHide
 from coordinator.jobs import table as jobs
 from coordinator.jobs.table import Job, TakenOverError
-from tests.gc.calls import ON_STORES, Calls, Once, Sleep, age, job, next_run, run_job, silence
+from tests.gc.calls import (
+    ON_STORES,
+    Calls,
+    Once,
+    Sleep,
+    counted_parts,
+    let_deletes_land,
+    let_job_fall_silent,
+    run_job,
+    run_next,
+)
 from tests.gc.harness import IN_FLIGHT, Garbage
 from tests.gc.histories import History, histories
 from tests.storage.memory import MemoryObjectStore
@@ -68,14 +78,14 @@ def places(garbage: Garbage, history: History) -> Sequence[int]:
     calls = Calls()
     garbage.ask()
     assert run_job(garbage, calls)
-    age(garbage)
+    let_deletes_land(garbage)
     history.fix()
     history.assert_repaired()
     # Several threads may need some calls fewer than they did now.
     every = range(1, len(calls.made) - 3)
     if isinstance(garbage.store, MemoryObjectStore):
         return every
-    sends = {number + place for number in calls.numbers(SEND) for place in (-1, 0, 1)}
+    sends = {number + place for number in calls.numbers_of(SEND) for place in (-1, 0, 1)}
     return sorted(({*every[::SAMPLE]} | sends) & {*every})
 
 
@@ -85,16 +95,16 @@ def test_it_wakes_within_the_bound_of_a_delete(garbage: Garbage, recorded: Itera
         history = next(recorded)
         garbage.ask()
         with asleep(lambda calls: run_job(garbage, calls), place) as sleep:
-            silence(garbage)
-            next_run(garbage)
+            let_job_fall_silent(garbage)
+            run_next(garbage)
             history.push_again()
             garbage.restore()
-            next_run(garbage)
+            run_next(garbage)
             sleep.wake()
         history.assert_nothing_is_lost()
         garbage.restore()
-        assert [name for name in history.needed if not garbage.seen(name)] == []
-        age(garbage)
+        assert [name for name in history.needed if not garbage.is_served(name)] == []
+        let_deletes_land(garbage)
         history.fix()
         history.assert_repaired()
 
@@ -105,10 +115,10 @@ def test_it_wakes_when_all_is_over(garbage: Garbage, recorded: Iterator[History]
         history = next(recorded)
         garbage.ask()
         with asleep(lambda calls: run_job(garbage, calls), place) as sleep:
-            silence(garbage)
+            let_job_fall_silent(garbage)
             history.push_again()
-            next_run(garbage)
-            age(garbage)
+            run_next(garbage)
+            let_deletes_land(garbage)
             history.fix()
             history.assert_repaired()
             sleep.wake(too_late=True)
@@ -122,7 +132,7 @@ def test_a_restorer_wakes_in_the_next_hide(garbage: Garbage, recorded: Iterator[
 
     def restore(calls: Calls) -> None:
         # As a worker, which goes on with the next round.
-        with job(garbage, calls) as (_, __, restorer), suppress(UnavailableError):
+        with counted_parts(garbage, calls) as (_, __, restorer), suppress(UnavailableError):
             restorer.round()
 
     next(recorded)
@@ -131,34 +141,34 @@ def test_a_restorer_wakes_in_the_next_hide(garbage: Garbage, recorded: Iterator[
     for place in range(1, len(calls.made) - 1):
         history = next(recorded)
         with asleep(restore, place) as sleep:
-            silence(garbage)
+            let_job_fall_silent(garbage)
             garbage.restore()
             history.give_back()
-            next_run(garbage)
-            assert garbage.state(history.back) is BlobState.HIDDEN
-            assert not garbage.seen(history.back)
+            run_next(garbage)
+            assert garbage.state(history.needed_again) is BlobState.HIDDEN
+            assert not garbage.is_served(history.needed_again)
             sleep.wake()
-        seen = garbage.seen(history.back)
+        seen = garbage.is_served(history.needed_again)
         # By its own marker it is hidden for good; a copy that came back is nobody's to delete.
         assert not (seen and garbage.store.keeps_versions())
         history.push_back()
-        next_run(garbage)
+        run_next(garbage)
         garbage.restore()
-        assert garbage.seen(history.back)
-        assert garbage.state(history.back) is BlobState.LIVE
+        assert garbage.is_served(history.needed_again)
+        assert garbage.state(history.needed_again) is BlobState.LIVE
 
 
 def test_only_one_has_a_job(garbage: Garbage) -> None:
     """While its process is alive no other takes a collection, and no second one can be created."""
     garbage.ask()
     with garbage.connect() as others:
-        assert jobs.take(garbage.connection, [collect.KIND]) is not None
-        assert jobs.take(others, [collect.KIND]) is None
+        assert jobs.take_job(garbage.connection, [collect.JOB_KIND]) is not None
+        assert jobs.take_job(others, [collect.JOB_KIND]) is None
         with pytest.raises(psycopg.errors.UniqueViolation):
             garbage.ask()
-        silence(garbage)
-        assert jobs.take(others, [collect.KIND]) is not None
-        assert jobs.take(garbage.connection, [collect.KIND]) is None
+        let_job_fall_silent(garbage)
+        assert jobs.take_job(others, [collect.JOB_KIND]) is not None
+        assert jobs.take_job(garbage.connection, [collect.JOB_KIND]) is None
 
 
 HIDE = ["CROSS JOIN LATERAL", "INSERT INTO hides", "delete_many", SEND, ANSWERED, RECORD]
@@ -170,17 +180,17 @@ PURGE = ["SET purging_at", "delete_many", SEND, ANSWERED, "DELETE FROM hides"]
 )
 def test_it_slept_at_a_step(garbage: Garbage, step: str, where: str) -> None:
     """A job that sleeps at any step of a hide or purge hides and deletes nothing that is needed when it wakes."""
-    (garbage.unneeded if step == "hide" else garbage.hidden)("m", "l")
+    (garbage.push_and_forget if step == "hide" else garbage.hidden)("m", "l")
     garbage.delete_bound = IN_FLIGHT
     number = garbage.ask()
 
     def others() -> None:
-        silence(garbage)
-        next_run(garbage)
-        garbage.upload("again", *(["l"] if not garbage.seen("l") else []))
+        let_job_fall_silent(garbage)
+        run_next(garbage)
+        garbage.upload("again", *(["l"] if not garbage.is_served("l") else []))
         garbage.report("again", "l")
         garbage.restore()
-        next_run(garbage)
+        run_next(garbage)
 
     sleeping = Once(where, others)
     assert run_job(garbage, sleeping)
@@ -188,12 +198,12 @@ def test_it_slept_at_a_step(garbage: Garbage, step: str, where: str) -> None:
     # The others had it: its own result is not recorded.
     assert garbage.rows("SELECT state, taken FROM jobs WHERE id = %s", (number,)) == [("done", 2)]
     garbage.restore()
-    assert garbage.seen("l")
-    age(garbage)
+    assert garbage.is_served("l")
+    let_deletes_land(garbage)
     for _ in range(3):
-        next_run(garbage)
+        run_next(garbage)
         garbage.restore()
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
     assert garbage.state("l") is BlobState.LIVE
     assert garbage.state("m") is BlobState.PURGED
     assert garbage.rows("SELECT id FROM hides") == []
@@ -203,31 +213,33 @@ def test_it_slept_at_a_step(garbage: Garbage, step: str, where: str) -> None:
 def test_each_step_asks_whose_the_job_is(garbage: Garbage, step: str) -> None:
     """Each transaction of a job that was taken over, or has ended, is refused, and leaves everything as it was."""
     garbage.hidden("m", "l")
-    garbage.unneeded("n")
+    garbage.push_and_forget("n")
     garbage.ask()
     connection = garbage.connection
-    lost = jobs.take(connection, [collect.KIND])
+    lost = jobs.take_job(connection, [collect.JOB_KIND])
     assert lost is not None
-    due = gc.due(connection, BEGINNING, None, 10)
-    wanted = gc.candidates(connection, BEGINNING, None, 10)
-    (intent,) = gc.intend(connection, lost, wanted, {})
+    due = gc.read_due_hides(connection, BEGINNING, None, 10)
+    wanted = gc.read_candidates(connection, BEGINNING, None, 10)
+    (intent,) = gc.write_intents(connection, lost, wanted, {})
     purging = gc.begin_purge(connection, lost, due[:1], {})
-    silence(garbage)
-    ours = jobs.take(connection, [collect.KIND])
+    let_job_fall_silent(garbage)
+    ours = jobs.take_job(connection, [collect.JOB_KIND])
     assert ours is not None
     steps: dict[str, Callable[[Job], object]] = {
-        "intend": lambda job: gc.intend(connection, job, wanted, {}),
-        "permit": lambda job: gc.permit(connection, job, [intent.id], BlobState.HIDING),
-        "record": lambda job: gc.record(connection, job, [Hidden(intent.id, intent.blob, intent.digest, 1)]),
+        "intend": lambda job: gc.write_intents(connection, job, wanted, {}),
+        "permit": lambda job: gc.permit_deletes(connection, job, [intent.id], BlobState.HIDING),
+        "record": lambda job: gc.record_hidden(connection, job, [HiddenBlob(intent.id, intent.blob, intent.digest, 1)]),
         "begin_purge": lambda job: gc.begin_purge(connection, job, due[1:], {}),
-        "purged": lambda job: gc.purged(connection, job, [Purged(each, 1, 1) for each in due if each.id in purging]),
+        "purged": lambda job: gc.record_purged(
+            connection, job, [PurgedHide(each, 1, 1) for each in due if each.id in purging]
+        ),
     }
     before = _everything(garbage)
     with pytest.raises(TakenOverError):
         steps[step](lost)
     assert _everything(garbage) == before
     steps[step](ours)
-    jobs.finish(connection, ours, {})
+    jobs.finish_job(connection, ours, {})
     with pytest.raises(TakenOverError):
         steps[step](ours)
 

@@ -4,14 +4,14 @@ import httpx
 import pytest
 
 from coordinator.kafka.topics import ensure_topics
-from coordinator.settings import Settings, build
-from tests.ingest.harness import Tape, sending_as_pod_a, serving
+from coordinator.settings import Settings, make_settings
+from tests.ingest.harness import Tape, open_client_of_pod_a, serve_ingest
 
 
 @pytest.fixture(scope="session")
 def settings(broker: str) -> Settings:
     # Ingest gives a busy machine the time that it needs, before its sender gives up.
-    settings = build({"kafka_bootstrap": broker, "kafka_partitions": 4, "ingest_timeout": "60s"})
+    settings = make_settings({"kafka_bootstrap": broker, "kafka_partitions": 4, "ingest_timeout": "60s"})
     ensure_topics(settings)
     return settings
 
@@ -25,11 +25,11 @@ def tape(broker: str, settings: Settings) -> Iterator[Tape]:
 
 @pytest.fixture(scope="session")
 def url(settings: Settings) -> Iterator[str]:
-    with serving(settings) as url:
+    with serve_ingest(settings) as url:
         yield url
 
 
 @pytest.fixture
 def client(url: str) -> Iterator[httpx.Client]:
-    with sending_as_pod_a(url) as client:
+    with open_client_of_pod_a(url) as client:
         yield client

@@ -54,7 +54,7 @@ def _problem(_: Request[Any, Any, Any], error: BaleenError) -> Response[dict[str
     return Response({"title": str(error)}, status_code=error.status, headers=dict(error.headers))
 
 
-async def any_probe(nonces: Collection[str]) -> dict[str, str]:
+async def find_any_probe(nonces: Collection[str]) -> dict[str, str]:
     """Find every probe, as one of pod-a."""
     return dict.fromkeys(nonces, "pod-a")
 
@@ -65,7 +65,7 @@ def make_app(settings: Settings, **arguments: Any) -> Litestar:
     @contextlib.asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         await producer.start()
-        app.state.ingest = Ingest(settings, FixedDirectory(), producer, **{"find_probes": any_probe} | arguments)
+        app.state.ingest = Ingest(settings, FixedDirectory(), producer, **{"find_probes": find_any_probe} | arguments)
         yield
         await producer.stop()
 
@@ -79,7 +79,7 @@ def make_app(settings: Settings, **arguments: Any) -> Litestar:
 
 
 @contextlib.contextmanager
-def serving(settings: Settings, **arguments: Any) -> Iterator[str]:
+def serve_ingest(settings: Settings, **arguments: Any) -> Iterator[str]:
     """The base URL of an ingest that runs in a thread of its own until the block ends."""
     # asyncio switches Nagle's delay off only if the protocol number is that of TCP.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
@@ -112,14 +112,14 @@ def serving(settings: Settings, **arguments: Any) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def broker_in(directory: Path) -> Iterator[str]:
+def run_broker(directory: Path) -> Iterator[str]:
     """The address of an embedded broker, which keeps its log and its port in the directory."""
     with Stack(directory, services=("kafka",)) as stack:
         assert stack.endpoints.kafka_bootstrap is not None
         yield stack.endpoints.kafka_bootstrap
 
 
-def sending_as_pod_a(url: str, **options: Any) -> httpx.Client:
+def open_client_of_pod_a(url: str, **options: Any) -> httpx.Client:
     headers = {"Authorization": f"Bearer {TOKENS['pod-a']}", "Content-Type": V1}
     return httpx.Client(base_url=url, headers=headers, **{"timeout": 90} | options)
 

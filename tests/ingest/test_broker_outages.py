@@ -10,11 +10,11 @@ import pytest
 from kafka import KafkaAdminClient
 
 from coordinator.errors import UnavailableError
-from coordinator.ingest.normalise import DeadLettered, Origin, Outcome, normalise
+from coordinator.ingest.normalise import DeadLettered, Origin, Outcome, normalise_body
 from coordinator.kafka.producer import EventProducer
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS, ensure_topics
-from coordinator.settings import Settings, build
-from tests.ingest.harness import TOKENS, V1, Tape, broker_in, envelope, event, serving
+from coordinator.settings import Settings, make_settings
+from tests.ingest.harness import TOKENS, V1, Tape, envelope, event, run_broker, serve_ingest
 from tests.support.wait import eventually
 
 HEADERS = {"Authorization": f"Bearer {TOKENS['pod-a']}", "Content-Type": V1}
@@ -49,21 +49,21 @@ def stored_ids(tape: Tape) -> list[str]:
 
 
 def settings_for(bootstrap: str) -> Settings:
-    return build({"kafka_bootstrap": bootstrap, "kafka_partitions": 2, "ingest_timeout": TIMEOUT})
+    return make_settings({"kafka_bootstrap": bootstrap, "kafka_partitions": 2, "ingest_timeout": TIMEOUT})
 
 
 def test_broker_stops_and_starts(tmp_path: Path) -> None:
     """Without its broker ingest answers 503; when it is back the event is accepted, in order."""
-    with broker_in(tmp_path) as bootstrap:
+    with run_broker(tmp_path) as bootstrap:
         ensure_topics(settings_for(bootstrap))
-        serve = serving(settings_for(bootstrap))
+        serve = serve_ingest(settings_for(bootstrap))
         url = serve.__enter__()
         eventually(lambda: accepted(url, "1"))
     try:
         away = post(url, "2")
         assert (away.status_code, away.headers["Retry-After"]) == (503, "1")
         assert post(url, "2").status_code == 503
-        with broker_in(tmp_path) as again:
+        with run_broker(tmp_path) as again:
             assert again == bootstrap
             eventually(lambda: accepted(url, "2"))
             eventually(lambda: accepted(url, "3"))
@@ -76,13 +76,13 @@ def test_broker_stops_and_starts(tmp_path: Path) -> None:
 
 def test_broker_away_at_start(tmp_path: Path) -> None:
     """Ingest starts without its broker, answers 503, and takes events once broker and topics are there."""
-    with broker_in(tmp_path) as bootstrap:
+    with run_broker(tmp_path) as bootstrap:
         pass  # its port stays the same
-    with serving(settings_for(bootstrap)) as url:
+    with serve_ingest(settings_for(bootstrap)) as url:
         assert post(url, "1").status_code == 503
         pull = envelope(event(action="pull"))
         assert httpx.post(f"{url}/v1/events/pod-a", content=pull, headers=HEADERS).json()["dropped"] == 1
-        with broker_in(tmp_path):
+        with run_broker(tmp_path):
             assert post(url, "1").status_code == 503
             ensure_topics(settings_for(bootstrap))
             eventually(lambda: accepted(url, "1"))
@@ -90,8 +90,8 @@ def test_broker_away_at_start(tmp_path: Path) -> None:
 
 def test_topics_are_never_made_by_writing(tmp_path: Path) -> None:
     """Where the topics are missing nothing is written, since a topic that a write creates has one partition."""
-    with broker_in(tmp_path) as bootstrap:
-        with serving(settings_for(bootstrap)) as url:
+    with run_broker(tmp_path) as bootstrap:
+        with serve_ingest(settings_for(bootstrap)) as url:
             assert post(url, "1").status_code == 503
         admin = KafkaAdminClient(bootstrap_servers=bootstrap)
         assert not {EVENTS, DEAD_LETTERS} & set(admin.list_topics())
@@ -100,16 +100,16 @@ def test_topics_are_never_made_by_writing(tmp_path: Path) -> None:
 
 def test_topic_takes_only_small_records(tmp_path: Path) -> None:
     """An event that Kafka refuses as too large is written without its references, which its bytes have, too."""
-    with broker_in(tmp_path) as bootstrap:
+    with run_broker(tmp_path) as bootstrap:
         small = {"num_partitions": 1, "replication_factor": 1, "configs": {"max.message.bytes": "20000"}}
         admin = KafkaAdminClient(bootstrap_servers=bootstrap)
         admin.create_topics({EVENTS: small, DEAD_LETTERS: small})
         admin.close()
-        settings = build({"kafka_bootstrap": bootstrap})
+        settings = make_settings({"kafka_bootstrap": bootstrap})
         listed = [{"digest": f"sha256:{n:064x}"} for n in range(1000)]
         manifest = "application/vnd.oci.image.manifest.v1+json"
         posted = [event(id="1"), event(id="2", mediaType=manifest, references=listed), event(id="3")]
-        with serving(settings) as url, Tape(bootstrap) as tape:
+        with serve_ingest(settings) as url, Tape(bootstrap) as tape:
             answer = httpx.post(f"{url}/v1/events/pod-a", content=envelope(*posted), headers=HEADERS, timeout=30)
             assert answer.json() == {"accepted": 3, "dropped": 0, "dead_lettered": 0}
             assert stored_ids(tape) == ["1", "2", "3"]
@@ -121,17 +121,17 @@ def test_nothing_is_left_for_later(tmp_path: Path) -> None:
     """What was answered with a failure is not written when the broker is back."""
 
     async def scenario() -> None:
-        with broker_in(tmp_path) as bootstrap:
+        with run_broker(tmp_path) as bootstrap:
             ensure_topics(settings_for(bootstrap))
             producer = EventProducer(settings_for(bootstrap))
             await producer.start()
-            await written(producer, normalise(envelope(event(id="first")), ORIGIN))
+            await written(producer, normalise_body(envelope(event(id="first")), ORIGIN))
         with pytest.raises(UnavailableError):
-            await producer.publish(normalise(envelope(event(id="lost")), ORIGIN))
-        assert not producer.connected
-        with broker_in(tmp_path):
-            await asyncio.to_thread(eventually, lambda: producer.connected)
-            taken = await written(producer, normalise(envelope(event(id="last"), event(action="?")), ORIGIN))
+            await producer.publish(normalise_body(envelope(event(id="lost")), ORIGIN))
+        assert not producer.is_connected
+        with run_broker(tmp_path):
+            await asyncio.to_thread(eventually, lambda: producer.is_connected)
+            taken = await written(producer, normalise_body(envelope(event(id="last"), event(action="?")), ORIGIN))
             assert isinstance(taken[1], DeadLettered)
             with Tape(bootstrap) as tape:
                 tape.from_the_beginning()
@@ -147,7 +147,7 @@ def test_what_was_about_to_be_sent_is_not_sent_late(tmp_path: Path) -> None:
     async def scenario(settings: Settings) -> None:
         producer = EventProducer(settings)
         await producer.start()
-        await written(producer, normalise(envelope(event(id="first")), ORIGIN))
+        await written(producer, normalise_body(envelope(event(id="first")), ORIGIN))
         assert producer._client is not None
         given_up, reachable = producer._client, asyncio.Event()
         ready = given_up.client.ready
@@ -158,15 +158,15 @@ def test_what_was_about_to_be_sent_is_not_sent_late(tmp_path: Path) -> None:
 
         given_up.client.ready = ready_later
         with pytest.raises(UnavailableError):
-            await producer.publish(normalise(envelope(event(id="lost")), ORIGIN))
+            await producer.publish(normalise_body(envelope(event(id="lost")), ORIGIN))
         reachable.set()
-        await written(producer, normalise(envelope(event(id="last")), ORIGIN))
+        await written(producer, normalise_body(envelope(event(id="last")), ORIGIN))
         await producer.stop()
         with Tape(str(settings.kafka_bootstrap)) as tape:
             tape.from_the_beginning()
             assert stored_ids(tape) == ["first", "last"]
 
-    with broker_in(tmp_path) as bootstrap:
+    with run_broker(tmp_path) as bootstrap:
         settings = settings_for(bootstrap)
         ensure_topics(settings)
         asyncio.run(scenario(settings))
@@ -178,18 +178,18 @@ def test_deleted_topic_stays_deleted(tmp_path: Path) -> None:
     async def scenario(bootstrap: str, admin: KafkaAdminClient) -> None:
         producer = EventProducer(settings_for(bootstrap))
         await producer.start()
-        await written(producer, normalise(envelope(event()), ORIGIN))
+        await written(producer, normalise_body(envelope(event()), ORIGIN))
         admin.delete_topics([EVENTS])
         assert producer._client is not None
         # What happens by itself now and then: the client looks at the cluster anew.
         await producer._client.client.force_metadata_update()
         for _ in range(2):
             with pytest.raises(UnavailableError):
-                await producer.publish(normalise(envelope(event()), ORIGIN))
+                await producer.publish(normalise_body(envelope(event()), ORIGIN))
         assert EVENTS not in admin.list_topics()
         await producer.stop()
 
-    with broker_in(tmp_path) as bootstrap:
+    with run_broker(tmp_path) as bootstrap:
         ensure_topics(settings_for(bootstrap))
         admin = KafkaAdminClient(bootstrap_servers=bootstrap)
         asyncio.run(scenario(bootstrap, admin))

@@ -6,11 +6,11 @@ import time
 import pytest
 
 from coordinator.domain.names import PodName, RepositoryName
-from coordinator.ingest.delays import LIMIT_S, REMEMBERED, Delay, Delays, agent, requested_delay
+from coordinator.ingest.delays import DELAY_LIMIT_S, REMEMBERED, Delay, Delays, delayed_user_agent, parse_delay
 from coordinator.ingest.directory import KnownPod
 from coordinator.ingest.normalise import Accepted
 from coordinator.settings import Settings
-from tests.ingest.harness import FixedDirectory, Tape, envelope, event, sending_as_pod_a, serving
+from tests.ingest.harness import FixedDirectory, Tape, envelope, event, open_client_of_pod_a, serve_ingest
 from tests.ingest.test_normalise import outcome_of
 
 PATH = "/v1/events/pod-a"
@@ -21,7 +21,7 @@ SCRATCH = RepositoryName("pod-a/baleen-doctor-0123456789abcdef")
 
 
 def hold(nonce: str = NONCE, seconds: int = 1, pod: KnownPod = POD) -> Delay:
-    found = requested_delay(agent(pod.token_sha256, pod.name, nonce, seconds), SCRATCH)
+    found = parse_delay(delayed_user_agent(pod.token_sha256, pod.name, nonce, seconds), SCRATCH)
     assert found is not None
     return found
 
@@ -47,7 +47,7 @@ class Clock:
 def test_a_signed_hold() -> None:
     """A signed delay lasts as long as it says, up to the limit."""
     assert Clock().waits(hold()) == [1]
-    assert Clock().waits(hold(seconds=9999)) == [LIMIT_S]
+    assert Clock().waits(hold(seconds=9999)) == [DELAY_LIMIT_S]
 
 
 def test_a_hold_that_is_repeated() -> None:
@@ -83,12 +83,12 @@ def test_what_is_remembered_is_bounded() -> None:
 @pytest.mark.parametrize(
     ("repository", "user_agent", "held"),
     [
-        (SCRATCH, agent(b"", "pod-a", NONCE, 2), True),
-        (f"{SCRATCH}-other", f"proxy/1.0 {agent(b'', 'pod-a', NONCE, 2)} (linux)", True),
-        ("pod-a/app", agent(b"", "pod-a", NONCE, 2), False),
-        (f"{SCRATCH}/more", agent(b"", "pod-a", NONCE, 2), False),
-        ("pod-a/baleen-doctor-notes", agent(b"", "pod-a", NONCE, 2), False),
-        (SCRATCH, agent(b"", "pod-a", NONCE, 2)[:-1], False),
+        (SCRATCH, delayed_user_agent(b"", "pod-a", NONCE, 2), True),
+        (f"{SCRATCH}-other", f"proxy/1.0 {delayed_user_agent(b'', 'pod-a', NONCE, 2)} (linux)", True),
+        ("pod-a/app", delayed_user_agent(b"", "pod-a", NONCE, 2), False),
+        (f"{SCRATCH}/more", delayed_user_agent(b"", "pod-a", NONCE, 2), False),
+        ("pod-a/baleen-doctor-notes", delayed_user_agent(b"", "pod-a", NONCE, 2), False),
+        (SCRATCH, delayed_user_agent(b"", "pod-a", NONCE, 2)[:-1], False),
         (SCRATCH, "docker/20.10", False),
     ],
 )
@@ -96,7 +96,7 @@ def test_which_clients_may_ask(repository: str, user_agent: str, held: bool) -> 
     """Only a doctor's User-Agent requests a delay, and only in a doctor's repository."""
     outcome = outcome_of(repository=repository, request={"useragent": user_agent})
     assert isinstance(outcome, Accepted)
-    assert (outcome.hold is not None) is held
+    assert (outcome.delay is not None) is held
 
 
 def test_an_answer_that_is_delayed(settings: Settings, tape: Tape) -> None:
@@ -107,9 +107,9 @@ def test_an_answer_that_is_delayed(settings: Settings, tape: Tape) -> None:
         waits.append(seconds)
         await asyncio.sleep(seconds)
 
-    user_agent = agent(POD.token_sha256, POD.name, NONCE, 1)
+    user_agent = delayed_user_agent(POD.token_sha256, POD.name, NONCE, 1)
     body = envelope(event(repository=SCRATCH, request={"useragent": user_agent}))
-    with serving(settings, holds=Delays(sleep=noted)) as url, sending_as_pod_a(url) as client:
+    with serve_ingest(settings, holds=Delays(sleep=noted)) as url, open_client_of_pod_a(url) as client:
         began = time.monotonic()
         assert client.post(PATH, content=body).json()["accepted"] == 1
         assert time.monotonic() - began >= 1

@@ -10,8 +10,8 @@ import httpx
 import pytest
 from prometheus_client import REGISTRY
 
-from coordinator.settings import build
-from tests.ingest.harness import TOKENS, V1, Tape, envelope, event, serving
+from coordinator.settings import make_settings
+from tests.ingest.harness import TOKENS, V1, Tape, envelope, event, serve_ingest
 from tests.support.wait import eventually
 
 HEADERS = {"Authorization": f"Bearer {TOKENS['pod-a']}", "Content-Type": V1}
@@ -35,7 +35,7 @@ def open_request(url: str, length: int, sent: bytes) -> socket.socket:
 @pytest.mark.lengthy
 def test_flood(broker: str, tape: Tape) -> None:
     """Under a flood of large bodies the bytes in flight stay below the limit, and every 202 is in Kafka."""
-    limited = build(
+    limited = make_settings(
         {
             "kafka_bootstrap": broker,
             # What was answered with 503 because it took too long may be in Kafka all the same.
@@ -54,7 +54,7 @@ def test_flood(broker: str, tape: Tape) -> None:
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    with serving(limited) as url, ThreadPoolExecutor(12) as pool:
+    with serve_ingest(limited) as url, ThreadPoolExecutor(12) as pool:
 
         def post(_: int) -> httpx.Response:
             return httpx.post(f"{url}/v1/events/pod-a", content=body, headers=HEADERS, timeout=90)
@@ -78,7 +78,7 @@ def test_flood(broker: str, tape: Tape) -> None:
 
 def test_endless_body(broker: str, tape: Tape) -> None:
     """A body without end is read up to the limit, dead-lettered, and its connection closed."""
-    with serving(build({"kafka_bootstrap": broker}), drain_limit=9 * MEGABYTE) as url:
+    with serve_ingest(make_settings({"kafka_bootstrap": broker}), drain_limit=9 * MEGABYTE) as url:
         connection = open_request(url, 10**12, b"")
         sent = 0
         try:
@@ -99,7 +99,7 @@ def test_endless_body(broker: str, tape: Tape) -> None:
 def test_slow_body(broker: str, tape: Tape) -> None:
     """A body that does not arrive in time is refused with 503, and holds no memory."""
     body = envelope(event())
-    with serving(build({"kafka_bootstrap": broker}), body_seconds=0.2) as url:
+    with serve_ingest(make_settings({"kafka_bootstrap": broker}), body_seconds=0.2) as url:
         connection = open_request(url, len(body), body[:20])
         answer = connection.recv(4096)
         connection.close()

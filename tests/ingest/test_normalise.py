@@ -20,8 +20,8 @@ from coordinator.ingest.normalise import (
     Origin,
     Outcome,
     Reported,
-    normalise,
-    retry,
+    normalise_body,
+    retry_dead_letter,
 )
 from schemas.records import DeadLetter, RegistryEvent, RegistryWatermark
 from tests.ingest.harness import DIGEST, V1, envelope, event
@@ -34,7 +34,7 @@ NONCE = "0123456789abcdef" * 2
 
 
 def outcome_of(**changes: Any) -> Outcome:
-    (outcome,) = normalise(envelope(event(**changes)), ORIGIN)
+    (outcome,) = normalise_body(envelope(event(**changes)), ORIGIN)
     return outcome
 
 
@@ -46,7 +46,7 @@ def accepted(**changes: Any) -> RegistryEvent:
 
 def dead_letter_of(body: bytes, origin: Origin = ORIGIN) -> DeadLetter:
     """The dead letter that comes of a body, and nothing else."""
-    (outcome,) = normalise(body, origin)
+    (outcome,) = normalise_body(body, origin)
     assert isinstance(outcome, DeadLettered), outcome
     return outcome.dead_letter
 
@@ -165,12 +165,12 @@ def test_a_push_that_is_a_probe() -> None:
     """A push with a nonce counts as any push, and then reports the probe; one that is dead-lettered reports nothing."""
     agent = {"useragent": f"baleen-probe/{NONCE}", "method": "PUT"}
     posted = event(request=agent, source={"instanceID": "i-1"})
-    pushed, reported = normalise(envelope(posted), ORIGIN)
+    pushed, reported = normalise_body(envelope(posted), ORIGIN)
     assert isinstance(pushed, Accepted)
     assert reported == Reported(RegistryWatermark(action="watermark", pod="pod-a", process="i-1", nonce=NONCE))
     refused = event(request=agent, source={"instanceID": "i-1"}, repository="other/app")
-    assert kinds(normalise(envelope(refused), ORIGIN)) == [DeadLettered]
-    assert kinds(normalise(envelope(event(request=agent)), ORIGIN)) == [Accepted]
+    assert kinds(normalise_body(envelope(refused), ORIGIN)) == [DeadLettered]
+    assert kinds(normalise_body(envelope(event(request=agent)), ORIGIN)) == [Accepted]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_a_push_that_is_a_probe() -> None:
 def test_a_malformed_pull_is_dropped(changes: dict[str, Any]) -> None:
     """A malformed pull is dropped and is no dead letter, since it changes nothing."""
     posted = {name: value for name, value in (event(action="pull") | changes).items() if value is not ...}
-    assert normalise(envelope(posted), ORIGIN) == [Dropped("pull")]
+    assert normalise_body(envelope(posted), ORIGIN) == [Dropped("pull")]
 
 
 def test_many_probes_in_one_envelope() -> None:
@@ -196,12 +196,12 @@ def test_many_probes_in_one_envelope() -> None:
     agents = [f"baleen-probe/{number:032x}" for number in range(100)]
     source = {"instanceID": "i-1"}
     posted = [event(action="pull", request={"useragent": agent}, source=source) for agent in agents]
-    outcomes = normalise(envelope(event(), *posted, event()), ORIGIN)
+    outcomes = normalise_body(envelope(event(), *posted, event()), ORIGIN)
     reported = [outcome.record.nonce for outcome in outcomes if isinstance(outcome, Reported)]
     assert reported == [f"{number:032x}" for number in range(100 - REPORTS_LIMIT, 100)]
     assert len(outcomes) == 102
     posted = [event(request={"useragent": agent}, source=source) for agent in agents]
-    outcomes = normalise(envelope(*posted), ORIGIN)
+    outcomes = normalise_body(envelope(*posted), ORIGIN)
     assert kinds(outcomes).count(Accepted) == 100
     assert [each.record.nonce for each in outcomes if isinstance(each, Reported)] == reported
 
@@ -210,7 +210,7 @@ def test_a_probe_in_a_dead_letter() -> None:
     """A probe in a dead letter reports nothing when that is retried."""
     probe = event(action="pull", request={"useragent": f"baleen-probe/{NONCE}"}, source={"instanceID": "i"})
     dead_letter = dead_letter_of(envelope(event(), probe), ORIGIN._replace(content_type="text/plain"))
-    assert kinds(retry(msgspec.structs.replace(dead_letter, content_type=V1), {"pod-a"})) == [Accepted]
+    assert kinds(retry_dead_letter(msgspec.structs.replace(dead_letter, content_type=V1), {"pod-a"})) == [Accepted]
 
 
 def test_a_push_that_is_a_probe_in_a_dead_letter() -> None:
@@ -219,7 +219,7 @@ def test_a_push_that_is_a_probe_in_a_dead_letter() -> None:
     posted = event(request=agent, source={"instanceID": "i-1"}, repository="other/app")
     for changes in ({}, {"content_type": "text/plain"}):
         dead_letter = dead_letter_of(envelope(posted), ORIGIN._replace(**changes))
-        assert kinds(retry(msgspec.structs.replace(dead_letter, content_type=V1), {"other"})) == [Accepted]
+        assert kinds(retry_dead_letter(msgspec.structs.replace(dead_letter, content_type=V1), {"other"})) == [Accepted]
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_nul_never_reaches_the_table() -> None:
 @settings(max_examples=200)
 def test_payload_is_text_and_bounded(noise: bytes, copies: int) -> None:
     """A dead letter's payload is valid text without NUL and of at most 64 KiB, whatever bytes were sent."""
-    for outcome in normalise(noise * copies, ORIGIN):
+    for outcome in normalise_body(noise * copies, ORIGIN):
         assert isinstance(outcome, DeadLettered)
         assert len(outcome.dead_letter.payload.encode()) <= PAYLOAD_LIMIT
         assert "\0" not in outcome.dead_letter.payload
@@ -283,19 +283,22 @@ def test_payload_is_text_and_bounded(noise: bytes, copies: int) -> None:
 def test_retry() -> None:
     """A retry reads a dead letter's payload, an event or an envelope, with the prefixes of now."""
     dead_letter = dead_letter_of(envelope(event(repository="late/x")))
-    assert retry(dead_letter, {"pod-a"}) == [DeadLettered(dead_letter)]
-    (again,) = retry(dead_letter, {"pod-a", "late"})
+    assert retry_dead_letter(dead_letter, {"pod-a"}) == [DeadLettered(dead_letter)]
+    (again,) = retry_dead_letter(dead_letter, {"pod-a", "late"})
     assert isinstance(again, Accepted)
     assert again.event.repository == "late/x"
     dead_letter = dead_letter_of(envelope(event(), event(action="pull")), ORIGIN._replace(content_type="text/plain"))
-    assert kinds(retry(msgspec.structs.replace(dead_letter, content_type=V1), {"pod-a"})) == [Accepted, Dropped]
-    assert retry(dead_letter, {"pod-a"}) == [DeadLettered(dead_letter)]
+    assert kinds(retry_dead_letter(msgspec.structs.replace(dead_letter, content_type=V1), {"pod-a"})) == [
+        Accepted,
+        Dropped,
+    ]
+    assert retry_dead_letter(dead_letter, {"pod-a"}) == [DeadLettered(dead_letter)]
 
 
 def test_a_large_event_can_be_retried() -> None:
     """An event that is too long to keep whole is kept without its references, and can be retried."""
     listed = [{"digest": f"sha256:{number:064x}", "size": 7, "mediaType": "x" * 80} for number in range(450)]
-    (again,) = retry(dead_letter_of(envelope(event(repository="late/x", references=listed))), {"late"})
+    (again,) = retry_dead_letter(dead_letter_of(envelope(event(repository="late/x", references=listed))), {"late"})
     assert isinstance(again, Accepted)
     assert again.event.repository == "late/x"
     assert again.event.digest is not None
@@ -306,7 +309,7 @@ def test_retry_of_what_was_cut() -> None:
     """A payload that was cut is not read again."""
     body = json.dumps({"events": [event()], "rest": "x" * PAYLOAD_LIMIT}).encode()
     dead_letter = dead_letter_of(body, ORIGIN._replace(content_type=""))
-    assert retry(dead_letter, {"pod-a"}) == [DeadLettered(dead_letter)]
+    assert retry_dead_letter(dead_letter, {"pod-a"}) == [DeadLettered(dead_letter)]
 
 
 @pytest.mark.parametrize("size", [-1, 2**63, 10**30, 1.5, "5", None, True, [], {"a": 1}])

@@ -11,7 +11,7 @@ from coordinator.ingest.normalise import Dropped, Outcome, Reported
 from coordinator.ingest.probes import LOOKUP_LIMIT, UNVERIFIED_LIMIT, Probes
 from coordinator.settings import Settings
 from schemas.records import RegistryWatermark
-from tests.ingest.harness import TOKENS, V1, Tape, envelope, event, serving
+from tests.ingest.harness import TOKENS, V1, Tape, envelope, event, serve_ingest
 
 PATH = "/v1/events/pod-a"
 NONCES = [f"{number:032x}" for number in range(2000)]
@@ -59,7 +59,10 @@ def test_a_made_up_nonce_writes_nothing(settings: Settings, tape: Tape) -> None:
         return event(action="pull", request={"useragent": f"baleen-probe/{nonce}"}, source={"instanceID": "i-1"})
 
     headers = {"Authorization": f"Bearer {TOKENS['pod-a']}", "Content-Type": V1}
-    with serving(settings, find_probes=find) as url, httpx.Client(base_url=url, headers=headers, timeout=90) as client:
+    with (
+        serve_ingest(settings, find_probes=find) as url,
+        httpx.Client(base_url=url, headers=headers, timeout=90) as client,
+    ):
         tape.rewind()
         for nonce in (foreign, *NONCES[2:500]):
             answer = client.post(PATH, content=envelope(pull(nonce)))
@@ -79,9 +82,9 @@ def test_a_report_that_was_not_written_may_come_again() -> None:
     async def scenario() -> None:
         probes = Probes(Table({NONCES[0]: "pod-a"}).find)
         for _ in range(2):
-            assert await probes.verified([report()]) == [report()]
-        probes.written([report()])
-        assert await probes.verified([report(), report(process="i-2")]) == [DROPPED, report(process="i-2")]
+            assert await probes.filter_reports([report()]) == [report()]
+        probes.remember_written([report()])
+        assert await probes.filter_reports([report(), report(process="i-2")]) == [DROPPED, report(process="i-2")]
 
     run(scenario())
 
@@ -93,9 +96,9 @@ def test_requests_share_a_question() -> None:
         table = Table({NONCES[0]: "pod-a", NONCES[7]: "pod-a"})
         table.answers.clear()
         probes = Probes(table.find, patience=60)
-        asking = [asyncio.create_task(probes.verified([report()]))]
+        asking = [asyncio.create_task(probes.filter_reports([report()]))]
         await table.is_asked.wait()
-        asking += [asyncio.create_task(probes.verified([report(nonce)])) for nonce in NONCES[1:50]]
+        asking += [asyncio.create_task(probes.filter_reports([report(nonce)])) for nonce in NONCES[1:50]]
         await asyncio.sleep(0)
         table.answers.set()
         answers: list[list[Outcome]] = await asyncio.gather(*asking)
@@ -118,7 +121,7 @@ def test_while_the_database_is_away(hangs: bool) -> None:
             table.answers.clear()
         probes = Probes(table.find, patience=0.01, pause=3600, load_timeout=3600)
         for pod in ("pod-a", "pod-b"):
-            passed = [await probes.verified([report(nonce, pod)]) for nonce in NONCES[:100]]
+            passed = [await probes.filter_reports([report(nonce, pod)]) for nonce in NONCES[:100]]
             assert passed == [[report(nonce, pod)] for nonce in NONCES[:UNVERIFIED_LIMIT]] + [[DROPPED]] * (
                 100 - UNVERIFIED_LIMIT
             )
@@ -136,7 +139,7 @@ def test_the_limit_is_of_a_while() -> None:
         table.is_away = True
         probes = Probes(table.find, pause=3600, unverified_seconds=0)
         for nonce in NONCES[: 3 * UNVERIFIED_LIMIT]:
-            assert await probes.verified([report(nonce)]) == [report(nonce)]
+            assert await probes.filter_reports([report(nonce)]) == [report(nonce)]
 
     run(scenario())
 
@@ -148,9 +151,9 @@ def test_the_database_comes_back() -> None:
         table = Table({NONCES[0]: "pod-a"})
         table.is_away = True
         probes = Probes(table.find, patience=60, pause=0)
-        assert await probes.verified([report(NONCES[1])]) == [report(NONCES[1])]
+        assert await probes.filter_reports([report(NONCES[1])]) == [report(NONCES[1])]
         table.is_away = False
-        assert await probes.verified([report(NONCES[1]), report()]) == [DROPPED, report()]
+        assert await probes.filter_reports([report(NONCES[1]), report()]) == [DROPPED, report()]
 
     run(scenario())
 
@@ -162,7 +165,7 @@ def test_a_question_is_bounded() -> None:
         table = Table()
         table.answers.clear()
         probes = Probes(table.find, patience=60)
-        asking = [asyncio.create_task(probes.verified([report(nonce)])) for nonce in NONCES]
+        asking = [asyncio.create_task(probes.filter_reports([report(nonce)])) for nonce in NONCES]
         await asyncio.sleep(0)
         table.answers.set()
         await asyncio.gather(*asking)

@@ -44,15 +44,15 @@ def test_a_flood_is_noted_once() -> None:
         book = Notebook()
         notes = RefusalNotes(book.write, every=3600, pace=0)
         for _ in range(1000):
-            notes.note(A)
+            notes.note_refusal(A)
         await book.next()
-        notes.note(B)
-        notes.note(A)
+        notes.note_refusal(B)
+        notes.note_refusal(A)
         await book.next()
         assert book.written == [{A}, {B}]
         always = RefusalNotes(book.write, every=0, pace=0)
         for _ in range(2):
-            always.note(A)
+            always.note_refusal(A)
             await book.next()
         assert book.written[2:] == [{A}, {A}]
 
@@ -67,17 +67,17 @@ def test_many_pods_are_noted_together() -> None:
         book = Notebook()
         book.hangs = True
         notes = RefusalNotes(book.write, pace=0, timeout=0.05)
-        notes.note(A)
+        notes.note_refusal(A)
         await book.next()
         for pod in many:
-            notes.note(pod)
+            notes.note_refusal(pod)
         await book.next()
         assert book.written == [{A}, many]
 
         book = Notebook()
         notes = RefusalNotes(book.write, pace=3600)
         for pod in (A, *many):
-            notes.note(pod)
+            notes.note_refusal(pod)
             await asyncio.sleep(0)
         assert book.written == [{A}]
 
@@ -92,16 +92,16 @@ def test_a_database_that_is_away(fault: str) -> None:
         book = Notebook()
         setattr(book, fault, True)
         notes = RefusalNotes(book.write, every=0, pace=0, timeout=0.05)
-        notes.note(A)
+        notes.note_refusal(A)
         await book.next()
         for _ in range(100):
-            notes.note(A)
-            notes.note(B)
+            notes.note_refusal(A)
+            notes.note_refusal(B)
         assert len(book.written) == 1
         setattr(book, fault, False)
         while len(book.written) < 2:
-            notes.note(A)
-            notes.note(B)
+            notes.note_refusal(A)
+            notes.note_refusal(B)
             await asyncio.sleep(0)
         assert book.written[1:] == [{A, B}]
 

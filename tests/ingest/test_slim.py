@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from coordinator.ingest.slim import Slim, values
+from coordinator.ingest.slim import ReferenceRemover, count_values
 
 TEXTS = st.text(max_size=6) | st.sampled_from(["references", '"references": [', "\\", '\\"', "]", "<" * 40, "events"])
 JSON = st.recursive(
@@ -24,7 +24,7 @@ def test_only_references_are_taken_out(references: Any, target: Any, event: Any,
     outer = {"before": event, "target": inner, "after": event}
     wanted = {"events": [outer | {"target": inner | {"references": []}}] * 2}
     body = json.dumps({"events": [outer] * 2}, indent=1 if spaced else None).encode()
-    slim, out, at = Slim(), b"", 0
+    slim, out, at = ReferenceRemover(), b"", 0
     for cut in cuts:
         out += slim.feed(body[at : at + cut])
         at += cut
@@ -35,4 +35,4 @@ def test_only_references_are_taken_out(references: Any, target: Any, event: Any,
 @given(st.lists(TEXTS))
 def test_values_are_counted_outside_of_strings(texts: list[str]) -> None:
     """Commas count where they part values, and not in a string."""
-    assert values(json.dumps(texts).encode()) == max(0, len(texts) - 1)
+    assert count_values(json.dumps(texts).encode()) == max(0, len(texts) - 1)

@@ -14,11 +14,11 @@ from kafka import KafkaAdminClient
 
 from coordinator.errors import UnavailableError
 from coordinator.ingest.metrics import EVENTS as COUNTED
-from coordinator.ingest.normalise import Origin, normalise
+from coordinator.ingest.normalise import Origin, normalise_body
 from coordinator.kafka.producer import Client, EventProducer
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS, ensure_topics
-from coordinator.settings import Settings, build
-from tests.ingest.harness import V1, Tape, broker_in, envelope, event
+from coordinator.settings import Settings, make_settings
+from tests.ingest.harness import V1, Tape, envelope, event, run_broker
 
 PATH = "/v1/events/pod-a"
 PARTITIONS = 4
@@ -83,10 +83,10 @@ def publishing(
     async def run() -> None:
         producer = EventProducer(settings, client)
         await producer.start()
-        await producer._any_client()
+        await producer._wait_for_client()
         try:
             origin = Origin("pod-a", {"pod-a"}, dt.datetime.now(dt.UTC), V1)
-            await scenario(producer, list(normalise(envelope(*posted), origin)))
+            await scenario(producer, list(normalise_body(envelope(*posted), origin)))
         finally:
             await producer.stop()
 
@@ -151,8 +151,8 @@ def test_a_failure_claims_nothing(settings: Settings, tape: Tape, failing: str) 
 @pytest.mark.parametrize("topic", [EVENTS, DEAD_LETTERS])
 def test_partitions_that_were_added(tmp_path: Path, topic: str) -> None:
     """A watermark is written to all partitions that the brokers have now, also to those added since the last one."""
-    with broker_in(tmp_path) as bootstrap:
-        settings = build({"kafka_bootstrap": bootstrap, "kafka_partitions": 2})
+    with run_broker(tmp_path) as bootstrap:
+        settings = make_settings({"kafka_bootstrap": bootstrap, "kafka_partitions": 2})
         ensure_topics(settings)
 
         async def scenario(producer: EventProducer, outcomes: list[Any]) -> None:

@@ -15,10 +15,9 @@ import pytest
 from coordinator.errors import ConflictError
 from coordinator.jobs import table as jobs
 from coordinator.jobs.table import Job, TakenOverError
-from coordinator.jobs.work import Ending, Pulse, Work, run_waiting_jobs
-from coordinator.jobs.work import ask_for_needed as ask_by_settings
+from coordinator.jobs.work import Ending, Pulse, Work, request_due_jobs, run_waiting_jobs
 from coordinator.reconcile.sizes import Sizes
-from coordinator.settings import build
+from coordinator.settings import make_settings
 from coordinator.storage.s3 import S3ObjectStore
 from tests.cli.conftest import ROOT, program_environment
 from tests.reconcile.harness import World
@@ -40,7 +39,7 @@ def world(databases: Databases) -> Iterator[World]:
 
 
 def take(world: World) -> Job | None:
-    return jobs.take(world.connection, KINDS)
+    return jobs.take_job(world.connection, KINDS)
 
 
 def taken(world: World) -> Job:
@@ -57,7 +56,7 @@ def silence(world: World, job: int, seconds: int) -> None:
 
 def needed(world: World, every: timedelta = EVERY) -> list[str]:
     """Request the reconciles that are needed; return the reasons for this world's pod."""
-    asked = jobs.ask_for_needed(world.connection, every, BOUND)
+    asked = jobs.request_needed_reconciles(world.connection, every, BOUND)
     found = world.rows("SELECT why FROM jobs WHERE id = ANY(%s) AND pod_id = %s", (asked, world.pods[world.pod]))
     return [row[0] for row in found]
 
@@ -94,8 +93,8 @@ def test_the_oldest_first(world: World) -> None:
 def test_only_kinds_that_a_runner_can_do(world: World) -> None:
     """A job waits for a worker that knows its kind."""
     world.ask()
-    assert jobs.take(world.connection, ["doctor"]) is None
-    assert jobs.take(world.connection, ["reconcile"]) is not None
+    assert jobs.take_job(world.connection, ["doctor"]) is None
+    assert jobs.take_job(world.connection, ["reconcile"]) is not None
 
 
 def test_two_take_two(world: World) -> None:
@@ -104,7 +103,7 @@ def test_two_take_two(world: World) -> None:
     world.add_pod("other")
     add_job(world.connection, 1, "doctor")
     with world.connect() as other, other.transaction():
-        first = jobs.take(other, KINDS)
+        first = jobs.take_job(other, KINDS)
         second = take(world)
     assert first is not None
     assert second is not None
@@ -120,12 +119,12 @@ def test_one_open_for_a_pod(world: World) -> None:
 
 
 WRITES: dict[str, Callable[[World, Job], object]] = {
-    "beat": lambda world, job: jobs.beat(world.connection, job, {}),
-    "hold": lambda world, job: jobs.hold(world.connection, job),
-    "plan": lambda world, job: jobs.plan(world.connection, job, ["other"]),
-    "part_done": lambda world, job: jobs.part_done(world.connection, job, "part", {"keys": 7}),
-    "finish": lambda world, job: jobs.finish(world.connection, job, {}),
-    "fail": lambda world, job: jobs.fail(world.connection, job, {}, "no"),
+    "beat": lambda world, job: jobs.record_beat(world.connection, job, {}),
+    "hold": lambda world, job: jobs.lock_job(world.connection, job),
+    "plan": lambda world, job: jobs.write_parts(world.connection, job, ["other"]),
+    "record_part_done": lambda world, job: jobs.record_part_done(world.connection, job, "part", {"keys": 7}),
+    "finish": lambda world, job: jobs.finish_job(world.connection, job, {}),
+    "fail": lambda world, job: jobs.fail_job(world.connection, job, {}, "no"),
 }
 
 
@@ -134,7 +133,7 @@ def test_who_lost_it_writes_nothing(world: World, write: str) -> None:
     """A job whose worker is silent for a minute is taken over, and all later writes of that worker are refused."""
     world.ask()
     first = taken(world)
-    jobs.plan(world.connection, first, ["part"])
+    jobs.write_parts(world.connection, first, ["part"])
     silence(world, first.id, 50)
     assert take(world) is None
     silence(world, first.id, 61)
@@ -143,7 +142,7 @@ def test_who_lost_it_writes_nothing(world: World, write: str) -> None:
     before = world.rows("SELECT * FROM jobs"), world.rows("SELECT * FROM job_parts")
     with pytest.raises(TakenOverError, match="is lost"):
         WRITES[write](world, first)
-    jobs.release(world.connection, first, {"keys": 1})
+    jobs.release_job(world.connection, first, {"keys": 1})
     assert (world.rows("SELECT * FROM jobs"), world.rows("SELECT * FROM job_parts")) == before
     WRITES[write](world, second)
 
@@ -153,16 +152,16 @@ def test_a_pulse_keeps_it(world: World) -> None:
     world.ask()
     job = taken(world)
     silence(world, job.id, 59)
-    jobs.beat(world.connection, job, {"keys": 3})
+    jobs.record_beat(world.connection, job, {"keys": 3})
     assert take(world) is None
-    assert world.ended(job.id).progress == {"keys": 3}
+    assert world.read_job(job.id).progress == {"keys": 3}
 
 
 def test_left_at_once(world: World) -> None:
     """A worker that ends in order leaves its job to the next without a minute's wait."""
     world.ask()
     job = taken(world)
-    jobs.release(world.connection, job, {"keys": 4})
+    jobs.release_job(world.connection, job, {"keys": 4})
     again = taken(world)
     assert (again.id, again.taken, again.progress) == (job.id, 2, {"keys": 4})
 
@@ -171,15 +170,15 @@ def test_finished_jobs_are_forgotten(world: World) -> None:
     """Of many finished jobs the newest are kept, and the last that was done, however many failed since."""
     world.ask()
     done = taken(world)
-    jobs.finish(world.connection, done, {}, kept=3)
+    jobs.finish_job(world.connection, done, {}, kept=3)
     for _ in range(6):
         world.ask()
-        jobs.fail(world.connection, taken(world), {}, "no", kept=3)
+        jobs.fail_job(world.connection, taken(world), {}, "no", kept=3)
     kept = [row[0] for row in world.rows("SELECT id FROM jobs ORDER BY id")]
     assert kept == [done.id, done.id + 4, done.id + 5, done.id + 6]
     world.ask()
     last = taken(world)
-    jobs.finish(world.connection, last, {}, kept=3)
+    jobs.finish_job(world.connection, last, {}, kept=3)
     assert [row[0] for row in world.rows("SELECT id FROM jobs ORDER BY id")] == [last.id - 2, last.id - 1, last.id]
 
 
@@ -201,7 +200,7 @@ def test_by_settings(world: World) -> None:
     """The scheduler requests reconciles by the times of its settings."""
 
     def asked(every: str) -> int:
-        ids = ask_by_settings(world.connection, build({"reconcile_every": every}))
+        ids = request_due_jobs(world.connection, make_settings({"reconcile_every": every}))
         return len(world.rows("SELECT FROM jobs WHERE id = ANY(%s) AND pod_id = %s", (ids, world.pods[world.pod])))
 
     world.ask()
@@ -324,13 +323,13 @@ def test_a_job_that_fails(world: World, error: Exception, message: str) -> None:
         raise error
 
     assert run_with(world, run) == 1
-    done = world.ended(job)
+    done = world.read_job(job)
     assert done.state == "failed"
     assert done.error is not None
     assert message in done.error
     job = world.ask()
     assert run_with(world, lambda work: nothing) == 1
-    assert world.ended(job)[1:] == ("done", {"all": "done"}, None)
+    assert world.read_job(job)[1:] == ("done", {"all": "done"}, None)
 
 
 def test_the_ending_is_one_transaction(world: World) -> None:
@@ -342,7 +341,7 @@ def test_the_ending_is_one_transaction(world: World) -> None:
         raise ConflictError("Not now.")
 
     run_with(world, lambda work: ending)
-    assert world.ended(job).state == "failed"
+    assert world.read_job(job).state == "failed"
     assert world.rows("SELECT FROM pods WHERE registries <> '{}'") == []
 
 
@@ -352,14 +351,14 @@ def test_progress_is_written_while_it_runs(world: World) -> None:
     job = world.ask()
 
     def run(work: Work) -> Ending:
-        work.follow(lambda: {"keys": 5})
-        eventually(lambda: world.ended(job).progress == {"keys": 5})
+        work.follow_progress(lambda: {"keys": 5})
+        eventually(lambda: world.read_job(job).progress == {"keys": 5})
         (seen,) = world.rows("SELECT alive_at FROM jobs")
         eventually(lambda: world.rows("SELECT alive_at FROM jobs")[0] > seen)
         return nothing
 
     run_with(world, run)
-    assert world.ended(job).state == "done"
+    assert world.read_job(job).state == "done"
 
 
 def test_a_runner_learns_that_it_lost_the_job(world: World) -> None:
@@ -373,7 +372,7 @@ def test_a_runner_learns_that_it_lost_the_job(world: World) -> None:
             work.pause(0.01)
 
     run_with(world, run)
-    assert world.ended(job).state == "running"
+    assert world.read_job(job).state == "running"
 
 
 def test_stopping_and_going_on(world: World) -> None:
@@ -394,16 +393,16 @@ def test_stopping_and_going_on(world: World) -> None:
     job = world.ask()
     world.run(stop)
     began = world.began_at(job)
-    left = world.ended(job)
+    left = world.read_job(job)
     assert (left.state, left.count("parts"), left.count("parts_done")) == ("running", 4, 1)
     done_before = {row[0] for row in world.rows("SELECT name FROM job_parts WHERE done_at IS NOT NULL")}
     listed.clear()
     world.run()
-    done = world.ended(job)
+    done = world.read_job(job)
     assert (done.state, done.count("parts_done"), done.count("keys"), done.count("holdings_added")) == ("done", 4, 8, 8)
     assert world.began_at(job) == began
     assert not any(key.startswith(part) for key in listed for part in done_before)
-    world.sound()
+    world.assert_sound()
 
 
 def test_taken_over_in_the_middle(world: World) -> None:
@@ -419,9 +418,9 @@ def test_taken_over_in_the_middle(world: World) -> None:
             over.set()
             with world.connect() as other:
                 other.execute("UPDATE jobs SET alive_at = now() - interval '2 minutes'")
-                second = jobs.take(other, KINDS)
+                second = jobs.take_job(other, KINDS)
                 assert second is not None
-                jobs.release(other, second, {})
+                jobs.release_job(other, second, {})
 
     world.bucket.interrupt = take_over
     with world.runner() as (connections, runner):
@@ -430,8 +429,8 @@ def test_taken_over_in_the_middle(world: World) -> None:
             runner(Work(first, connections, threading.Event()))
     assert world.rows("SELECT FROM job_parts WHERE done_at IS NOT NULL") == []
     world.run()
-    assert world.ended(job).state == "done"
-    world.sound()
+    assert world.read_job(job).state == "done"
+    world.assert_sound()
 
 
 CHILD = """
@@ -457,8 +456,8 @@ def walk_one(self, prefix):
 
 S3ObjectStore.walk = walk_one
 loaded = settings.load()
-with compose_scheduler.job_runners(loaded) as runners:
-    jobs.run_waiting_jobs(compose_database.connections(loaded, name="child"), runners, threading.Event())
+with compose_scheduler.open_job_runners(loaded) as runners:
+    jobs.run_waiting_jobs(compose_database.make_connections(loaded, name="child"), runners, threading.Event())
 """
 
 
@@ -483,7 +482,7 @@ def test_a_scheduler_that_is_killed(databases: Databases, s3: S3ObjectStore, emb
         assert world.run() == 0
         silence(world, job, 61)
         assert world.run() == 1
-        done = world.ended(job)
+        done = world.read_job(job)
         assert (done.state, done.count("parts"), done.count("parts_done")) == ("done", 4, 4)
         assert world.began_at(job) == began
-        world.sound()
+        world.assert_sound()

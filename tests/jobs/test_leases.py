@@ -7,7 +7,7 @@ from contextlib import closing
 import pytest
 
 from coordinator.errors import UnavailableError
-from coordinator.jobs.leases import LEASES, Leases
+from coordinator.jobs.leases import LEASE_LOCK, Leases
 from tests.support.wait import eventually
 from tests.table.harness import Table
 
@@ -21,29 +21,30 @@ def two(table: Table) -> Iterator[tuple[Leases, Leases]]:
 def test_one_has_it(two: tuple[Leases, Leases]) -> None:
     """A lease belongs to the first process that takes it; another lease may belong to another process."""
     one, other = two
-    assert [one.hold("a"), other.hold("a"), one.hold("a"), other.hold("a")] == [True, False, True, False]
-    assert other.hold("b")
-    assert not one.hold("b")
+    assert [one.take("a"), other.take("a"), one.take("a"), other.take("a")] == [True, False, True, False]
+    assert other.take("b")
+    assert not one.take("b")
 
 
 def test_it_is_given_up(two: tuple[Leases, Leases]) -> None:
     """A process that closes releases all of its leases, and can take them again."""
     one, other = two
-    assert one.hold("a")
+    assert one.take("a")
     one.close()
-    eventually(lambda: other.hold("a"))
-    assert not one.hold("a")
+    eventually(lambda: other.take("a"))
+    assert not one.take("a")
 
 
 def test_it_is_lost_with_the_connection(table: Table, two: tuple[Leases, Leases]) -> None:
     """A lease ends with its connection, and its holder notices."""
     one, other = two
-    assert one.hold("a")
+    assert one.take("a")
     table.rows(
-        "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory' AND classid = %s", [LEASES]
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory' AND classid = %s",
+        [LEASE_LOCK],
     )
-    assert other.hold("a")
-    assert not one.hold("a")
+    assert other.take("a")
+    assert not one.take("a")
 
 
 def test_who_says_nothing_loses_it(table: Table) -> None:
@@ -53,12 +54,12 @@ def test_who_says_nothing_loses_it(table: Table) -> None:
         def held() -> bool:
             """Whether the stopped process has the lease; between two statements it may lose its connection."""
             try:
-                return stopped.hold("a")
+                return stopped.take("a")
             except UnavailableError:
                 return False
 
         eventually(held)
-        eventually(lambda: other.hold("a"))
+        eventually(lambda: other.take("a"))
         assert not held()
 
 
@@ -70,7 +71,7 @@ def test_who_beats_keeps_it(table: Table) -> None:
     def beaten() -> bool:
         """Send pulses for longer than the silence, and let the other try. False if a pause in that was as long."""
         began = last = time.monotonic()
-        if not one.hold("a"):
+        if not one.take("a"):
             return False
         while last < began + 1.5 * silence:
             time.sleep(0.05)
@@ -78,7 +79,7 @@ def test_who_beats_keeps_it(table: Table) -> None:
             one.beat()
             if time.monotonic() > before + silence:
                 return False
-        taken = other.hold("a")
+        taken = other.take("a")
         if time.monotonic() > last + silence:
             other.close()
             return False
@@ -96,6 +97,6 @@ def test_without_a_database() -> None:
     """While the database is away no lease is taken, and the error says so."""
     leases = Leases("postgresql://127.0.0.1:9/nowhere")
     with pytest.raises(UnavailableError):
-        leases.hold("a")
+        leases.take("a")
     with pytest.raises(UnavailableError):
         leases.beat()

@@ -27,9 +27,9 @@ def frozen(stale_s: float) -> Iterator[MountPods]:
         return [POD]
 
     pods = MountPods(load, refresh_s=0.0, wait_s=0.01, stale_s=stale_s)
-    assert pods.owner(NAME) == POD
+    assert pods.find_owner(NAME) == POD
     is_frozen.set()
-    waiting = threading.Thread(target=pods.owner, args=(NAME,))
+    waiting = threading.Thread(target=pods.find_owner, args=(NAME,))
     waiting.start()
     try:
         assert reached.wait(30)
@@ -42,14 +42,14 @@ def frozen(stale_s: float) -> Iterator[MountPods]:
 def test_a_database_that_is_frozen() -> None:
     """One thread waits for a frozen database, and the others use what is known."""
     with frozen(STALE_S) as pods:
-        asking = threading.Thread(target=pods.owner, args=(NAME,), daemon=True)
+        asking = threading.Thread(target=pods.find_owner, args=(NAME,), daemon=True)
         asking.start()
         asking.join(10)
         assert not asking.is_alive()
-        assert pods.owner(NAME) == POD
+        assert pods.find_owner(NAME) == POD
 
 
 def test_a_database_that_is_frozen_for_long() -> None:
     """Known pods are used for a limited time only."""
     with frozen(0.0) as pods, pytest.raises(UnavailableError):
-        pods.owner(NAME)
+        pods.find_owner(NAME)

@@ -32,7 +32,7 @@ def test_nobody_else_is_in_it() -> None:
         forwarder, given = Forwarder(), []
         for user in (b"alice", b"bob"):
             sent = [(b"host", b"router"), (b"authorization", user)]
-            answer = await forwarder.upload(pod, RepositoryName("pod-a/app"), b"", sent)
+            answer = await forwarder.open_upload(pod, RepositoryName("pod-a/app"), b"", sent)
             given.append(dict(answer.headers)[b"set-cookie"])
         await forwarder.close()
         return given

@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from coordinator.api.mounts import Mounts
-from coordinator.domain.mounts import NotMountedError, Reason, Wanted
+from coordinator.domain.mounts import MountRequest, NotMountedError, Reason
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.domain.pods import PodKind
 from coordinator.mounts.directory import MountPod
@@ -60,7 +60,7 @@ class Refusing:
     def __init__(self, registry: str) -> None:
         self.pod = MountPod(1, PodName("pod-a"), PodKind.LINK, (registry,), ("pod-a",))
 
-    def mount(self, _: Wanted, __: str | None) -> None:
+    def mount(self, _: MountRequest, __: str | None) -> None:
         raise NotMountedError(Reason.NOT_THERE)
 
     def target(self, _: RepositoryName) -> MountPod:

@@ -22,7 +22,7 @@ from coordinator.domain.pods import PodKind
 from coordinator.errors import UnavailableError
 from coordinator.mounts import table
 from coordinator.mounts.directory import MountPod
-from coordinator.mounts.linker import Job, Linker, LinkObjects
+from coordinator.mounts.linker import BlobLinker, LinkWriter, MountJob
 from coordinator.mounts.relay import ReadSource, Relay
 from coordinator.mounts.sources import Sources
 from coordinator.registry.client import RegistryClient
@@ -54,9 +54,9 @@ class Refusing:
 class World:
     """A blob of one pod, a pod that is to serve it, and the linker of that pod."""
 
-    linker: Linker
+    linker: BlobLinker
     #: The same linker, when what it links in is away.
-    failing: Linker
+    failing: BlobLinker
     source: MountPod
     target: MountPod
     registry: Registry
@@ -65,8 +65,8 @@ class World:
     #: Reads a blob from its source.
     read: ReadSource
 
-    def job(self, repository: str = "app") -> Job:
-        return Job(
+    def job(self, repository: str = "app") -> MountJob:
+        return MountJob(
             self.target,
             RepositoryName(f"{self.target.name}/{repository}"),
             parse_digest(self.layer.digest),
@@ -80,12 +80,12 @@ class World:
         return RegistryClient(self.registry.url, timeout=CLIENT_S)
 
 
-def link(store: S3ObjectStore, _: Relay) -> tuple[Linker, Linker]:
+def link(store: S3ObjectStore, _: Relay) -> tuple[BlobLinker, BlobLinker]:
     refusing: Any = Refusing()
-    return LinkObjects(store), LinkObjects(refusing)
+    return LinkWriter(store), LinkWriter(refusing)
 
 
-def relay(_: S3ObjectStore, relay: Relay) -> tuple[Linker, Linker]:
+def relay(_: S3ObjectStore, relay: Relay) -> tuple[BlobLinker, BlobLinker]:
     return relay, relay
 
 
@@ -121,7 +121,7 @@ def world(request: pytest.FixtureRequest, embedded_stack: StackEndpoints, databa
         layer = make_layer(mark, 100_000)
         with RegistryClient(source.url, timeout=CLIENT_S) as client:
             client.push_image(f"source-{mark}/app", make_image(mark, [layer]), "v1")
-        connections = Connections(database, name="test-linkers", prepare=table.prepare)
+        connections = Connections(database, name="test-linkers", prepare=table.prepare_connection)
         closing.callback(connections.close)
         read = Sources(store).read
         linker, failing = MAKERS[kind](store, Relay(connections, read, credentials=None))
@@ -195,7 +195,7 @@ def test_a_source_that_gives_more_than_it_has_reported(world: World) -> None:
     given = 0
 
     @contextmanager
-    def read(_: Job) -> Iterator[Iterator[bytes]]:
+    def read(_: MountJob) -> Iterator[Iterator[bytes]]:
         def endless() -> Iterator[bytes]:
             nonlocal given
             while given < 100:

@@ -16,13 +16,13 @@ import pytest
 from coordinator.db.connection import Connections
 from coordinator.domain.access import Access, Grant
 from coordinator.domain.facts import BlobLinked
-from coordinator.domain.mounts import NotMountedError, Reason, Wanted
+from coordinator.domain.mounts import MountRequest, NotMountedError, Reason
 from coordinator.domain.names import PodName, RepositoryName, format_digest
 from coordinator.domain.pods import PodKind
 from coordinator.errors import UnavailableError
 from coordinator.mounts import table
 from coordinator.mounts.directory import MountPod, MountPods
-from coordinator.mounts.linker import Job, LinkObjects
+from coordinator.mounts.linker import LinkWriter, MountJob
 from coordinator.mounts.mounter import Mounter
 from coordinator.mounts.relay import Relay
 from coordinator.mounts.sources import Sources
@@ -32,7 +32,7 @@ from coordinator.settings import Secret
 from coordinator.storage.layout import blob_key, layer_link_key
 from coordinator.storage.port import ObjectStore
 from coordinator.table import statements
-from coordinator.table.apply import BatchApply
+from coordinator.table.apply import BatchApplier
 from coordinator.table.batch import Item
 from tests.gc.harness import Garbage
 from tests.services.databases import Databases
@@ -47,7 +47,7 @@ SOURCE, TARGET, OTHER = (RepositoryName(name) for name in ("pod-a/app", "pod-b/a
 class Failing:
     """A linker whose store does not answer."""
 
-    def link(self, job: Job) -> None:
+    def link(self, job: MountJob) -> None:
         raise UnavailableError(f"The object store does not take the link of {job.repository}.")
 
 
@@ -64,8 +64,8 @@ class World:
         self.relay_limit = 1000
         #: Other bounds of time of `Sources` than usual.
         self.bounds: dict[str, float] = {}
-        self.connections = Connections(garbage.url, name="test-mounter", prepare=table.prepare)
-        self.linker: Any = LinkObjects(self.store)
+        self.connections = Connections(garbage.url, name="test-mounter", prepare=table.prepare_connection)
+        self.linker: Any = LinkWriter(self.store)
         self.source = MountPod(garbage.pods["pod-a"], PodName("pod-a"), PodKind.LINK, (), ("pod-a",))
         for name in ("l", "elsewhere"):
             garbage.pushed(f"m-{name}", name)
@@ -83,7 +83,7 @@ class World:
         return Mounter(
             self.connections,
             MountPods(lambda: pods),
-            Sources(store or self.store, shown=lambda _, repository: f"for {repository}", **self.bounds),
+            Sources(store or self.store, narrow=lambda _, repository: f"for {repository}", **self.bounds),
             {self.target_kind: self.linker},
             lambda _: self.access,
             margin=timedelta(seconds=1),
@@ -91,7 +91,7 @@ class World:
         )
 
     def mount(self, name: str = "l", source: RepositoryName | None = SOURCE, target: RepositoryName = TARGET) -> None:
-        self.mounter().mount(Wanted(target, self.garbage.digest(name), source), None)
+        self.mounter().mount(MountRequest(target, self.garbage.digest(name), source), None)
 
     def refused(self, **asked: Any) -> Reason:
         with pytest.raises(NotMountedError) as raised:
@@ -383,7 +383,7 @@ class Relayed(Relay):
 def linked_in(world: World, *repositories: RepositoryName) -> None:
     """Let these repositories of the target's pod link `l` in the table."""
     digest, size = world.garbage.digest("l"), len(world.garbage.body("l"))
-    BatchApply(world.garbage.connection, timedelta(seconds=1)).apply_found(
+    BatchApplier(world.garbage.connection, timedelta(seconds=1)).apply_stored(
         [
             Item(0, 0, world.garbage.pods["pod-b"], BlobLinked(each, digest, datetime.now(UTC), size), None)
             for each in repositories
@@ -425,7 +425,7 @@ def test_a_relay_is_nobody_else_than_its_client(world: World, authorization: str
         credentials = Credentials("baleen", Secret("its password"))
         world.linker = Relay(world.connections, Sources(world.store).read, credentials=credentials)
         with pytest.raises(UnavailableError):
-            world.mounter().mount(Wanted(TARGET, world.garbage.digest("l"), SOURCE), authorization)
+            world.mounter().mount(MountRequest(TARGET, world.garbage.digest("l"), SOURCE), authorization)
         assert baleens not in {request.authorization for request in registry.requests}
         assert "POST" not in {request.method for request in registry.requests}
 
@@ -434,9 +434,9 @@ def test_a_check_between_reference_and_link(world: World) -> None:
     """A reference that a reconcile removes before the link is written is made again."""
     digest, confirmed = world.garbage.digest("l"), []
 
-    class Sought(LinkObjects):
-        def link(self, job: Job) -> None:
-            connections = Connections(world.garbage.url, name="test-settler", prepare=statements.prepare)
+    class Sought(LinkWriter):
+        def link(self, job: MountJob) -> None:
+            connections = Connections(world.garbage.url, name="test-settler", prepare=statements.prepare_connection)
             resolver = Resolver(connections, world.store)
             (key,) = world.garbage.rows("SELECT id FROM repositories WHERE name = %s", (job.repository,))
             confirmed.extend(

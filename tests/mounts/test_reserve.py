@@ -17,9 +17,9 @@ from coordinator.domain.names import RepositoryName
 from coordinator.gc import table as gc
 from coordinator.jobs import table as jobs
 from coordinator.mounts import table
-from coordinator.mounts.table import Reserved
+from coordinator.mounts.table import Reservation
 from coordinator.table import expiry, statements
-from coordinator.table.apply import BatchApply
+from coordinator.table.apply import BatchApplier
 from coordinator.table.batch import Item, NotServedError
 from tests.gc.harness import LANDED, POD, Garbage
 from tests.services.databases import Databases
@@ -38,13 +38,13 @@ def garbage(databases: Databases) -> Iterator[Garbage]:
         yield garbage
 
 
-def reserve(garbage: Garbage, name: str, repository: str = "mounted", ago: timedelta = timedelta(0)) -> Reserved:
+def reserve(garbage: Garbage, name: str, repository: str = "mounted", ago: timedelta = timedelta(0)) -> Reservation:
     target, source = (RepositoryName(f"{garbage.space}/{each}") for each in (repository, "r"))
-    connections = Connections(garbage.url, name="test-mounts", prepare=table.prepare)
+    connections = Connections(garbage.url, name="test-mounts", prepare=table.prepare_connection)
     with closing(connections), connections.use() as connection:
         pod = value(connection, "SELECT min(id) FROM pods")
         moment = datetime.now(UTC) - ago
-        return table.reserve(connection, pod, target, garbage.digest(name), source, moment, MARGIN)
+        return table.reserve_link(connection, pod, target, garbage.digest(name), source, moment, MARGIN)
 
 
 def counted(garbage: Garbage, name: str) -> tuple[int, int, bool]:
@@ -69,12 +69,12 @@ def test_a_blob_that_nothing_references(garbage: Garbage) -> None:
     """A mount makes an unreferenced blob live, and GC that has planned to hide it does not."""
     garbage.pushed("m", "l")
     garbage.forget("m")
-    candidates = gc.candidates(garbage.connection, gc.BEGINNING, None, 10)
+    candidates = gc.read_candidates(garbage.connection, gc.BEGINNING, None, 10)
     assert garbage.digest("l") in {each.digest for each in candidates}
     reserve(garbage, "l")
     assert garbage.state("l") is BlobState.LIVE
     assert garbage.collect().hidden == 1
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
 
 
 def test_a_blob_that_no_registry_has_reported(garbage: Garbage) -> None:
@@ -109,18 +109,18 @@ def test_a_hide_that_comes_later(garbage: Garbage) -> None:
     garbage.pushed("n", "k")
     garbage.forget("m")
     garbage.forget("n")
-    planned = gc.candidates(garbage.connection, gc.BEGINNING, None, 10)
+    planned = gc.read_candidates(garbage.connection, gc.BEGINNING, None, 10)
     reserve(garbage, "l")
     garbage.ask()
-    job = jobs.take(garbage.connection, ["gc"])
+    job = jobs.take_job(garbage.connection, ["gc"])
     assert job is not None
-    connections = Connections(garbage.url, name="test-gc", prepare=statements.prepare)
+    connections = Connections(garbage.url, name="test-gc", prepare=statements.prepare_connection)
     with closing(connections), connections.use() as connection:
-        intents = gc.intend(connection, job, planned, {})
+        intents = gc.write_intents(connection, job, planned, {})
     assert {each.digest for each in intents} == {garbage.digest(name) for name in ("m", "n", "k")}
     with pytest.raises(NotServedError):
         reserve(garbage, "k")
-    assert garbage.seen("k")
+    assert garbage.is_served("k")
 
 
 def test_given_back(garbage: Garbage) -> None:
@@ -128,13 +128,13 @@ def test_given_back(garbage: Garbage) -> None:
     garbage.pushed("m", "l")
     reserved = reserve(garbage, "l")
     again = reserve(garbage, "l")
-    table.give_back(garbage.connection, again)
+    table.undo_reservation(garbage.connection, again)
     assert counted(garbage, "l") == (1, 1, True)
-    table.give_back(garbage.connection, reserved)
+    table.undo_reservation(garbage.connection, reserved)
     assert counted(garbage, "l") == (1, 1, True), "a later mount of the same relies on it"
     other = reserve(garbage, "l", "other")
-    table.give_back(garbage.connection, other)
-    table.give_back(garbage.connection, other)
+    table.undo_reservation(garbage.connection, other)
+    table.undo_reservation(garbage.connection, other)
     assert counted(garbage, "l") == (1, 1, True)
 
 
@@ -144,7 +144,7 @@ def test_given_back_though_another_was_made(garbage: Garbage) -> None:
     failed = reserve(garbage, "l")
     made = reserve(garbage, "l", ago=timedelta(seconds=1))
     assert not made.is_new
-    table.give_back(garbage.connection, failed)
+    table.undo_reservation(garbage.connection, failed)
     assert counted(garbage, "l") == (1, 1, True)
     assert garbage.rows("SELECT id FROM mounts") == [(made.mount,)]
 
@@ -157,13 +157,13 @@ def test_given_back_where_links_keep_blobs_and_nobody_sees_them(garbage: Garbage
     failed = reserve(garbage, "l")
     behind = datetime.now(UTC) - timedelta(minutes=2)
     shown = Item(0, 0, pod, BlobLinked(failed.repository, garbage.digest("l"), behind, 7), None)
-    BatchApply(garbage.connection, MARGIN).apply_found([shown])
-    table.give_back(garbage.connection, failed)
+    BatchApplier(garbage.connection, MARGIN).apply_stored([shown])
+    table.undo_reservation(garbage.connection, failed)
     garbage.forget("m")
     garbage.collect()
     assert garbage.collect().purged == 1, "the manifest"
     assert counted(garbage, "l") == (0, 1, True)
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
 
 
 def test_a_link_that_expires_meanwhile(garbage: Garbage) -> None:
@@ -171,14 +171,14 @@ def test_a_link_that_expires_meanwhile(garbage: Garbage) -> None:
     garbage.pushed("m", "l")
     repository, ahead = RepositoryName(f"{garbage.space}/mounted"), datetime.now(UTC) + timedelta(hours=1)
     linked = Item(0, 0, garbage.pods[POD], BlobLinked(repository, garbage.digest("l"), ahead, 7), None)
-    BatchApply(garbage.connection, MARGIN).apply_found([linked])
+    BatchApplier(garbage.connection, MARGIN).apply_stored([linked])
     garbage.connection.execute("UPDATE repository_blobs SET linked_at = now() - interval '2 days'")
     with ThreadPoolExecutor() as threads, psycopg.connect(garbage.url, autocommit=True) as beside:
         with garbage.connection.transaction():
             garbage.connection.execute("SELECT FROM blobs WHERE digest = %s FOR UPDATE", (garbage.digest("l"),))
             reserving = threads.submit(reserve, garbage, "l")
             eventually(lambda: beside.execute(WAITS_FOR_A_LOCK).fetchall())
-            assert expiry.expire_links(garbage.connection, timedelta(days=1)) == 1
+            assert expiry.delete_expired_links(garbage.connection, timedelta(days=1)) == 1
         reserving.result()
     assert counted(garbage, "l") == (1, 1, True)
     assert garbage.rows("SELECT count(*) FROM mounts") == [(1,)]
@@ -190,5 +190,5 @@ def test_old_mounts_are_forgotten(garbage: Garbage) -> None:
     reserve(garbage, "l")
     reserve(garbage, "l", "other")
     garbage.connection.execute("UPDATE mounts SET at = now() - interval '31 days' WHERE repository LIKE '%/other'")
-    assert table.forget_old(garbage.connection) == 1
+    assert table.delete_old_mounts(garbage.connection) == 1
     assert garbage.rows("SELECT count(*) FROM mounts") == [(1,)]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.db import migrate
-from coordinator.db.engine import engine as make_engine
+from coordinator.db.engine import open_engine
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.gc import controls, mark
@@ -24,7 +24,7 @@ from coordinator.storage.layout import MARK, blob_key
 from coordinator.storage.port import ObjectStore
 from tests.conftest import in_memory, temporary_directory
 from tests.gc.harness import LANDED, Garbage, blocked_by
-from tests.services.postgres import Server, Servers, create_database, dump, restore_dump
+from tests.services.postgres import Server, Servers, create_database, dump_database, restore_dump
 from tests.storage.conftest import buckets, connect_s3, store_of
 from tests.support.store import FaultyStore
 
@@ -56,7 +56,7 @@ def beginning(url: str, store: ObjectStore) -> Garbage:
     garbage = Garbage(url, store)
     garbage.delete_bound = LANDED
     garbage.pushed("kept", "k")
-    garbage.unneeded("m", "l")
+    garbage.push_and_forget("m", "l")
     return garbage
 
 
@@ -71,7 +71,7 @@ def continued(garbage: Garbage, url: str) -> Garbage:
 def refused(garbage: Garbage, words: str) -> None:
     """A run is refused for this and deletes nothing, and status says so."""
     decisions = garbage.rows("SELECT count(*) FROM gc_ledger")
-    run = garbage.tried()
+    run = garbage.try_collection()
     assert run.state == "failed"
     assert words in str(run.error)
     assert garbage.rows("SELECT count(*) FROM gc_ledger") == decisions
@@ -102,7 +102,7 @@ def test_a_failover_in_mid_run(servers: Servers, primary: Server, store: ObjectS
         after.upload("again")
         after.report("again", "l")
         assert after.state("l") is BlobState.LIVE
-        assert not after.seen("l")
+        assert not after.is_served("l")
         assert "WAL timeline 2, and was on 1" in blocked_by(after)[0]
         # The run that was under way is taken over.
         after.connection.execute("UPDATE jobs SET alive_at = NULL WHERE state = 'running'")
@@ -110,7 +110,7 @@ def test_a_failover_in_mid_run(servers: Servers, primary: Server, store: ObjectS
         assert after.rows("SELECT state FROM jobs WHERE id = %s", (run.id,)) == [("failed",)]
         refused(after, "WAL timeline")
         goes_on_after_a_claim(after)
-        assert after.seen("l")
+        assert after.is_served("l")
         assert after.state("l") is BlobState.LIVE
 
 
@@ -121,7 +121,7 @@ def goes_on_after_a_claim(garbage: Garbage) -> None:
     garbage.connection.execute("UPDATE pods SET kind = 'link'")
     garbage.claim()
     assert "is not verified" in blocked_by(garbage)[0]
-    controls.turn(garbage.connection, "not yet", on=True)
+    controls.set_switch(garbage.connection, "not yet", on=True)
     garbage.audit()
     assert blocked_by(garbage) == []
     garbage.collect()
@@ -146,14 +146,14 @@ def test_a_job_that_survives_a_failover(servers: Servers, primary: Server, store
         garbage.collect(dry=True)
         number = garbage.ask()
         with garbage.parts() as (connections, _, __), connections.use() as connection:
-            job = jobs.take(connection, {"gc"})
+            job = jobs.take_job(connection, {"gc"})
             assert job.id == number
-            wanted = gc.candidates(connection, gc.BEGINNING, None, 10)
+            wanted = gc.read_candidates(connection, gc.BEGINNING, None, 10)
         standby = servers.standby(primary)
         servers.promote(standby)
         with continued(garbage, standby.url) as after, pytest.raises(jobs.TakenOverError):
-            gc.intend(after.connection, job, wanted, {})
-        assert after.seen("l")
+            gc.write_intents(after.connection, job, wanted, {})
+        assert after.is_served("l")
 
 
 @pytest.mark.parametrize("place", ["another database", "the same database", "another server"])
@@ -161,11 +161,11 @@ def test_a_restored_dump(servers: Servers, primary: Server, store: ObjectStore, 
     """Attempts 5 and 6: a dump from before a pod was added is refused, wherever it is restored, and status says so."""
     with beginning(primary.url, store) as garbage:
         garbage.collect()
-        dump(garbage.url, tmp_path / "dump")
+        dump_database(garbage.url, tmp_path / "dump")
 
         def add() -> None:
-            engine = make_engine(garbage.url, pool_size=1, name="test")
-            pods.add(engine, pods.NewPod(name=PodName("pod-new"), prefixes=[RepositoryName("pod-new")]))
+            engine = open_engine(garbage.url, pool_size=1, name="test")
+            pods.add_pod(engine, pods.NewPod(name=PodName("pod-new"), prefixes=[RepositoryName("pod-new")]))
             engine.dispose()
 
         add()
@@ -199,7 +199,7 @@ def test_files_from_before_a_change(servers: Servers, primary: Server, store: Ob
     primary = servers.restart(primary)
     with continued(garbage, primary.url) as garbage:
         if change == "off":
-            controls.turn(garbage.connection, "an incident", on=False)
+            controls.set_switch(garbage.connection, "an incident", on=False)
         else:
             garbage.pin("l", "needed by an auditor")
         garbage.record()
@@ -215,11 +215,11 @@ def test_a_point_in_time(servers: Servers, primary: Server, store: ObjectStore) 
         garbage.collect()
         backup = servers.base_backup(primary)
         primary.execute("SELECT pg_create_restore_point('before')")
-        controls.turn(garbage.connection, "an incident", on=False)
+        controls.set_switch(garbage.connection, "an incident", on=False)
         garbage.pin("l", "needed by an auditor")
     servers.stop(primary)
     with continued(garbage, servers.recover(backup, primary, "before").url) as after:
-        assert controls.switch(after.connection).enabled
+        assert controls.read_switch(after.connection).enabled
         assert after.rows("SELECT FROM pins") == []
         assert "WAL timeline" in blocked_by(after)[0]
         refused(after, "WAL timeline")
@@ -229,22 +229,22 @@ def test_a_bucket_that_was_rolled_back(primary: Server, store: ObjectStore) -> N
     """Attempt 9: a bucket from before a run is refused; what it serves is not purged."""
     with beginning(primary.url, store) as garbage:
         with garbage.parts() as (connections, _, __):
-            mark.begin(connections, store)
+            mark.begin_epoch(connections, store)
         names = ("kept", "k", "m", "l")
         before = {key: store.get(key) for key in (MARK, *(blob_key(garbage.digest(name)) for name in names))}
         assert garbage.collect().hidden == 2
         for key, body in before.items():
             store.put(key, body)
-        assert garbage.seen("l")
+        assert garbage.is_served("l")
         refused(garbage, "The bucket is older than the database")
-        assert garbage.seen("l")
+        assert garbage.is_served("l")
         with garbage.parts() as (connections, _, __):
-            threads = [threading.Thread(target=mark.watch, args=(connections, store)) for _ in range(3)]
+            threads = [threading.Thread(target=mark.record_mismatch, args=(connections, store)) for _ in range(3)]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
         refused(garbage, "The bucket is older than the database")
         goes_on_after_a_claim(garbage)
-        assert garbage.seen("l")
+        assert garbage.is_served("l")
         assert garbage.hide_of("l") is None

@@ -43,12 +43,12 @@ def test_children_whose_links_are_removed_stay_needed(world: World) -> None:
     x, xy = made(world, "x"), made(world, "xy")
     for image in (x, made(world, "y"), xy):
         world.arrive(world.pushed("a", image, 1))
-    world.vanished("a", x.digest)
+    world.remove_link("a", x.digest)
     assert world.reconcile().count("holdings_removed") == 1
     assert world.kept_by_indexes() == {(world.name("a"), x.digest)}
     assert counted(world, x.layers[0]) == {2}
     assert counted(world, x.digest) == {2}
-    world.sound()
+    world.assert_sound()
 
 
 def test_a_delete_by_digest_of_a_child_waits_for_its_index(world: World) -> None:
@@ -57,14 +57,17 @@ def test_a_delete_by_digest_of_a_child_waits_for_its_index(world: World) -> None
     for image in (x, y, xy):
         world.arrive(world.pushed("a", image, 1))
     world.arrive(world.deleted("a", x.digest, 50))
-    world.resolve()
+    world.resolve_all()
     assert world.kept_by_indexes() == {(world.name("a"), x.digest)}
     world.arrive(world.deleted("a", xy.digest, 60))
-    world.resolve()
-    assert world.held() == {(world.name("a"), y.digest), (world.name("witness"), world.image("witness", ["w"]).digest)}
+    world.resolve_all()
+    assert world.holdings_of_pod() == {
+        (world.name("a"), y.digest),
+        (world.name("witness"), world.image("witness", ["w"]).digest),
+    }
     assert counted(world, x.digest, xy.digest) == {0}
     assert counted(world, *x.layers) == {1}
-    world.sound()
+    world.assert_sound()
 
 
 def test_an_index_whose_event_comes_after_its_childs_delete(world: World) -> None:
@@ -73,7 +76,7 @@ def test_an_index_whose_event_comes_after_its_childs_delete(world: World) -> Non
     pushes = [world.pushed("a", image, 1) for image in (x, y, xy)]
     world.arrive(*pushes[:2])
     world.arrive(world.deleted("a", x.digest, 50))
-    world.resolve()
+    world.resolve_all()
     assert counted(world, x.digest) == {0}
     world.arrive(pushes[2])
     assert world.kept_by_indexes() == {(world.name("a"), x.digest)}
@@ -82,10 +85,10 @@ def test_an_index_whose_event_comes_after_its_childs_delete(world: World) -> Non
     world.arrive(world.pushed("a", x, 100))
     assert world.kept_by_indexes() == set()
     world.arrive(world.deleted("a", xy.digest, 150))
-    world.resolve()
-    assert (world.name("a"), x.digest) in world.held()
+    world.resolve_all()
+    assert (world.name("a"), x.digest) in world.holdings_of_pod()
     assert counted(world, x.digest) == {1}
-    world.sound()
+    world.assert_sound()
 
 
 @pytest.mark.parametrize("by", ["worker", "reconcile"])
@@ -97,14 +100,14 @@ def test_a_repository_that_is_seen_after_the_childs_link_is_gone(world: World, b
     pushed = world.pushed("a", xy, 1)
     if by == "worker":
         world.arrive(pushed)
-        world.take_up(pushed)
+        world.add_children(pushed)
     else:
         world.reconcile()
     assert (world.name("a"), x.digest) in world.kept_by_indexes()
     assert 0 not in counted(world, *x.layers)
     world.reconcile()
     assert counted(world, *x.layers) == {2}
-    world.sound()
+    world.assert_sound()
 
 
 def test_a_child_that_is_known_later_is_kept_where_its_index_is_held(world: World) -> None:
@@ -115,7 +118,7 @@ def test_a_child_that_is_known_later_is_kept_where_its_index_is_held(world: Worl
     world.arrive(world.pushed("b", x, 1))
     assert world.kept_by_indexes() == {(world.name("a"), x.digest)}
     assert counted(world, x.digest) == {3}
-    world.sound()
+    world.assert_sound()
 
 
 KINDS = ("push-unreported", "delete-unreported", "vanish", "resolve", "reconcile")
@@ -151,8 +154,8 @@ def test_any_history(database: str, history: list[Op]) -> None:
         for number, op in enumerate(history):
             happen(world, op, 100.0 * (number + 1), stored)
         world.reconcile()
-        assert world.held() == needed(world, stored)
-        world.sound()
+        assert world.holdings_of_pod() == needed(world, stored)
+        world.assert_sound()
 
 
 def happen(world: World, op: Op, second: float, stored: set[str]) -> None:
@@ -164,14 +167,14 @@ def happen(world: World, op: Op, second: float, stored: set[str]) -> None:
         if op.what == "push":
             world.arrive(pushed)
     elif op.what == "vanish":
-        world.vanished(op.repository, image.digest)
+        world.remove_link(op.repository, image.digest)
     elif op.what.startswith("delete") and there:
         deleted = world.deleted(op.repository, image.digest, second)
         if op.what == "delete":
             world.arrive(deleted)
-            world.resolve()
+            world.resolve_all()
     elif op.what == "resolve":
-        world.resolve()
+        world.resolve_all()
     elif op.what == "reconcile":
         world.reconcile()
 

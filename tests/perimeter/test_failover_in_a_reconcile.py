@@ -10,7 +10,7 @@ from coordinator.reconcile.sizes import Sizes
 from coordinator.table import statements
 from tests.reconcile.harness import World
 from tests.services.databases import Databases
-from tests.support.tables import add_gap, open_gaps
+from tests.support.tables import add_gap, read_open_gaps
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def world(databases: Databases) -> Iterator[World]:
 def lose_parts(world: World) -> None:
     """Lose all that the parts have written, and that they are done."""
     held = world.rows("DELETE FROM repository_manifests RETURNING manifest_id")
-    statements.recount(world.connection, [row[0] for row in held], by=-1)
+    statements.count_rows(world.connection, [row[0] for row in held], by=-1)
     world.connection.execute("UPDATE job_parts SET done_at = NULL WHERE done_at IS NOT NULL")
 
 
@@ -56,13 +56,13 @@ def test_what_is_lost_meanwhile_is_not_done(world: World, lose: Callable[[World]
         world.pushed(repository, world.image(f"m{number}"), 1)
     add_gap(world.connection, world.pods[world.pod])
     world.bucket.interrupt = once_a_part_is_done(world, lose)
-    assert world.tried().state != "done"
-    assert len(open_gaps(world.connection)) == 1
+    assert world.try_reconcile().state != "done"
+    assert len(read_open_gaps(world.connection)) == 1
     # A job without a worker does not block the next one.
     world.connection.execute("UPDATE jobs SET state = 'failed', finished_at = now() WHERE state = 'running'")
     assert world.reconcile().count("gaps_resolved") == 1
-    assert open_gaps(world.connection) == []
-    world.sound()
+    assert read_open_gaps(world.connection) == []
+    world.assert_sound()
 
 
 def test_what_is_lost_after_the_parts_is_not_done_either(world: World) -> None:

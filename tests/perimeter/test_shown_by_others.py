@@ -25,17 +25,17 @@ def test_a_marker_that_another_client_removes(stage: Stage, here: str) -> None:
     layer, _, new = stage.abandoned_layer(stage.a, here, 20_000)
     stage.hide(layer.digest)
     stage.report()
-    hide = gc.hide_of(stage._connection, parse_digest(layer.digest))
+    hide = gc.read_hide_of_blob(stage._connection, parse_digest(layer.digest))
     stage.land()
     assert stage.store.remove_marker(blob_key(hide.digest), hide.marker)
     stage.b.webhook.away = True
     try:
         stage.b.client.push_image(f"{stage.b.name}/{here}", new, "v1")
-        versions = stage.store.versions(blob_key(hide.digest))
+        versions = stage.store.list_versions(blob_key(hide.digest))
         run = stage.collect()
         assert run.state == "done", run.error
         assert stage.served(layer.digest)
-        kept = stage.store.versions(blob_key(hide.digest))
+        kept = stage.store.list_versions(blob_key(hide.digest))
         assert [each.version for each in kept] == [each.version for each in versions]
         assert run.progress["shown_by_others"] == 1
         assert "shown-by-others" in stage.ledger(layer.digest)
@@ -55,7 +55,7 @@ def test_a_blob_with_131_versions(stage: Stage, here: str) -> None:
         stage.store.put(key, layer.content)
     stage.abandon(stage.a, here, image)
     stage.hide(layer.digest)
-    assert len(gc.hide_of(stage._connection, parse_digest(layer.digest)).versions) == 131
+    assert len(gc.read_hide_of_blob(stage._connection, parse_digest(layer.digest)).versions) == 131
     stage.purge(layer.digest)
-    eventually(lambda: not any(not each.is_marker for each in stage.store.versions(key)))
+    eventually(lambda: not any(not each.is_marker for each in stage.store.list_versions(key)))
     assert stage.state(layer.digest) is BlobState.PURGED

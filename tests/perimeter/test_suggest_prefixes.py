@@ -2,7 +2,7 @@
 
 import pytest
 
-from coordinator.commands.suggest_prefixes import suggestion
+from coordinator.commands.suggest_prefixes import suggest_prefix
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.gc.root_listing import count_repositories
 from coordinator.storage.layout import layer_link_key
@@ -24,7 +24,7 @@ def test_repositories_are_counted_up_to_a_limit() -> None:
 )
 def test_a_command_registers_it(prefix: str, name: str) -> None:
     """The command names a pod that there is not yet, and declares it unmanaged."""
-    found = suggestion(prefix, ["z"], {"pod-a"}, 3, True)
+    found = suggest_prefix(prefix, ["z"], {"pod-a"}, 3, True)
     assert found["command"].startswith(f"baleen pods add {name} --prefix {prefix} --registry URL --unmanaged --why ")
     assert found["problem"] is None
 
@@ -32,6 +32,6 @@ def test_a_command_registers_it(prefix: str, name: str) -> None:
 @pytest.mark.parametrize(("prefix", "text"), [("Team", "not a valid name"), ("team", "team/x below it")])
 def test_what_cannot_be_registered(prefix: str, text: str) -> None:
     """A folder that is no repository's name, or lies above a pod's prefix, has no command, and says why."""
-    found = suggestion(prefix, ["team/x"], set(), 1, True)
+    found = suggest_prefix(prefix, ["team/x"], set(), 1, True)
     assert found["command"] is None
     assert text in found["problem"]

@@ -10,7 +10,7 @@ import pytest
 
 from coordinator.compose import database as compose_database
 from coordinator.compose import scheduler as compose_scheduler
-from coordinator.domain.gc import holds
+from coordinator.domain.gc import block_reasons
 from coordinator.domain.names import PodName
 from coordinator.jobs import table as jobs
 from coordinator.kafka.topics import ensure_topics
@@ -30,12 +30,12 @@ def log(kafka_place: Place) -> Iterator[Log]:  # noqa: F811
 
 def blocks(place: Place) -> list[str]:
     """What blocks GC because of gaps."""
-    facts = compose_scheduler.collection_facts(place.settings())()
-    return [each for each in holds(facts) if "gap" in each]
+    facts = compose_scheduler.make_collection_facts_reader(place.settings())()
+    return [each for each in block_reasons(facts) if "gap" in each]
 
 
 def resolve(place: Place, pod: str) -> None:
-    with compose_database.database(place.settings(), name="test") as database:
+    with compose_database.open_database(place.settings(), name="test") as database:
         pods.resolve_gaps(database, PodName(pod), "every image was pulled and pushed again")
 
 
@@ -62,7 +62,7 @@ def test_gc_is_blocked_until_an_operator_resolves_it(kafka_place: Place, log: Lo
         table.applied(log)
     assert [each.partition(":")[0] for each in blocks(place)] == ["pod pod-a", "pod pod-b"]
     with psycopg.connect(table.url, autocommit=True) as connection:
-        assert jobs.ask_for_needed(connection, timedelta(days=1), timedelta(0)) == []
+        assert jobs.request_needed_reconciles(connection, timedelta(days=1), timedelta(0)) == []
     resolve(place, "pod-a")
     assert [each.partition(":")[0] for each in blocks(place)] == ["pod pod-b"]
     resolve(place, "pod-b")

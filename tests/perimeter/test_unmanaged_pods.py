@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from coordinator.domain.findings import OF_UNMANAGED, SEEN_BY_RUNS, Check, Result, hold
-from coordinator.domain.gc import Facts, PodFacts, Times, Why, hiding, purging
+from coordinator.domain.findings import CHECKS_OF_RUNS, UNMANAGED_CHECKS, Check, Result, describe_block
+from coordinator.domain.gc import Facts, PodFacts, Times, Why, hide_policy, purge_policy
 from coordinator.domain.perimeter import Listing
 
 NOW = datetime(2030, 1, 10, tzinfo=UTC)
@@ -32,8 +32,8 @@ def test_it_needs_a_reconcile_and_no_watermark(
 ) -> None:
     """What became unreferenced two days ago goes once a reconcile began late enough, whatever was reported."""
     known = facts(PodFacts("pod", None, reconciled, managed=False))
-    for policy, why in ((hiding(known), hide), (purging(known), purge)):
-        kept = policy.kept(NOW - 2 * DAY)
+    for policy, why in ((hide_policy(known), hide), (purge_policy(known), purge)):
+        kept = policy.reason_to_keep(NOW - 2 * DAY)
         assert (None if kept is None else kept.why) is why
 
 
@@ -43,7 +43,7 @@ def test_what_a_doctor_must_have_proved(check: Check) -> None:
     each run.
     """
     found = {each: Result.PROVED for each in Check if each is not check}
-    text = hold(found, "pod", managed=False)
-    assert (text is not None) is (check in OF_UNMANAGED - SEEN_BY_RUNS)
-    assert Check.NO_DESCRIPTOR_CACHE in OF_UNMANAGED
-    assert hold({}, "pod", managed=False) is not None
+    text = describe_block(found, "pod", managed=False)
+    assert (text is not None) is (check in UNMANAGED_CHECKS - CHECKS_OF_RUNS)
+    assert Check.NO_DESCRIPTOR_CACHE in UNMANAGED_CHECKS
+    assert describe_block({}, "pod", managed=False) is not None

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 from coordinator.db.engine import temporary_engine
-from coordinator.db.session import reading
+from coordinator.db.session import read_connection
 from coordinator.domain.names import Digest, PodName, RepositoryName, format_digest
 from coordinator.domain.own import PROBE_REPOSITORY
 from coordinator.errors import NotFoundError, UsageError
 from coordinator.pods import view as queries
 from coordinator.pods.shapes import VanishedLink
-from coordinator.pods.vanished_view import vanished as list_of_vanished
+from coordinator.pods.vanished_view import read_vanished_page as list_of_vanished
 from coordinator.storage.layout import layer_link_key
 from coordinator.table import vanished_links
-from coordinator.table.vanished_links import Accepted
+from coordinator.table.vanished_links import AcceptResult
 from tests.reconcile.harness import Image, World
 
 
@@ -38,9 +38,9 @@ def blocked_by(world: World) -> list[str]:
     """What blocks collection because of links that vanished."""
 
     def asked(engine: Any) -> list[str]:
-        with reading(engine) as connection:
-            truths = queries.truths(connection, timedelta(minutes=1), timedelta(hours=1))
-            return truths[world.pod].reasons(world.pod)
+        with read_connection(engine) as connection:
+            pod_states = queries.read_pod_states(connection, timedelta(minutes=1), timedelta(hours=1))
+            return pod_states[world.pod].describe_blocks(world.pod)
 
     return [reason for reason in ask(world, asked) if "vanished" in reason]
 
@@ -61,10 +61,12 @@ def listed(world: World, repository: RepositoryName | None = None, limit: int = 
             return found
 
 
-def accept(world: World, repository: RepositoryName | None = None, **limits: int) -> Accepted:
-    accepted: Accepted = ask(
+def accept(world: World, repository: RepositoryName | None = None, **limits: int) -> AcceptResult:
+    accepted: AcceptResult = ask(
         world,
-        lambda engine: vanished_links.accept(engine, PodName(world.pod), "we cleaned up", "ann", repository, **limits),
+        lambda engine: vanished_links.accept_vanished(
+            engine, PodName(world.pod), "we cleaned up", "ann", repository, **limits
+        ),
     )
     return accepted
 
@@ -78,7 +80,7 @@ def lost(world: World, second: float = 1) -> Image:
     """An image that was pushed, and whose link was gone when a reconcile looked."""
     image = world.image("m")
     world.arrive(world.pushed("app", image, second))
-    world.vanished("app", image.digest)
+    world.remove_link("app", image.digest)
     assert world.reconcile().count("holdings_removed") == 1
     return image
 
@@ -106,11 +108,11 @@ def test_a_link_that_vanished_blocks_collection_until_it_is_accepted(world: Worl
     assert (evidence["by"], evidence["pod"], evidence["repository"]) == ("ann", world.pod, world.name("app"))
     # A replay of its push is a doubtful holding, is checked, and raises no second alarm.
     replayed = world.pushed("app", image, 1)
-    world.vanished("app", image.digest)
+    world.remove_link("app", image.digest)
     world.arrive(replayed)
-    world.resolve()
+    world.resolve_all()
     assert blocked_by(world) == []
-    world.sound()
+    world.assert_sound()
 
 
 def test_a_push_ends_the_alarm(world: World) -> None:
@@ -118,8 +120,8 @@ def test_a_push_ends_the_alarm(world: World) -> None:
     image = lost(world)
     world.arrive(world.pushed("app", image, 10.0**9))
     assert blocked_by(world) == []
-    world.sound()
-    world.vanished("app", image.digest)
+    world.assert_sound()
+    world.remove_link("app", image.digest)
     world.reconcile()
     # Its push has a time in the future, so storage decides.
     assert len(blocked_by(world)) == 1
@@ -130,9 +132,9 @@ def test_a_link_that_a_listing_finds_again_ends_the_alarm(world: World) -> None:
     image = lost(world)
     world.pushed("app", image, 2)
     assert world.reconcile().count("holdings_added") == 1
-    world.resolve()
+    world.resolve_all()
     assert blocked_by(world) == []
-    world.sound()
+    world.assert_sound()
 
 
 @pytest.mark.parametrize(("second", "alarms"), [(5, 0), (60, 0), (-60, 1)])
@@ -141,9 +143,9 @@ def test_a_delete_event_that_comes_later_explains_it(world: World, second: float
     image = lost(world)
     world.arrive(world.deleted("app", image.digest, 1 + second))
     assert len(blocked_by(world)) == alarms
-    world.resolve()
+    world.resolve_all()
     assert len(blocked_by(world)) == alarms
-    world.sound()
+    world.assert_sound()
 
 
 def test_what_an_event_has_reported_has_not_vanished(world: World) -> None:
@@ -172,7 +174,7 @@ def test_what_baleen_itself_removes_is_no_alarm(world: World) -> None:
     for name in (PROBE_REPOSITORY, "baleen-doctor-0123456789abcdef"):
         image = world.image(name)
         world.arrive(world.pushed(name, image, 1))
-        world.vanished(name, image.digest)
+        world.remove_link(name, image.digest)
     assert world.reconcile().count("holdings_removed") == 2
     assert blocked_by(world) == []
 
@@ -193,7 +195,7 @@ def test_pages_and_repositories(world: World) -> None:
     for repository in ("app", "other"):
         world.arrive(*(world.pushed(repository, image, 1) for image in images))
         for image in images:
-            world.vanished(repository, image.digest)
+            world.remove_link(repository, image.digest)
     world.reconcile()
     assert len(listed(world, limit=3)) == 14
     assert len(listed(world, world.name("app"), limit=7)) == 7
@@ -209,14 +211,16 @@ def test_acceptance_goes_in_batches(world: World) -> None:
     images = [world.image(f"m{number}") for number in range(5)]
     world.arrive(*(world.pushed("app", image, 1) for image in images))
     for image in images:
-        world.vanished("app", image.digest)
+        world.remove_link("app", image.digest)
     world.reconcile()
     first = accept(world, batch=2, call_limit=4)
     assert first[:2] == (4, True)
     assert accept(world, batch=2, call_limit=4)[:2] == (1, False)
     before = first.before - timedelta(hours=1)
     assert (
-        ask(world, lambda engine: vanished_links.accept(engine, PodName(world.pod), "w", "b", None, before)).accepted
+        ask(
+            world, lambda engine: vanished_links.accept_vanished(engine, PodName(world.pod), "w", "b", None, before)
+        ).accepted
         == 0
     )
 
@@ -225,9 +229,12 @@ def test_an_acceptance_says_who_and_why(world: World) -> None:
     """Without a reason, without a name, or of a pod that is not there, nothing is accepted."""
     for why, by in ((" ", "ann"), ("why", "")):
         with pytest.raises(UsageError):
-            ask(world, lambda engine, why=why, by=by: vanished_links.accept(engine, PodName(world.pod), why, by))
+            ask(
+                world,
+                lambda engine, why=why, by=by: vanished_links.accept_vanished(engine, PodName(world.pod), why, by),
+            )
     with pytest.raises(NotFoundError):
-        ask(world, lambda engine: vanished_links.accept(engine, PodName("nobody"), "why", "ann"))
+        ask(world, lambda engine: vanished_links.accept_vanished(engine, PodName("nobody"), "why", "ann"))
 
 
 def test_a_child_whose_link_vanished_is_an_alarm_too(world: World) -> None:
@@ -235,15 +242,15 @@ def test_a_child_whose_link_vanished_is_an_alarm_too(world: World) -> None:
     x, y = world.image("x"), world.image("y", ["l2"])
     index = world.index(x.digest, y.digest)
     world.arrive(*(world.pushed("app", image, 1) for image in (x, y, index)))
-    world.vanished("app", x.digest)
+    world.remove_link("app", x.digest)
     world.reconcile()
     assert [each.digest for each in listed(world)] == [format_digest(x.digest)]
     assert unreferenced_since(world, x.layers[0]) is None
     # When the index vanishes as well, so does what it kept; what is accepted then is dated through its children.
-    world.vanished("app", index.digest)
+    world.remove_link("app", index.digest)
     world.reconcile()
     before = unreferenced_since(world, x.layers[0])
     assert before is not None
     assert accept(world, world.name("app")).accepted == 2
     assert unreferenced_since(world, x.layers[0]) > before
-    world.sound()
+    world.assert_sound()

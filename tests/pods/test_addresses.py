@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from coordinator.domain.pods import parse_registry
 from coordinator.errors import UnavailableError
-from coordinator.pods.addresses import places
+from coordinator.pods.addresses import look_up_all
 
 
 def test_what_cannot_be_looked_up_is_left_out() -> None:
@@ -20,7 +20,7 @@ def test_what_cannot_be_looked_up_is_left_out() -> None:
             raise UnavailableError("away")
         return ["127.0.0.1", "::1"]
 
-    found = places(registries.values(), within=0.5, resolve=resolve)
+    found = look_up_all(registries.values(), within=0.5, resolve=resolve)
     over.set()
     # Had it waited for the one that hangs, that would be in it.
     assert found == {registries["known"]: {"127.0.0.1", "::1"}, registries["[0:0::1]"]: {"::1"}}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from coordinator.db.engine import connect
-from coordinator.db.session import reading
+from coordinator.db.session import read_connection
 from coordinator.doctor import table as findings
 from coordinator.domain.gc import PodFacts, Times
 from coordinator.domain.names import PodName
@@ -55,7 +55,7 @@ def set_back(world: World, by: timedelta = DAY, *tables: str) -> None:
 
 def began_ahead(world: World) -> Job:
     """A reconcile that a scheduler took while the clock was a day ahead."""
-    job = world.reconcile_taken()
+    job = world.take_reconcile()
     set_back(world, DAY, "jobs")
     return job._replace(began_at=job.began_at + DAY)
 
@@ -64,7 +64,7 @@ def facts(world: World) -> PodFacts:
     found: list[PodFacts] = []
 
     def ask(engine: Any) -> None:
-        with reading(engine) as connection:
+        with read_connection(engine) as connection:
             shown = read_facts(connection, Times(timedelta(), timedelta(), timedelta(seconds=1)), SILENCE).facts
         found.extend(pod for pod in shown.pods if pod.name == "pod-a")
 
@@ -73,7 +73,7 @@ def facts(world: World) -> PodFacts:
 
 
 def needed(world: World) -> list[str]:
-    asked = jobs.ask_for_needed(world.connection, DAY * 7, BOUND)
+    asked = jobs.request_needed_reconciles(world.connection, DAY * 7, BOUND)
     return [
         row[0]
         for row in world.table.rows("SELECT why FROM jobs WHERE id = ANY(%s) AND pod_id = %s", (asked, world.pod))
@@ -91,7 +91,7 @@ def gaps(world: World, what: str) -> list[tuple[Any, ...]]:
 
 
 def by_the_scheduler(world: World) -> None:
-    assert clock.void(world.connection)
+    assert clock.void_if_ahead(world.connection)
 
 
 def by_reading_w(world: World) -> None:
@@ -117,8 +117,8 @@ def test_nothing_is_ahead(world: World) -> None:
     """While the clock goes on as it should, nothing is voided."""
     world.return_probe(world.probe())
     before = dump(world)
-    assert not clock.void(world.connection)
-    world.connection.execute(clock.VOID)
+    assert not clock.void_if_ahead(world.connection)
+    world.connection.execute(clock.VOID_SQL)
     assert dump(world) == before
     assert world.view().at is not None
 
@@ -130,7 +130,7 @@ def test_again_and_by_several(world: World) -> None:
 
     def notice() -> None:
         with connect(world.table.url, name="test") as connection:
-            clock.void(connection)
+            clock.void_if_ahead(connection)
 
     several = [threading.Thread(target=notice) for _ in range(4)]
     for each in several:
@@ -139,7 +139,7 @@ def test_again_and_by_several(world: World) -> None:
         each.join()
     world.return_probe(nonce := world.probe())
     before = dump(world)
-    world.connection.execute(clock.VOID)
+    world.connection.execute(clock.VOID_SQL)
     assert dump(world) == before
     assert world.view().at == world.sent_at(nonce)
 
@@ -152,7 +152,7 @@ def test_echoes_of_probes_from_the_future(world: World) -> None:
     before = world.marks()
     world.return_probe(nonce)
     assert world.marks() == before
-    assert clock.void(world.connection)
+    assert clock.void_if_ahead(world.connection)
     world.return_probe(late)
     assert set(world.marks().values()) == {None}
 
@@ -165,23 +165,23 @@ def test_a_process_that_answered_while_it_was_ahead(world: World) -> None:
     world.return_probe(world.probe())
     world.answered()
     set_back(world)
-    assert clock.void(world.connection)
+    assert clock.void_if_ahead(world.connection)
     world.return_probe(world.probe())
     assert world.view().at is None
-    processes.resolve_unechoed(world.connection, world.pod, world.reconcile_taken().began_at, BOUND)
+    processes.delete_unechoed_probes(world.connection, world.pod, world.take_reconcile().began_at, BOUND)
     assert world.view().at is None
     world.connection.execute(
         "UPDATE probes SET sent_at = sent_at - interval '61 minutes',"
         " answered_at = answered_at - interval '61 minutes' WHERE NOT echoed"
     )
-    processes.resolve_unechoed(world.connection, world.pod, taken_again(world).began_at, BOUND)
+    processes.delete_unechoed_probes(world.connection, world.pod, taken_again(world).began_at, BOUND)
     world.return_probe(nonce := world.probe())
     assert world.view().at == world.sent_at(nonce)
 
 
 def taken_again(world: World) -> Job:
     world.connection.execute("UPDATE jobs SET state = 'failed', finished_at = now() WHERE state = 'running'")
-    return world.reconcile_taken()
+    return world.take_reconcile()
 
 
 def test_where_names_led_while_it_was_ahead(world: World) -> None:
@@ -189,7 +189,7 @@ def test_where_names_led_while_it_was_ahead(world: World) -> None:
     world.return_probe(world.probe(), "s")
     world.connection.execute("UPDATE endpoints SET shared = true")
     set_back(world)
-    assert clock.void(world.connection)
+    assert clock.void_if_ahead(world.connection)
     world.return_probe(world.probe(), "s")
     shown = world.view(looked_up=False)
     assert shown.at is None
@@ -204,14 +204,14 @@ def test_dead_and_retired_while_it_was_ahead(world: World) -> None:
     world.linked("link")
     world.return_probe(world.probe(), "s")
     world.return_probe(world.probe(), "t")
-    world.reconciled()
+    world.run_reconcile()
     assert world.process("s").state is ProcessState.RETIRED
     set_back(world)
-    assert clock.void(world.connection)
+    assert clock.void_if_ahead(world.connection)
     s = world.process("s")
     assert s.state is ProcessState.DEAD
     assert s.dead_since is not None
-    assert s.dead_since - findings.now(world.connection) < timedelta()
+    assert s.dead_since - findings.read_clock(world.connection) < timedelta()
     world.return_probe(world.probe(), "s")
     assert world.process("s").state is ProcessState.LIVE
 
@@ -223,7 +223,7 @@ def test_a_reconcile_from_the_future_is_none(world: World) -> None:
     """A reconcile that began later than now does not count, and another is requested."""
     world.linked("link")
     world.return_probe(world.probe())
-    world.reconciled()
+    world.run_reconcile()
     assert facts(world).reconciled_at is not None
     assert needed(world) == []
     set_back(world, DAY, "jobs")
@@ -236,17 +236,17 @@ def test_nor_once_the_clock_has_passed_it(world: World) -> None:
     """A reconcile that is noticed to be from the future has failed, and the gaps that it resolved are open again."""
     world.linked("link")
     world.return_probe(world.probe())
-    progress.record_cut(world.connection, "registry.events")
-    world.reconciled()
+    progress.record_log_cut(world.connection, "registry.events")
+    world.run_reconcile()
     assert gaps(world, "resolved_at IS NULL") == [(False,)]
     set_back(world)
-    assert clock.void(world.connection)
+    assert clock.void_if_ahead(world.connection)
     ((state, began_at, error),) = world.table.rows("SELECT state, began_at <= now(), error FROM jobs")
     assert (state, began_at) == ("failed", True)
     assert "set back" in error
     assert facts(world).reconciled_at is None
     assert gaps(world, "resolved_at IS NULL, resolved_why, resolves_from <= now()") == [(True, None, True)]
-    world.reconciled()
+    world.run_reconcile()
     assert facts(world).reconciled_at is not None
     assert gaps(world, "resolved_at IS NULL") == [(False,)]
 
@@ -255,11 +255,11 @@ def test_one_from_before_stays(world: World) -> None:
     """A reconcile from before the clock was ahead stays as it was."""
     world.linked("link")
     world.return_probe(world.probe())
-    world.reconciled()
+    world.run_reconcile()
     before = facts(world).reconciled_at
     began_ahead(world)
     world.connection.execute("UPDATE jobs SET began_at = %s, finished_at = now() WHERE state = 'done'", (before,))
-    assert clock.void(world.connection)
+    assert clock.void_if_ahead(world.connection)
     assert facts(world).reconciled_at == before
 
 
@@ -269,10 +269,10 @@ def test_it_resolves_nothing(world: World) -> None:
     world.return_probe(world.probe(), "s")
     job = began_ahead(world)
     # Its listing has been read; then the log is cut, and the process dies.
-    progress.record_cut(world.connection, "registry.events")
-    assert processes.probe_failed(world.connection, world.probe(), "refused", refused=True) == "s"
+    progress.record_log_cut(world.connection, "registry.events")
+    assert processes.record_probe_failure(world.connection, world.probe(), "refused", refused=True) == "s"
     with pytest.raises(clock.ClockSetBackError, match="set back"):
-        reconcile.end(world.connection, job, BOUND)
+        reconcile.write_result(world.connection, job, BOUND)
     assert gaps(world, "resolved_at") == [(None,)]
     assert world.process("s").state is ProcessState.DEAD
 
@@ -281,14 +281,14 @@ def test_nor_does_one_that_runs(world: World) -> None:
     """A reconcile that runs as the clock is set back fails, whenever it seems to have begun."""
     world.linked("link")
     world.return_probe(world.probe())
-    job = world.reconcile_taken()
+    job = world.take_reconcile()
     set_back(world, DAY, "probes", "watermarks")
     with pytest.raises(clock.ClockSetBackError):
-        reconcile.end(world.connection, job, BOUND)
-    assert clock.void(world.connection)
+        reconcile.write_result(world.connection, job, BOUND)
+    assert clock.void_if_ahead(world.connection)
     with pytest.raises(TakenOverError):
-        jobs.beat(world.connection, job, {})
-    assert jobs.take(world.connection, ["reconcile"]) is None
+        jobs.record_beat(world.connection, job, {})
+    assert jobs.take_job(world.connection, ["reconcile"]) is None
 
 
 # What else holds collection
@@ -310,7 +310,7 @@ def test_an_operators_word_from_the_future(world: World) -> None:
     set_back(world, DAY, "gaps")
     assert not compared()
     set_back(world, DAY, "probes")
-    assert clock.void(world.connection)
+    assert clock.void_if_ahead(world.connection)
     assert not compared()
     world.by_engine(resolve)
     assert compared()
@@ -321,9 +321,9 @@ def test_gaps_keep_their_time(world: World) -> None:
     world.linked("link")
     world.return_probe(world.probe())
     world.retire("s", bound=BOUND)
-    progress.record_cut(world.connection, "registry.events")
+    progress.record_log_cut(world.connection, "registry.events")
     set_back(world)
-    assert clock.void(world.connection)
+    assert clock.void_if_ahead(world.connection)
     given = "resolves_from - now() BETWEEN '59 min' AND '61 min'"
     assert gaps(world, f"reason, noticed_at <= now(), {given}, resolves_from <= now()") == [
         ("log-cut", True, False, True),
@@ -336,5 +336,5 @@ def test_dead_letters_from_the_future(world: World) -> None:
     add_dead_letter(world.connection, "pod-a", resolved_at=ago(-DAY), resolution="retried", resolved_why="w")
     world.return_probe(world.probe())
     set_back(world, DAY, "probes")
-    assert clock.void(world.connection)
+    assert clock.void_if_ahead(world.connection)
     assert world.table.rows("SELECT resolved_at <= now() FROM dead_letters") == [(True,)]

@@ -12,14 +12,14 @@ import pytest
 from coordinator.compose import database as compose_database
 from coordinator.errors import UnavailableError
 from coordinator.pods import prober as probing
-from coordinator.pods.prober import AGENT, Prober, known_image
+from coordinator.pods.prober import AGENT, Prober, make_probe_image
 from coordinator.settings import Settings
 from coordinator.stack.ports import Ports
 from coordinator.stack.supervisor import StackEndpoints
 from tests.api.harness import settings_for
 from tests.storage.memory import MemoryObjectStore
 from tests.support.guarded_registry import GuardedRegistry
-from tests.support.issuer import CREDENTIALS, TokenIssuer, basic
+from tests.support.issuer import CREDENTIALS, TokenIssuer, basic_header
 from tests.support.registries import running_distribution, running_model
 from tests.support.sink import NotificationSink
 from tests.support.tables import add_pod, add_process
@@ -50,7 +50,7 @@ class World:
     def __init__(self, settings: Settings, db: psycopg.Connection[Any]) -> None:
         self.db = db
         self.resolver = Resolver()
-        self.connections = compose_database.connections(settings, name="test-prober")
+        self.connections = compose_database.make_connections(settings, name="test-prober")
 
     def add_pod(self, name: str, *registries: str, probe: str = "push") -> None:
         self.pod = add_pod(self.db, name, registries=list(registries), probe=probe)
@@ -135,7 +135,7 @@ def test_each_probe_comes_back(world: World, sink: NotificationSink, probe: str,
         # Behind all that was pushed.
         nonce = world.probes(registry.url)[-1][1]
         eventually(lambda: nonce in echoes(sink), "it comes back")
-        image = known_image()
+        image = make_probe_image()
         assert pushed(sink) == [*(blob.digest for blob in image.blobs), image.digest]
         assert {event["target"]["repository"] for event in sink.accepted} == {"team/baleen-probe"}
         for count in (3, 4):
@@ -288,7 +288,7 @@ def test_one_that_does_not_take_the_image(world: World) -> None:
             eventually(lambda: world.fails(registry.url) and not prober._busy, "it failed")
         assert not any(world.answered(registry.url))
         posts = [request for request in registry.requests if request.method == "POST"]
-        assert len(posts) == len(known_image().blobs)
+        assert len(posts) == len(make_probe_image().blobs)
         assert world.endpoint(registry.url) == Endpoint(answered=True, failing=True, error=world.fails(registry.url))
 
 
@@ -377,7 +377,7 @@ def test_behind_a_login(world: World, sink: NotificationSink, tmp_path: Path) ->
                 prober.round()
                 eventually(lambda n=sent: len(world.probes(registry.url)) > n and not prober._busy, "it was asked")
             assert world.answers(registry.url)
-            by_us = [asked for asked in issuer.asked if asked.authorization == basic(CREDENTIALS)]
+            by_us = [asked for asked in issuer.asked if asked.authorization == basic_header(CREDENTIALS)]
             # The registry names the actions in any order.
             to_push = [{f"repository:team/baleen-probe:{actions}"} for actions in ("pull,push", "push,pull")]
             assert len([asked for asked in by_us if set(asked.scopes) in to_push]) == 1

@@ -11,7 +11,7 @@ import pytest
 
 from coordinator.db.engine import temporary_engine
 from coordinator.db.locks import PODS_LOCK
-from coordinator.db.session import reading
+from coordinator.db.session import read_connection
 from coordinator.domain.facts import Fact
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import PodName, RepositoryName
@@ -21,7 +21,7 @@ from coordinator.pods import table as pods
 from coordinator.pods import view as queries
 from coordinator.reconcile import table as reconcile
 from coordinator.table import expiry, progress, renames
-from coordinator.table.apply import BatchApply
+from coordinator.table.apply import BatchApplier
 from coordinator.table.batch import Item
 from tests.support.tables import (
     NOW,
@@ -32,9 +32,9 @@ from tests.support.tables import (
     add_prefixes,
     add_process,
     ago,
-    open_gaps,
+    await_lock_wait,
+    read_open_gaps,
     set_kind,
-    waits_for_lock,
 )
 from tests.table.harness import Row, Table
 
@@ -48,7 +48,7 @@ def do(table: Table, work: Callable[[Any], Any]) -> Any:
 
 def add(table: Table, kind: PodKind = PodKind.LINK) -> int:
     new = pods.NewPod(name=NEW, prefixes=[RepositoryName("new")], kind=kind)
-    do(table, lambda engine: pods.add(engine, new))
+    do(table, lambda engine: pods.add_pod(engine, new))
     ((number,),) = table.rows("SELECT id FROM pods WHERE name = %s", (NEW,))
     return int(number)
 
@@ -61,8 +61,8 @@ def gap(table: Table, pod: int) -> None:
     "again",
     [
         gap,
-        lambda table, pod: renames.record_gap(table.connection, {pod}),
-        lambda table, _: progress.record_cut(table.connection, "registry.events"),
+        lambda table, pod: renames.record_rename_gaps(table.connection, {pod}),
+        lambda table, _: progress.record_log_cut(table.connection, "registry.events"),
     ],
     ids=["another", "renamed", "log-cut"],
 )
@@ -79,8 +79,8 @@ def test_a_gap_that_is_noticed_while_storage_is_checked(fresh: Table, again: Cal
         return False
 
     with pytest.raises(ConflictError, match="try again"):
-        do(fresh, lambda engine: pods.remove(engine, NEW, checked))
-    do(fresh, lambda engine: pods.remove(engine, NEW, checked))
+        do(fresh, lambda engine: pods.remove_pod(engine, NEW, checked))
+    do(fresh, lambda engine: pods.remove_pod(engine, NEW, checked))
     assert checks == [["new"], ["new"]]
     assert fresh.rows("SELECT FROM pods WHERE name = %s", (NEW,)) == []
 
@@ -92,8 +92,8 @@ def test_a_prefix_that_is_added_while_a_reconcile_begins(fresh: Table) -> None:
         with adding.transaction():
             adding.execute("SELECT pg_advisory_xact_lock(%s)", (PODS_LOCK,))
             add_prefixes(adding, pod, "more")
-            found = pool.submit(reconcile.pod, reading, pod)
-            assert waits_for_lock(fresh.connection, found)
+            found = pool.submit(reconcile.read_pod, reading, pod)
+            assert await_lock_wait(fresh.connection, found)
         seen = found.result(30)
     assert seen is not None
     assert seen.prefixes == ["more", "new"]
@@ -107,7 +107,7 @@ def test_prefixes_have_a_limit(fresh: Table) -> None:
         do(fresh, lambda engine: pods.add_prefixes(engine, NEW, more))
     do(fresh, lambda engine: pods.add_prefixes(engine, NEW, [RepositoryName("new"), *more[1:]]))
     assert fresh.rows("SELECT count(*) FROM pod_prefixes WHERE pod_id = %s", (pod,)) == [(pods.PREFIXES_LIMIT,)]
-    assert open_gaps(fresh.connection) == ["prefix-added"]
+    assert read_open_gaps(fresh.connection) == ["prefix-added"]
 
 
 def test_a_prefix_of_a_pod_whose_links_are_elsewhere(fresh: Table) -> None:
@@ -115,10 +115,10 @@ def test_a_prefix_of_a_pod_whose_links_are_elsewhere(fresh: Table) -> None:
     add(fresh, PodKind.RELAY)
     do(fresh, lambda engine: pods.resolve_gaps(engine, NEW, "it is new"))
     do(fresh, lambda engine: pods.add_prefixes(engine, NEW, [RepositoryName("more")]))
-    (shown,) = truth(fresh).opened.reasons(NEW, is_reconcilable=False)
+    (shown,) = read_state(fresh).open_items.describe_blocks(NEW, is_reconcilable=False)
     assert f"`baleen pods resolve-gaps {NEW} --why …`" in shown
     do(fresh, lambda engine: pods.resolve_gaps(engine, NEW, "its database was compared"))
-    assert truth(fresh).opened.reasons("pod") == []
+    assert read_state(fresh).open_items.describe_blocks("pod") == []
 
 
 def anything(*_: Any) -> bool:
@@ -144,10 +144,10 @@ def test_a_pod_with_links_that_the_table_lacks(fresh: Table, before: Callable[[A
     pod = add(fresh)
     before(fresh.connection, pod)
     with pytest.raises(ConflictError, match="reconcile it first"):
-        do(fresh, lambda engine: pods.remove(engine, NEW, anything))
-    do(fresh, lambda engine: pods.remove(engine, NEW, nothing))
+        do(fresh, lambda engine: pods.remove_pod(engine, NEW, anything))
+    do(fresh, lambda engine: pods.remove_pod(engine, NEW, nothing))
     with pytest.raises(NotFoundError):
-        do(fresh, lambda engine: pods.remove(engine, NEW, nothing))
+        do(fresh, lambda engine: pods.remove_pod(engine, NEW, nothing))
 
 
 def test_what_the_table_has_is_refused_without_a_check(fresh: Table) -> None:
@@ -159,7 +159,7 @@ def test_what_the_table_has_is_refused_without_a_check(fresh: Table) -> None:
         pytest.fail("storage was asked")
 
     with pytest.raises(ConflictError, match="link blobs"):
-        do(fresh, lambda engine: pods.remove(engine, PodName("pod-a"), checked))
+        do(fresh, lambda engine: pods.remove_pod(engine, PodName("pod-a"), checked))
 
 
 def named(table: Table, repository: str, *facts: Fact) -> None:
@@ -175,7 +175,7 @@ def test_what_baleen_made_goes_with_the_pod(fresh: Table) -> None:
     named(fresh, scratch, fresh.push("", "y", ["x"]))
     named(fresh, "pod-b/baleen-probe", fresh.link("", "l"), fresh.push("", "m", ["l"]))
     image = [fresh.digest(name) for name in ("l", "m")]
-    do(fresh, lambda engine: pods.remove(engine, PodName("pod-a"), nothing, image))
+    do(fresh, lambda engine: pods.remove_pod(engine, PodName("pod-a"), nothing, image))
     assert fresh.rows("SELECT name FROM repositories") == [("pod-b/baleen-probe",)]
     assert fresh.blob("l") == Row(1, 1, BlobState.LIVE, unreferenced=False, size=7)
     assert fresh.blob("m") == Row(1, 0, BlobState.LIVE, unreferenced=False, size=70)
@@ -196,7 +196,7 @@ def test_what_others_made_by_such_names_is_theirs(fresh: Table, repository: str,
     named(fresh, repository, fresh.link("", "other") if links else fresh.push("", "other", []))
     image = [fresh.digest(name) for name in ("l", "m")]
     with pytest.raises(ConflictError, match=f"({re.escape(repository)})"):
-        do(fresh, lambda engine: pods.remove(engine, PodName("pod-a"), nothing, image))
+        do(fresh, lambda engine: pods.remove_pod(engine, PodName("pod-a"), nothing, image))
     assert fresh.check().differences == []
 
 
@@ -207,32 +207,32 @@ def test_a_refused_removal_changes_nothing(fresh: Table) -> None:
         named(fresh, f"pod-a/{name}", fresh.push("", "other", []))
     image = [fresh.digest(name) for name in ("l", "m")]
     with pytest.raises(ConflictError, match="pod-a/a, pod-a/b, pod-a/c, …"):
-        do(fresh, lambda engine: pods.remove(engine, PodName("pod-a"), nothing, image))
+        do(fresh, lambda engine: pods.remove_pod(engine, PodName("pod-a"), nothing, image))
     assert fresh.blob("l") == Row(1, 0, BlobState.LIVE, unreferenced=False, size=7)
 
 
 def test_a_pod_whose_links_are_elsewhere(fresh: Table) -> None:
     """A pod of kind relay is removed without a check of storage."""
     gap(fresh, add(fresh, PodKind.RELAY))
-    do(fresh, lambda engine: pods.remove(engine, NEW, anything))
+    do(fresh, lambda engine: pods.remove_pod(engine, NEW, anything))
 
 
-def truth(table: Table, request_bound: timedelta = timedelta(hours=1), pod: PodName = NEW) -> queries.Truth:
-    def asked(engine: Any) -> queries.Truth:
-        with reading(engine) as connection:
-            return queries.truths(connection, timedelta(minutes=1), request_bound)[pod]
+def read_state(table: Table, request_bound: timedelta = timedelta(hours=1), pod: PodName = NEW) -> queries.PodState:
+    def asked(engine: Any) -> queries.PodState:
+        with read_connection(engine) as connection:
+            return queries.read_pod_states(connection, timedelta(minutes=1), request_bound)[pod]
 
-    found: queries.Truth = do(table, asked)
+    found: queries.PodState = do(table, asked)
     return found
 
 
-def truth_while(table: Table, locked: str, work: Callable[[Any], object], pod: PodName = NEW) -> queries.Truth:
+def read_state_while(table: Table, locked: str, work: Callable[[Any], object], pod: PodName = NEW) -> queries.PodState:
     """The truth as read while this table is locked, with other work committed in between."""
     with table.connect() as other, ThreadPoolExecutor(1) as pool:
         with other.transaction():
             other.execute(f"LOCK TABLE {locked} IN ACCESS EXCLUSIVE MODE")
-            found = pool.submit(truth, table, pod=pod)
-            assert waits_for_lock(table.connection, found)
+            found = pool.submit(read_state, table, pod=pod)
+            assert await_lock_wait(table.connection, found)
             work(other)
         return found.result(30)
 
@@ -242,7 +242,12 @@ def test_what_a_watermark_has_passed_is_reported(fresh: Table) -> None:
     add(fresh)
 
     # The reader stops before it reads watermarks: only they ask for endpoints.
-    assert truth_while(fresh, "endpoints", lambda connection: add_dead_letter(connection, NEW)).opened.dead_letters == 1
+    assert (
+        read_state_while(
+            fresh, "endpoints", lambda connection: add_dead_letter(connection, NEW)
+        ).open_items.dead_letters
+        == 1
+    )
 
 
 @pytest.mark.parametrize("locked", ["endpoints", "findings"])
@@ -251,13 +256,13 @@ def test_what_a_reconcile_has_found_is_reported(fresh: Table, locked: str) -> No
     pod = PodName("pod-a")
 
     def reconciled(connection: Any) -> None:
-        BatchApply(fresh.connection, timedelta()).apply_found([Item(0, 0, fresh.pods[pod], unread, None)])
+        BatchApplier(fresh.connection, timedelta()).apply_stored([Item(0, 0, fresh.pods[pod], unread, None)])
         add_done_job(connection, fresh.pods[pod])
 
     unread = fresh.push("r", "m", None)
-    found = truth_while(fresh, locked, reconciled, pod)
-    assert found.reconciled_at is None or found.opened.unread_manifests == 1
-    assert truth(fresh, pod=pod).reconciled_at is not None
+    found = read_state_while(fresh, locked, reconciled, pod)
+    assert found.reconciled_at is None or found.open_items.unread_manifests == 1
+    assert read_state(fresh, pod=pod).reconciled_at is not None
 
 
 def test_what_came_before_the_first_event(fresh: Table) -> None:
@@ -267,7 +272,7 @@ def test_what_came_before_the_first_event(fresh: Table) -> None:
     ((first,),) = fresh.rows("SELECT first_seen FROM processes")
     for after, shown in ((timedelta(seconds=-1), 1), (timedelta(minutes=59), 1), (timedelta(hours=1), 0)):
         add_done_job(fresh.connection, pod, first + after)
-        reasons = truth(fresh).reasons(NEW)
+        reasons = read_state(fresh).describe_blocks(NEW)
         assert sum("before its first event" in reason for reason in reasons) == shown, after
     assert not any("never reconciled" in reason for reason in reasons)
 
@@ -276,11 +281,11 @@ def test_gaps_that_only_a_later_reconcile_resolves(fresh: Table) -> None:
     """A gap shows the time from which a reconcile resolves it, the latest one if there are several."""
     pod = add(fresh)
     gap(fresh, pod)
-    (shown,) = truth(fresh).opened.reasons("pod")
+    (shown,) = read_state(fresh).open_items.describe_blocks("pod")
     assert shown.startswith("1 gap in which events may be lost: a reconcile of the pod resolves")
     for hours in (2, 1):
         add_gap(fresh.connection, pod, resolves_from=f"2126-11-25 0{hours}:00:00+00")
-    (shown,) = truth(fresh).opened.reasons("pod")
+    (shown,) = read_state(fresh).open_items.describe_blocks("pod")
     assert "a reconcile of the pod that begins after 2126-11-25 02:00:00 UTC resolves it" in shown
 
 
@@ -311,7 +316,7 @@ def test_what_no_reconcile_can_find(fresh: Table) -> None:
     command = "baleen pods resolve-gaps pod-new"
 
     def held() -> list[str]:
-        shown = truth(fresh).reasons(NEW)
+        shown = read_state(fresh).describe_blocks(NEW)
         assert not any("pods reconcile" in reason for reason in shown)
         return [reason for reason in shown if "before its first event" in reason]
 
@@ -323,7 +328,7 @@ def test_what_no_reconcile_can_find(fresh: Table) -> None:
     fresh.connection.execute("UPDATE processes SET first_seen = now() - interval '2 hours'")
     do(fresh, lambda engine: pods.resolve_gaps(engine, NEW, "its database was compared"))
     assert held() == []
-    assert open_gaps(fresh.connection) == []
+    assert read_open_gaps(fresh.connection) == []
 
 
 def test_doubtful_removals_that_no_check_can_resolve(fresh: Table) -> None:
@@ -333,9 +338,9 @@ def test_doubtful_removals_that_no_check_can_resolve(fresh: Table) -> None:
     set_kind(fresh.connection, "link", *fresh.pods)
     fresh.pods["pod-a"] = fresh.rows("SELECT max(id) FROM pods")[0][0]
     fresh.apply(fresh.push("a", "m", ["l"], 0), fresh.removed("a", "m", 60), margin=timedelta(minutes=5))
-    assert "resolve-gaps" in " ".join(truth(fresh).opened.reasons(NEW, is_reconcilable=False))
+    assert "resolve-gaps" in " ".join(read_state(fresh).open_items.describe_blocks(NEW, is_reconcilable=False))
     do(fresh, lambda engine: pods.resolve_gaps(engine, NEW, "it is kept"))
-    assert truth(fresh).opened.reasons("pod") == []
+    assert read_state(fresh).open_items.describe_blocks("pod") == []
     assert fresh.blob("m") == Row(1, 0, BlobState.LIVE, unreferenced=False, size=70)
 
 
@@ -356,7 +361,7 @@ def test_an_operator_releases_manifests_that_need_links(fresh: Table) -> None:
         )
 
     def held() -> list[str]:
-        return [reason for reason in truth(fresh).reasons(NEW) if "held manifest" in reason]
+        return [reason for reason in read_state(fresh).describe_blocks(NEW) if "held manifest" in reason]
 
     fresh.apply(fresh.link("a", "linked"))
     pushed("old", timedelta(hours=2))
@@ -374,7 +379,7 @@ def test_an_operator_releases_manifests_that_need_links(fresh: Table) -> None:
     do(fresh, lambda engine: pods.resolve_gaps(engine, NEW, "its layers were compared"))
     assert held() == []
     fresh.connection.execute("UPDATE repository_blobs SET linked_at = now() - interval '9 days'")
-    assert expiry.expire_links(fresh.connection, timedelta(days=1)) == 0
+    assert expiry.delete_expired_links(fresh.connection, timedelta(days=1)) == 0
     assert fresh.blob("linked") == Row(0, 1, BlobState.LIVE, unreferenced=False, size=7)
     assert fresh.blob("l") == Row(2, 0, BlobState.LIVE, unreferenced=False, size=7)
     fresh.apply(fresh.push("a", "old", None, 10.0**7))

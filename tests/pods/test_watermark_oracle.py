@@ -24,19 +24,19 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
-from coordinator.db.engine import engine as make_engine
-from coordinator.db.session import reading
+from coordinator.db.engine import open_engine
+from coordinator.db.session import read_connection
 from coordinator.doctor import table as findings
 from coordinator.domain.watermarks import PodWatermark, ProcessState
 from coordinator.errors import UnavailableError
-from coordinator.ingest.normalise import Origin, normalise
+from coordinator.ingest.normalise import Origin, normalise_body
 from coordinator.kafka.producer import EventProducer
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.pods import directory
-from coordinator.pods.watermarks import watermarks
-from coordinator.settings import build
+from coordinator.pods.watermarks import read_watermarks
+from coordinator.settings import make_settings
 from coordinator.table import processes
-from coordinator.table.apply import BatchApply
+from coordinator.table.apply import BatchApplier
 from coordinator.table.batch import Slice
 from coordinator.table.echoes import KnownProcesses
 from tests.table.harness import NO_MARGIN, Table, begin
@@ -146,7 +146,7 @@ class Client:
 
 class Producer(EventProducer):
     def __init__(self, broker: Broker) -> None:
-        super().__init__(build({"kafka_bootstrap": "127.0.0.1:9"}))
+        super().__init__(make_settings({"kafka_bootstrap": "127.0.0.1:9"}))
         self._broker = broker
 
     async def _connect(self) -> None:
@@ -205,7 +205,7 @@ class World:
         self.connection.execute("UPDATE pods SET registries = %s WHERE id = %s", ([URL], self.pod))
         self.known = KnownProcesses()
         self.applied: dict[Partition, int] = {}
-        self.interpreter = Interpreter(directory.load(self.connection))
+        self.interpreter = Interpreter(directory.read_directory(self.connection))
         for partition in self.broker.log:
             self.assign(partition)
         self.at: dict[str, list[Process]] = {address: [] for address in PLACES}
@@ -336,7 +336,9 @@ class World:
         """Look the name up, as the prober does before each round."""
         if self.looked_up:
             self.addresses = set(self.name)
-            processes.endpoints_seen(self.connection, self.pod, {URL: self.addresses}, findings.now(self.connection))
+            processes.record_endpoints(
+                self.connection, self.pod, {URL: self.addresses}, findings.read_clock(self.connection)
+            )
 
     def request(self, address: str, *, understood: bool = True) -> None:
         """A client pushes a blob; or something of a kind that nobody knows yet."""
@@ -362,7 +364,7 @@ class World:
             return
         nonce = processes.insert_probe(self.connection, self.pod, URL, address)
         if not self.at[address]:
-            processes.probe_failed(self.connection, nonce, "refused", refused=True)
+            processes.record_probe_failure(self.connection, nonce, "refused", refused=True)
         elif self.chance.random() < 0.2:
             self.under_way.append((address, nonce))
         else:
@@ -371,7 +373,7 @@ class World:
     def arrive(self, address: str, nonce: str) -> None:
         process = self.who(address)
         if process is None or self.chance.random() < 0.1:
-            processes.probe_failed(self.connection, nonce, "timed out", refused=False)
+            processes.record_probe_failure(self.connection, nonce, "timed out", refused=False)
         else:
             self.answer(process, nonce)
 
@@ -383,7 +385,7 @@ class World:
                 self.answer(process, processes.insert_probe(self.connection, self.pod, URL, address))
             if not self.at[address]:
                 nonce = processes.insert_probe(self.connection, self.pod, URL, address)
-                processes.probe_failed(self.connection, nonce, "refused", refused=True)
+                processes.record_probe_failure(self.connection, nonce, "refused", refused=True)
 
     def answer(self, process: Process, nonce: str) -> None:
         target = {"repository": "pod-a/baleen-probe", "digest": f"sha256:{0:064x}"}
@@ -392,7 +394,7 @@ class World:
         if self.chance.random() < 0.3:
             # Before the prober hears the answer.
             self.request_of(process)
-        processes.probe_answered(self.connection, nonce)
+        processes.record_probe_answer(self.connection, nonce)
         if not process.answered:
             process.answered = True
             ((process.known_until,),) = self.table.rows(
@@ -402,7 +404,7 @@ class World:
     def forget(self) -> None:
         """Old probes are forgotten; any that is not on its way may be old by now."""
         if not self.under_way:
-            processes.forget_old_probes(self.connection, timedelta())
+            processes.delete_old_probes(self.connection, timedelta())
 
     def late_probe(self) -> None:
         if self.under_way:
@@ -429,7 +431,7 @@ class World:
         async def publish() -> None:
             replica = self.chance.choice(self.replicas)
             await replica.start()
-            await replica.publish(normalise(json.dumps({"events": events}).encode(), origin))
+            await replica.publish(normalise_body(json.dumps({"events": events}).encode(), origin))
 
         try:
             self.runner.run(publish())
@@ -518,10 +520,10 @@ class World:
             SimpleNamespace(offset=first + n, timestamp=1, key=None, value=value)
             for n, value in enumerate(self.broker.log[at][first : first + count])
         ]
-        return self.interpreter.slice_of(Chunk(*at, records))
+        return self.interpreter.interpret(Chunk(*at, records))
 
     def take(self, pieces: Iterable[Slice]) -> None:
-        BatchApply(self.connection, NO_MARGIN, self.known).apply(list(pieces))
+        BatchApplier(self.connection, NO_MARGIN, self.known).apply(list(pieces))
         for piece in pieces:
             self.applied[piece.topic, piece.partition] = piece.next_offset
         self.check_sources()
@@ -564,8 +566,8 @@ class World:
         for process in self.processes:
             for request in process.requests:
                 request.resolved = True
-        processes.resolve_unechoed(self.connection, self.pod, began, began - since)
-        processes.retire_dead(self.connection, self.pod, began, began - since, "reconciled")
+        processes.delete_unechoed_probes(self.connection, self.pod, began, began - since)
+        processes.retire_dead_processes(self.connection, self.pod, began, began - since, "reconciled")
         self.check_pod()
 
     # What must hold
@@ -608,8 +610,8 @@ class World:
         return at
 
     def view(self) -> PodWatermark:
-        with reading(self.engine) as connection:
-            found = watermarks(connection, timedelta(seconds=60))
+        with read_connection(self.engine) as connection:
+            found = read_watermarks(connection, timedelta(seconds=60))
         return found["pod-a"]
 
     def resolve(self) -> None:
@@ -686,7 +688,7 @@ def runner() -> Iterator[asyncio.Runner]:
 
 @pytest.fixture(scope="module")
 def engine(database: str) -> Iterator[Engine]:
-    engine = make_engine(database, pool_size=1, name="test")
+    engine = open_engine(database, pool_size=1, name="test")
     yield engine
     engine.dispose()
 

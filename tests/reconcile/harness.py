@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from coordinator.audit.check import check
+from coordinator.audit.check import check_counts
 from coordinator.db.connection import Connections
 from coordinator.db.engine import temporary_engine
 from coordinator.domain.facts import BlobLinked, Fact, ManifestPushed, Removed
@@ -23,8 +23,8 @@ from coordinator.domain.names import Digest, RepositoryName
 from coordinator.domain.references import parse_manifest
 from coordinator.jobs import table as jobs
 from coordinator.jobs.work import Pulse, run_waiting_jobs
-from coordinator.reconcile.linked_manifests import Layered
-from coordinator.reconcile.reconcile import Reconcile
+from coordinator.reconcile.linked_manifests import ChildAdder
+from coordinator.reconcile.reconcile import Reconciler
 from coordinator.reconcile.resolve import Resolver
 from coordinator.reconcile.sizes import PRODUCTION, Sizes
 from coordinator.storage.layout import blob_key, layer_link_key, repository_prefix, revision_link_key
@@ -166,7 +166,7 @@ class World(Table):
         folder = f"{repository_prefix(self.name(repository))}_manifests/tags/{tag}/index/sha256"
         self.store.put(f"{folder}/{digest.hex()}/link", _link(digest))
 
-    def vanished(self, repository: str, digest: Digest) -> None:
+    def remove_link(self, repository: str, digest: Digest) -> None:
         """Remove a manifest's link without an event. What its tag once said stays."""
         self.deleted(repository, digest)
 
@@ -188,11 +188,11 @@ class World(Table):
         if facts:
             self.apply(*facts, margin=MARGIN)
 
-    def held(self) -> Pairs:
+    def holdings_of_pod(self) -> Pairs:
         return self._of_pod("repository_manifests", "manifest_id")
 
     def kept_by_indexes(self) -> Pairs:
-        """Those of `held` of which no link is known."""
+        """Those of `holdings_of_pod` of which no link is known."""
         return self._of_pod("repository_manifests", "manifest_id", "AND t.implied")
 
     def table_links(self) -> Pairs:
@@ -219,12 +219,12 @@ class World(Table):
         )
         return int(row[0])
 
-    def sound(self) -> None:
+    def assert_sound(self) -> None:
         """Counts are those of the sets, and the pod's holdings are its links, but for what indexes keep."""
-        assert self.held() - self.kept_by_indexes() == self.stored()
+        assert self.holdings_of_pod() - self.kept_by_indexes() == self.stored()
         with temporary_engine(self.url, name="test") as engine:
-            report = check(engine)
-        assert report.agrees, report
+            report = check_counts(engine)
+        assert report.is_healthy, report
 
     def _of_pod(self, table: str, column: str, which: str = "") -> Pairs:
         found = self.rows(
@@ -242,24 +242,24 @@ class World(Table):
     def ask(self, why: str = "a test") -> int:
         return add_job(self.connection, self.pods[self.pod], why=why)
 
-    def ended(self, job: int) -> Done:
+    def read_job(self, job: int) -> Done:
         (row,) = self.rows("SELECT id, state, progress, error FROM jobs WHERE id = %s", (job,))
         return Done(*row)
 
     def reconcile(self) -> Done:
         """Ask for a reconcile and run it; it must be done."""
-        done = self.tried()
+        done = self.try_reconcile()
         assert done.state == "done", done.error
         return done
 
-    def tried(self) -> Done:
+    def try_reconcile(self) -> Done:
         job = self.ask()
         self.run()
-        return self.ended(job)
+        return self.read_job(job)
 
     def failed(self) -> str:
         """Ask for a reconcile and run it; it must fail. Return its error."""
-        done = self.tried()
+        done = self.try_reconcile()
         assert done.state == "failed"
         return str(done.error)
 
@@ -268,42 +268,42 @@ class World(Table):
             return run_waiting_jobs(connections, {"reconcile": runner}, stop or threading.Event(), self.pulse)
 
     @contextmanager
-    def runner(self) -> Iterator[tuple[Connections, Reconcile]]:
+    def runner(self) -> Iterator[tuple[Connections, Reconciler]]:
         times = {"margin": MARGIN, "link_grace": self.link_grace, "request_bound": BOUND}
         with (
             self.connections() as connections,
             closing(Resolver(connections, self.store, self.sizes.lookups_at_once)) as resolver,
-            closing(Reconcile(connections, self.store, resolver, **times, sizes=self.sizes)) as runner,
+            closing(Reconciler(connections, self.store, resolver, **times, sizes=self.sizes)) as runner,
         ):
             yield connections, runner
 
     def connections(self) -> closing[Connections]:
-        return closing(Connections(self.url, name="test-reconcile", prepare=statements.prepare))
+        return closing(Connections(self.url, name="test-reconcile", prepare=statements.prepare_connection))
 
-    def resolve(self) -> None:
+    def resolve_all(self) -> None:
         """Confirm the pod's doubtful removals."""
         with (
             self.connections() as connections,
             closing(Resolver(connections, self.store, self.sizes.lookups_at_once)) as resolver,
         ):
-            resolver.resolve(pod_id=self.pods[self.pod])
+            resolver.resolve_all(pod_id=self.pods[self.pod])
 
     @contextmanager
-    def layered(self) -> Iterator[Layered]:
-        with self.connections() as connections, closing(Layered(connections, self.store, MARGIN)) as layered:
+    def layered(self) -> Iterator[ChildAdder]:
+        with self.connections() as connections, closing(ChildAdder(connections, self.store, MARGIN)) as layered:
             yield layered
 
-    def take_up(self, pushed: ManifestPushed) -> int:
+    def add_children(self, pushed: ManifestPushed) -> int:
         """Do what a worker does with an index that it has applied; return how many children were added."""
         with self.layered() as layered:
-            return layered.take_up([(pushed.repository, pushed.digest)])
+            return layered.add_children([(pushed.repository, pushed.digest)])
 
     def began_at(self, job: int) -> Any:
         (row,) = self.rows("SELECT began_at FROM jobs WHERE id = %s", (job,))
         return row[0]
 
     def take(self) -> jobs.Job:
-        job = jobs.take(self.connection, ["reconcile"])
+        job = jobs.take_job(self.connection, ["reconcile"])
         assert job is not None
         return job
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from coordinator.domain.facts import ManifestPushed
 from coordinator.reconcile.sizes import Sizes
-from coordinator.table.apply import BatchApply
+from coordinator.table.apply import BatchApplier
 from coordinator.table.batch import Item
 from tests.reconcile.harness import MARGIN, World
 
@@ -45,7 +45,7 @@ def test_a_worker_and_reconciles(world: World) -> None:
             stop.set()
         worker.result()
     world.reconcile()
-    world.sound()
+    world.assert_sound()
 
 
 def test_two_who_add_the_same(world: World) -> None:
@@ -58,14 +58,14 @@ def test_two_who_add_the_same(world: World) -> None:
     def add(order: list[ManifestPushed]) -> None:
         pod = world.pods[world.pod]
         with world.connect() as connection:
-            apply = BatchApply(connection, MARGIN)
+            apply = BatchApplier(connection, MARGIN)
             for start in range(0, len(order), 8):
                 meet.wait(30)
-                apply.apply_found([Item(0, 0, pod, fact, None) for fact in order[start : start + 8]])
+                apply.apply_stored([Item(0, 0, pod, fact, None) for fact in order[start : start + 8]])
 
     shuffled = [random.Random(1).sample(facts[start : start + 8], 8) for start in range(0, len(facts), 8)]
     with ThreadPoolExecutor(2) as pool:
         adding = [pool.submit(add, order) for order in (facts, [fact for batch in shuffled for fact in batch])]
         for each in adding:
             each.result()
-    world.sound()
+    world.assert_sound()

@@ -97,7 +97,7 @@ class History:
         elif op.what == "repeat" and self._sent:
             self._log.append(self._sent[int(op.pause) % len(self._sent)])
         elif op.what == "resolve":
-            world.resolve()
+            world.resolve_all()
 
     def _delete(self, op: Op) -> None:
         world = self._world
@@ -128,7 +128,7 @@ class History:
         return self._world.stored() | (self._world.stored_layers() if self._links else set())
 
     def known(self) -> Pairs:
-        return self._world.held() | (self._world.table_links() if self._links else set())
+        return self._world.holdings_of_pod() | (self._world.table_links() if self._links else set())
 
     def check(self) -> None:
         assert self.sure <= self.known()
@@ -195,4 +195,4 @@ def test_any_history(
         history.check()
         assert history.known() == history.stored()
         assert world.doubtful_removals() == 0
-        world.sound()
+        world.assert_sound()

@@ -43,17 +43,17 @@ def test_children_that_were_uploaded_as_blobs(world: World, by: str) -> None:
     pushed = world.pushed("app", outer, 1)
     world.arrive(pushed)
     if by == "worker":
-        assert world.take_up(pushed) == 2
-        assert world.take_up(pushed) == 0
+        assert world.add_children(pushed) == 2
+        assert world.add_children(pushed) == 0
     else:
         assert world.reconcile().count("holdings_added") == 2
     held = {(world.name("app"), digest) for digest in (outer.digest, inner.digest, child)}
-    assert world.held() == held
+    assert world.holdings_of_pod() == held
     assert counted(world, image) == [1, 1]
     for _ in range(2):
         done = world.reconcile()
         assert (done.count("holdings_added"), done.count("holdings_removed")) == (0, 0)
-    assert world.held() == held
+    assert world.holdings_of_pod() == held
 
 
 def test_children_of_an_index_that_is_read_late(world: World) -> None:
@@ -64,10 +64,12 @@ def test_children_of_an_index_that_is_read_late(world: World) -> None:
     pushed = world.pushed("app", outer, 1)
     world.store.delete(blob_key(outer.digest))
     world.arrive(pushed._replace(content=None))
-    assert world.take_up(pushed) == 0
+    assert world.add_children(pushed) == 0
     world.store.put(blob_key(outer.digest), outer.body)
     assert world.reconcile().count("holdings_added") == 2
-    assert world.held() == {(world.name("app"), digest) for digest in (outer.digest, inner.digest, image.digest)}
+    assert world.holdings_of_pod() == {
+        (world.name("app"), digest) for digest in (outer.digest, inner.digest, image.digest)
+    }
     assert counted(world, image) == [1, 1]
 
 
@@ -87,8 +89,8 @@ def test_an_index_of_which_another_says_that_it_is_an_image(world: World, by: st
     if by == "reconcile":
         world.reconcile()
     else:
-        assert world.take_up(pushed) == 1
-    assert (world.name("app"), image.digest) in world.held() - world.kept_by_indexes()
+        assert world.add_children(pushed) == 1
+    assert (world.name("app"), image.digest) in world.holdings_of_pod() - world.kept_by_indexes()
     # The repository of the false report holds the index until it is reconciled.
     assert counted(world, image) == ([1, 1] if by == "reconcile" else [2, 2])
 
@@ -105,13 +107,13 @@ def test_both_links_have_to_go(world: World, first: str) -> None:
     }
     world.store.delete(keys.pop(first))
     world.reconcile()
-    assert world.held() == {(world.name("app"), image.digest)}
+    assert world.holdings_of_pod() == {(world.name("app"), image.digest)}
     (last,) = keys.values()
     world.store.delete(last)
     # Something of the pod is stored still.
     world.pushed("other", world.image("other"), 1)
     assert world.reconcile().count("holdings_removed") == 1
-    assert (world.name("app"), image.digest) not in world.held()
+    assert (world.name("app"), image.digest) not in world.holdings_of_pod()
 
 
 def test_what_a_tag_points_to(world: World) -> None:
@@ -121,7 +123,7 @@ def test_what_a_tag_points_to(world: World) -> None:
     for digest in (image.digest, gone.digest):
         world.tagged("app", digest)
     assert world.reconcile().count("holdings_added") == 1
-    assert world.held() == {(world.name("app"), image.digest)}
+    assert world.holdings_of_pod() == {(world.name("app"), image.digest)}
     assert counted(world, image) == [1, 1]
 
 
@@ -133,7 +135,7 @@ def test_more_tags_than_are_checked_in_one_go(world: World) -> None:
         upload(world, "app", image.body)
         world.tagged("app", image.digest, f"v{number}")
     world.reconcile()
-    assert world.held() == {(world.name("app"), image.digest) for image in images}
+    assert world.holdings_of_pod() == {(world.name("app"), image.digest) for image in images}
 
 
 def test_others_that_are_linked_as_blobs(world: World) -> None:
@@ -143,9 +145,9 @@ def test_others_that_are_linked_as_blobs(world: World) -> None:
     index = world.index(image.digest)
     pushed = world.pushed("other", index, 1)
     world.arrive(pushed)
-    assert world.take_up(pushed) == 1
+    assert world.add_children(pushed) == 1
     world.reconcile()
-    assert world.held() == {(world.name("other"), index.digest), (world.name("other"), image.digest)}
+    assert world.holdings_of_pod() == {(world.name("other"), index.digest), (world.name("other"), image.digest)}
     assert world.kept_by_indexes() == {(world.name("other"), image.digest)}
 
 
@@ -159,9 +161,9 @@ def test_children_that_are_no_manifests(world: World) -> None:
     index = world.index(*layers)
     pushed = world.pushed("cache", index, 1)
     world.arrive(pushed)
-    assert world.take_up(pushed) == 0
+    assert world.add_children(pushed) == 0
     assert world.reconcile().count("holdings_added") == 0
-    assert world.held() == {(world.name("cache"), index.digest)}
+    assert world.holdings_of_pod() == {(world.name("cache"), index.digest)}
 
 
 def test_what_is_no_manifest_is_read_once(world: World) -> None:
@@ -174,7 +176,7 @@ def test_what_is_no_manifest_is_read_once(world: World) -> None:
     world.bucket.interrupt = lambda call, key: read.append(key) if call == "get" else None
     with world.layered() as layered:
         for _ in range(3):
-            assert layered.take_up([(pushed.repository, pushed.digest)]) == 0
+            assert layered.add_children([(pushed.repository, pushed.digest)]) == 0
     assert sorted(read) == sorted(map(blob_key, layers))
 
 
@@ -204,10 +206,10 @@ def test_a_child_that_cannot_be_read(world: World, body: bytes | None) -> None:
         world.store.put(blob_key(child), body)
     pushed = world.pushed("app", world.index(child), 1)
     world.arrive(pushed)
-    assert world.take_up(pushed) == 1
+    assert world.add_children(pushed) == 1
     by_links = world.rows("SELECT b.digest FROM manifests m JOIN blobs b ON b.id = m.id WHERE m.by_links")
     assert ((child,) in by_links) is (body is None or b"schema" not in body)
-    assert (world.name("app"), child) in world.held()
+    assert (world.name("app"), child) in world.holdings_of_pod()
 
 
 def test_a_child_that_cannot_be_read_and_of_which_others_have_reported(world: World) -> None:
@@ -219,7 +221,7 @@ def test_a_child_that_cannot_be_read_and_of_which_others_have_reported(world: Wo
     pushed = world.pushed("app", world.index(child), 1)
     world.arrive(pushed)
     world.store.delete(blob_key(child))
-    assert world.take_up(pushed) == 1
+    assert world.add_children(pushed) == 1
     world.reconcile()
     world.store.put(blob_key(child), image.body)
     world.reconcile()
@@ -253,6 +255,6 @@ def test_what_a_registry_could_serve_as_a_manifest(body: bytes, is_one: bool) ->
 def test_a_pod_with_nothing_but_a_tag_cannot_be_forgotten(world: World) -> None:
     """A pod with a tag holds something: the tag may point to a manifest that is linked as a blob."""
     upload(world, "app", b"a layer")
-    assert not stored_content.holds_anything(world.store, [world.name(".")], PodMode.MANIFEST)
+    assert not stored_content.has_any_link(world.store, [world.name(".")], PodMode.MANIFEST)
     world.tagged("app", Digest(bytes(32)))
-    assert stored_content.holds_anything(world.store, [world.name(".")], PodMode.MANIFEST)
+    assert stored_content.has_any_link(world.store, [world.name(".")], PodMode.MANIFEST)

@@ -29,7 +29,7 @@ def test_a_bucket_that_is_empty_for_a_while(world: World, bucket: Bucket, begun:
     names = ["a", "b", "c", "d"]
     # The newest is checked first, to confirm that this is the bucket.
     world.needed(*names, "here")
-    world.lost("a")
+    world.lose("a")
     stored = bucket._objects
     checks = 0
 

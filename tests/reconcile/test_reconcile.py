@@ -52,8 +52,8 @@ def test_lost_pushes_and_deletes(world: World) -> None:
     world.pushed("other/deep", lost, 3)
     world.deleted("app", gone.digest, 4)
     done = world.reconcile()
-    world.sound()
-    assert world.held() == {
+    world.assert_sound()
+    assert world.holdings_of_pod() == {
         (world.name("app"), kept.digest),
         (world.name("app"), lost.digest),
         (world.name("other/deep"), lost.digest),
@@ -87,7 +87,7 @@ def test_again_changes_nothing(world: World) -> None:
         assert done.count(change) == 0
     assert done.progress["examples"] == []
     assert before == stored_rows(world)
-    world.sound()
+    world.assert_sound()
 
 
 @pytest.mark.parametrize("by_parts", [False, True])
@@ -109,7 +109,7 @@ def test_names_that_begin_alike(world: World, *, by_parts: bool, batch: int) -> 
                 world.arrive(world.pushed(name, image, 1))
                 world.deleted(name, image.digest)
     world.reconcile()
-    world.sound()
+    world.assert_sound()
 
 
 def test_disorder(world: World) -> None:
@@ -125,7 +125,7 @@ def test_disorder(world: World) -> None:
     chance = random.Random(5)
     world.bucket.arrange = lambda entries: chance.sample(list(entries), len(entries))
     done = world.reconcile()
-    world.sound()
+    world.assert_sound()
     assert (done.count("holdings_added"), done.count("holdings_removed")) == (4, 1)
 
 
@@ -139,7 +139,7 @@ def test_on_a_real_store(database: str, s3: S3ObjectStore) -> None:
             world.deleted(name, gone.digest, 4)
         world.uploaded("a", "young", 5)
         done = world.reconcile()
-        world.sound()
+        world.assert_sound()
         assert (done.count("holdings_added"), done.count("holdings_removed")) == (4, 4)
         assert world.table_links() == world.stored_layers() == {(world.name("a"), world.digest("young"))}
         done = world.reconcile()
@@ -159,7 +159,7 @@ def test_links_of_a_pod_that_counts_them(link_world: World) -> None:
     assert (done.count("links_added"), done.count("links_removed")) == (2, 2)
     row = world.row("lost")
     assert (row.links, row.size) == (2, 7)
-    world.sound()
+    world.assert_sound()
 
 
 def test_links_of_a_pod_of_manifests(world: World) -> None:
@@ -187,7 +187,7 @@ def test_manifests_that_cannot_be_read(world: World) -> None:
     world.store.delete(blob_key(missing.digest))
     world.store.put(blob_key(broken.digest), b"other bytes")
     done = world.reconcile()
-    world.sound()
+    world.assert_sound()
     assert done.count("unread") == 2
     assert len([each for each in done.progress["examples"] if each["change"] == "unread"]) == 2
     assert world.blob("l0") is None
@@ -196,7 +196,7 @@ def test_manifests_that_cannot_be_read(world: World) -> None:
     done = world.reconcile()
     assert done.count("unread") == 0
     assert world.row("l0").references == 2
-    world.sound()
+    world.assert_sound()
 
 
 def test_a_manifest_that_cannot_be_read_and_of_which_others_have_reported(world: World) -> None:
@@ -210,14 +210,14 @@ def test_a_manifest_that_cannot_be_read_and_of_which_others_have_reported(world:
     gap(world)
     world.reconcile()
     assert open_gaps(world) == 0
-    assert (world.name("app"), image.digest) in world.held()
+    assert (world.name("app"), image.digest) in world.holdings_of_pod()
     found = world.blobs(image.layers)
     assert found[world.digest("l0")].references == 2
     assert (found[world.digest("l1")].references, found[world.digest("l1")].links) == (0, 1)
     world.store.put(blob_key(image.digest), image.body)
     world.reconcile()
     assert [row.references for row in world.blobs(image.layers).values()] == [2, 2]
-    world.sound()
+    world.assert_sound()
 
 
 def test_sizes_are_learnt(world: World) -> None:
@@ -236,7 +236,7 @@ def test_a_pod_whose_links_are_elsewhere(database: str) -> None:
         world.arrive(world.pushed("app", world.image("m"), 1))
         world.store.delete(revision_link_key(world.name("app"), world.image("m").digest))
         assert "relay" in world.failed()
-        assert len(world.held()) == 1
+        assert len(world.holdings_of_pod()) == 1
 
 
 def once(rearrange: Callable[[Sequence[ObjectInfo]], Sequence[ObjectInfo]]) -> Arrange:
@@ -265,13 +265,13 @@ def test_an_incomplete_listing(
         world.arrive(world.pushed(f"r{n % 3}", world.image(f"m{n}"), n))
     world.bucket.arrange = once(shown)
     done = world.reconcile()
-    world.sound()
+    world.assert_sound()
     assert (done.count("still_linked"), done.count("holdings_removed")) == (looked_up, 0)
     for repository in unknown:
         world.pushed(repository, world.image("lost"), 9)
     world.bucket.arrange = once(lambda entries: [])
     done = world.reconcile()
-    world.sound()
+    world.assert_sound()
     assert (done.count("still_linked"), done.count("holdings_added"), done.count("holdings_removed")) == (8, 3, 0)
 
 
@@ -288,13 +288,13 @@ def test_listings_that_stay_incomplete(world: World, shown: Callable[[Any], Any]
     gap(world)
     world.bucket.arrange = shown
     assert "two listings did not show it" in world.failed()
-    assert world.stored() - {(world.name("r1"), world.image("lost").digest)} <= world.held()
+    assert world.stored() - {(world.name("r1"), world.image("lost").digest)} <= world.holdings_of_pod()
     assert open_gaps(world) == 1
     # Of a million repositories that fail every hour it would be many.
     assert world.rows("SELECT * FROM job_repositories") == []
     world.bucket.arrange = lambda entries: entries
     world.reconcile()
-    world.sound()
+    world.assert_sound()
     assert open_gaps(world) == 0
 
 
@@ -306,7 +306,7 @@ def test_of_many_that_are_lacking_some_are_remembered(world: World) -> None:
     assert world.reconcile().count("still_linked") == 30
     world.bucket.arrange = lambda entries: list(entries)[:10]
     world.failed()
-    lacking = compare._Lacking(kept=4)
+    lacking = compare._LackingLinks(kept=4)
     for entry in MemoryObjectStore.walk(world.bucket, ""):
         lacking.add(entry, "")
         assert min(2, lacking._count) <= len(lacking.links) <= 4
@@ -333,7 +333,7 @@ def test_a_push_after_its_place_was_passed(world: World, *, again: bool) -> None
 
     world.bucket.arrange = hide
     assert world.reconcile().count("holdings_removed") == 0
-    world.sound()
+    world.assert_sound()
 
 
 @pytest.mark.parametrize("call", ["walk", "head"])
@@ -358,13 +358,13 @@ def test_a_root_that_is_empty_for_a_while(world: World, call: str, *, known: boo
             world.bucket._objects = {}
 
     world.bucket.interrupt = vanish
-    before = world.held()
+    before = world.holdings_of_pod()
     world.failed()
     assert open_gaps(world) == 1
-    assert world.held() >= before
+    assert world.holdings_of_pod() >= before
     world.bucket.interrupt, world.bucket._objects = lambda call, key: None, stored
     world.reconcile()
-    world.sound()
+    world.assert_sound()
     assert open_gaps(world) == 0
 
 
@@ -392,7 +392,7 @@ def test_a_listing_that_fails(world: World) -> None:
 
     world.bucket.interrupt = fail
     assert world.failed() == "The object store does not answer: try again."
-    world.sound()
+    world.assert_sound()
     assert open_gaps(world) == 1
     world.bucket.interrupt = lambda call, key: None
     world.reconcile()
@@ -419,7 +419,7 @@ def test_a_store_that_fails_now_and_then(world: World, call: str) -> None:
 
     world.bucket.interrupt = fail
     done = world.reconcile()
-    world.sound()
+    world.assert_sound()
     assert calls > 5
     assert (done.count("holdings_added"), done.count("holdings_removed")) == (6, 2)
     assert done.count("links") == len(world.stored())
@@ -431,7 +431,7 @@ def test_a_bucket_that_is_not_there(database: str, s3: S3ObjectStore) -> None:
         world.arrive(world.pushed("app", world.image("m"), 1))
         s3.bucket = "no-such-bucket"
         assert "no-such-bucket" in world.failed()
-        assert len(world.held()) == 1
+        assert len(world.holdings_of_pod()) == 1
 
 
 @pytest.mark.parametrize("bytes_remain", [False, True])
@@ -446,7 +446,7 @@ def test_another_root(world: World, *, bytes_remain: bool) -> None:
         # Another pod may have the same.
         world.store.put(blob_key(image.digest), image.body)
     assert "BALEEN_S3_ROOT" in world.failed()
-    assert len(world.held()) == 3
+    assert len(world.holdings_of_pod()) == 3
     assert (world.doubtful_removals(), open_gaps(world)) == (0, 1)
 
 
@@ -462,7 +462,7 @@ def test_an_upload_is_no_evidence_of_links(world: World) -> None:
     world.bucket.__init__()  # type: ignore[misc]
     world.store.put(f"{repository_prefix(world.name('r0'))}_uploads/0123/startedat", b"2026-01-01T00:00:00Z")
     assert "kind relay" in world.failed()
-    assert len(world.held()) == 3
+    assert len(world.holdings_of_pod()) == 3
     assert (world.doubtful_removals(), open_gaps(world)) == (1, 1)
 
 
@@ -474,7 +474,7 @@ def test_a_pod_that_was_emptied(world: World) -> None:
     for n, image in enumerate(images):
         world.deleted(f"r{n % 2}", image.digest)
     assert world.reconcile().count("holdings_removed") == 5
-    world.sound()
+    world.assert_sound()
     row = world.row("l0")
     assert (row.references, row.unreferenced) == (0, True)
 
@@ -491,7 +491,7 @@ def test_doubtful_removals_that_were_there(world: World) -> None:
     assert world.doubtful_removals() == 0
     # What the listing did not show was resolved with that.
     assert (done.count("doubtful_removals_resolved"), done.count("holdings_removed")) == (1, 1)
-    world.sound()
+    world.assert_sound()
 
 
 def test_what_came_while_it_ran(world: World) -> None:
@@ -508,8 +508,8 @@ def test_what_came_while_it_ran(world: World) -> None:
     world.bucket.arrange = once(lambda entries: [])
     world.reconcile()
     assert heads == [revision_link_key(world.name("app"), future.digest)]
-    assert (world.name("app"), new.digest) in world.held()
-    world.sound()
+    assert (world.name("app"), new.digest) in world.holdings_of_pod()
+    world.assert_sound()
 
 
 @pytest.mark.parametrize("shown", [False, True])
@@ -533,9 +533,9 @@ def test_a_push_between_the_check_and_the_lock(world: World, *, shown: bool) -> 
     done = world.reconcile()
     assert len(pushes) == 1
     assert (heads, done.count("holdings_removed"), world.doubtful_removals()) == (3, 0, 0)
-    world.sound()
+    world.assert_sound()
     world.arrive(*pushes)
-    world.sound()
+    world.assert_sound()
 
 
 def test_a_push_whose_event_was_lost_outlives_an_older_delete(world: World) -> None:
@@ -546,9 +546,9 @@ def test_a_push_whose_event_was_lost_outlives_an_older_delete(world: World) -> N
     world.pushed("app", image, 101)
     world.reconcile()
     world.arrive(deleted)
-    assert (world.name("app"), image.digest) in world.held()
+    assert (world.name("app"), image.digest) in world.holdings_of_pod()
     world.reconcile()
-    world.sound()
+    world.assert_sound()
 
 
 def test_a_push_that_arrives_after_its_removal(world: World) -> None:
@@ -558,11 +558,11 @@ def test_a_push_that_arrives_after_its_removal(world: World) -> None:
     world.arrive(pushed)
     world.deleted("app", image.digest)
     world.reconcile()
-    assert world.held() == set()
+    assert world.holdings_of_pod() == set()
     world.arrive(pushed)
     assert world.doubtful_removals() == 1
     world.reconcile()
-    world.sound()
+    world.assert_sound()
 
 
 def test_what_it_resolves(world: World) -> None:
@@ -576,7 +576,7 @@ def test_what_it_resolves(world: World) -> None:
     job = world.ask()
     world.bucket.interrupt = lambda call, key: gap(world) if call == "check" and not open_gaps(world) - 1 else None
     world.run()
-    done = world.ended(job)
+    done = world.read_job(job)
     assert (done.state, done.count("gaps_resolved"), done.progress["processes_retired"]) == ("done", 1, ["long-dead"])
     assert world.rows("SELECT resolved_why FROM gaps WHERE pod_id = %s ORDER BY id", (pod,)) == [
         (f"reconcile {job}",),
@@ -588,8 +588,8 @@ def test_what_it_resolves(world: World) -> None:
 @pytest.mark.parametrize(
     ("reason", "lose"),
     [
-        ("log-cut", lambda world: progress.record_cut(world.connection, "registry.events")),
-        ("renamed", lambda world: renames.record_gap(world.connection, {world.pods[world.pod]})),
+        ("log-cut", lambda world: progress.record_log_cut(world.connection, "registry.events")),
+        ("renamed", lambda world: renames.record_rename_gaps(world.connection, {world.pods[world.pod]})),
     ],
 )
 def test_what_is_lost_while_it_runs(world: World, reason: str, lose: Callable[[World], object]) -> None:
@@ -636,7 +636,7 @@ def gap(world: World) -> None:
 
 
 def open_gaps(world: World) -> int:
-    return len(tables.open_gaps(world.connection, world.pods[world.pod]))
+    return len(tables.read_open_gaps(world.connection, world.pods[world.pod]))
 
 
 def test_a_listing_that_is_not_whole_after_an_attempt_that_failed(world: World) -> None:

@@ -35,7 +35,7 @@ def scanned(
         counts[0] += keys
         counts[1] += links
 
-    found = scan.links(
+    found = scan.find_links(
         [ObjectInfo(key, 71, NOW) for key in keys], layers_after=layers_after, on_progress=on_progress, **more
     )
     return [(each.folder.repository, each.folder.kind.name, each.digest) for each in found], counts[0], counts[1]
@@ -107,7 +107,7 @@ def test_parts_cover_every_link_once(repositories: list[str], wanted: int, folde
     store.put(link_key(name("pods/other"), LinkKind.LAYER, DIGEST), b"")
     for key in links:
         store.put(key, b"")
-    parts = plan.parts(store, [name("pod")], wanted, folders)
+    parts = plan.plan_parts(store, [name("pod")], wanted, folders)
     assert len(set(parts)) == len(parts)
     listed = [entry.key for part in parts for entry in store.walk(part)]
     assert len(set(listed)) == len(listed)
@@ -120,9 +120,9 @@ def test_parts_of_several_prefixes() -> None:
     store = MemoryObjectStore()
     for repository in ("team", "team/app", "lib/base"):
         store.put(revision_link_key(name(repository), DIGEST), b"")
-    assert plan.parts(store, [name("team"), name("lib"), name("empty")]) == [
+    assert plan.plan_parts(store, [name("team"), name("lib"), name("empty")]) == [
         f"{REPOSITORIES}{repository}/_manifests/{folder}/"
         for repository in ("lib/base", "team", "team/app")
         for folder in ("revisions/sha256", "tags")
     ]
-    assert plan.parts(store, [name("empty")]) == []
+    assert plan.plan_parts(store, [name("empty")]) == []

@@ -56,7 +56,7 @@ SERVICES = {name: name for name in ("api", "postgres", "kafka")}
 SERVICES |= {"worker": "workers", "scheduler": "workers.scheduler"}
 
 Pairs = set[tuple[str, str]]
-PROBED = {prober.known_image().digest, *(blob.digest for blob in prober.known_image().blobs)}
+PROBED = {prober.make_probe_image().digest, *(blob.digest for blob in prober.make_probe_image().blobs)}
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Baleen:
             )
         )
         self.settings = configuration.load({"BALEEN_DATA_DIR": str(data_dir)})
-        self.store: ObjectStore = compose_store.object_store(self.settings)
+        self.store: ObjectStore = compose_store.make_object_store(self.settings)
         self._manifests: dict[ObjectInfo, bytes] = {}
         assert self.settings.token is not None
         headers = {"Authorization": f"Bearer {self.settings.token.reveal()}"}
@@ -330,7 +330,7 @@ class Baleen:
         def has_ends() -> bool:
             with contextlib.suppress(UnavailableError), LogInspector(self.settings) as log:
                 for topic in (EVENTS, DEAD_LETTERS):
-                    found = log.state(topic).partitions.items()
+                    found = log.read_state(topic).partitions.items()
                     ends.update({(topic, number): offsets.latest for number, offsets in found})
                 return True
             return False
@@ -352,8 +352,8 @@ class Baleen:
         assert not (dead_letters := self.dead_letters()), dead_letters
         assert self.status()["gaps"] == 0
         with temporary_engine(self._database(), name="test") as engine:
-            report = check.check(engine)
-        assert report.agrees, report
+            report = check.check_counts(engine)
+        assert report.is_healthy, report
 
     def differences(self) -> list[str]:
         """Where the table and the links in the bucket part, both ways.
@@ -362,7 +362,7 @@ class Baleen:
         """
         # The table first: a registry writes its links before it tells of them.
         holdings, links, counts, sizes = self.holdings(), self.links(), self.counts(), self.sizes()
-        wanted = bucket.expected(cast("ObjectStore", ReadOnce(self.store, self._manifests)))
+        wanted = bucket.read_expected_counts(cast("ObjectStore", ReadOnce(self.store, self._manifests)))
         in_bucket = layer_links(self.store)
         found = [f"holding {pair}" for pair in sorted(holdings ^ wanted.holdings) if not of_a_probe(pair)]
         found += [f"link {pair}" for pair in sorted(links ^ in_bucket) if not of_a_probe(pair)]

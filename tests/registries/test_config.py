@@ -29,7 +29,7 @@ def test_a_registry_with_the_printed_configuration(baleen: Baleen, tmp_path: Pat
     printed = python(tmp_path, *arguments, input=f"{pod.token}\n", env=environment)
     assert printed.code == 0, printed.err
     file.write_text(printed.out)
-    found = distribution.available()
+    found = distribution.find_program()
     assert found is not None
     process = ManagedProcess(
         name="The registry",

@@ -11,7 +11,7 @@ from coordinator.compose import database as compose_database
 from coordinator.registry.client import RegistryClient, RegistryError
 from coordinator.registry.images import DOCKER, Image, make_image, make_index, sha256_digest
 from coordinator.stack.distribution import DistributionRegistry
-from coordinator.tokens.table import hash_of
+from coordinator.tokens.table import hash_token
 from tests.registries.harness import Baleen, SilentDistribution
 from tests.registries.proxy import WebhookProxy
 from tests.support.artifacts import make_artifact
@@ -87,7 +87,7 @@ def test_events_wait_until_their_token_is_right(baleen: Baleen) -> None:
         assert proxy.accepted() == []
         with psycopg.connect(compose_database.database_url(baleen.settings)) as connection:
             changed = "UPDATE pods SET event_token_sha256 = %s WHERE name = %s"
-            connection.execute(changed, (hash_of(token), pod.name))
+            connection.execute(changed, (hash_token(token), pod.name))
         baleen.agree()
         assert in_order(proxy.accepted())
     assert [baleen.holds("early/app", image.digest) for image in images] == [False, True, True, True]

@@ -16,7 +16,7 @@ from coordinator.registry.client import (
 from coordinator.registry.images import make_image, sha256_digest
 from coordinator.settings import Secret
 from tests.support.guarded_registry import GuardedRegistry
-from tests.support.issuer import CREDENTIALS, SERVICE, TokenIssuer, basic
+from tests.support.issuer import CREDENTIALS, SERVICE, TokenIssuer, basic_header
 from tests.support.registries import REQUEST_S, running_distribution
 from tests.support.sink import NotificationSink
 
@@ -49,16 +49,16 @@ def ask_for_tokens(guarded: GuardedRegistry, realm: str, scope: str = "repositor
 
 def test_basic(guarded: GuardedRegistry) -> None:
     """A registry that requires Basic gets the credentials after its challenge, and then with each request."""
-    guarded.challenge, guarded.good = 'Basic realm="registry"', {basic(CREDENTIALS)}
+    guarded.challenge, guarded.good = 'Basic realm="registry"', {basic_header(CREDENTIALS)}
     with RegistryClient(guarded.url, credentials=CREDENTIALS) as client:
         assert client.has_manifest("a", DIGEST)
         assert client.has_manifest("a", DIGEST)
-    assert [request.authorization for request in guarded.requests] == [None, *[basic(CREDENTIALS)] * 2]
+    assert [request.authorization for request in guarded.requests] == [None, *[basic_header(CREDENTIALS)] * 2]
 
 
 def test_wrong_password(guarded: GuardedRegistry) -> None:
     """A refused password is reported as that, and not sent repeatedly."""
-    guarded.challenge, guarded.good = 'Basic realm="registry"', {basic(CREDENTIALS)}
+    guarded.challenge, guarded.good = 'Basic realm="registry"', {basic_header(CREDENTIALS)}
     with RegistryClient(guarded.url, credentials=Credentials("prober", Secret("wrong"))) as client:
         for _ in range(2):
             with pytest.raises(RegistryError) as refused:
@@ -74,12 +74,12 @@ def test_a_token_is_fetched_once(guarded: GuardedRegistry, issuer: TokenIssuer) 
         for _ in range(3):
             assert client.has_manifest("a", DIGEST)
         assert len(issuer.asked) == 1
-        assert issuer.asked[0].authorization == basic(CREDENTIALS)
+        assert issuer.asked[0].authorization == basic_header(CREDENTIALS)
         assert issuer.asked[0].scopes == ("repository:a:pull", "repository:b:pull")
         client.push_blob("a", b"content")
         client.has_manifest("b", DIGEST)
         assert len(issuer.asked) == 3
-    assert basic(CREDENTIALS) not in {request.authorization for request in guarded.requests}
+    assert basic_header(CREDENTIALS) not in {request.authorization for request in guarded.requests}
 
 
 def test_a_body_that_is_spent_is_not_sent_again(guarded: GuardedRegistry, issuer: TokenIssuer) -> None:
@@ -179,7 +179,7 @@ def test_secrets_are_not_shown(guarded: GuardedRegistry, issuer: TokenIssuer) ->
         shown = f"{client!r} {auth!r} {client._http.auth!r} {CREDENTIALS!r} {refused.value}"
         shown += repr(client._http.auth._tokens)  # type: ignore[union-attr]
     assert "pass:word" not in shown
-    assert basic(CREDENTIALS) not in shown
+    assert basic_header(CREDENTIALS) not in shown
     assert "ey" not in shown.replace("key", "")
 
 

@@ -26,14 +26,14 @@ from coordinator.registry.client import RegistryClient
 from coordinator.router import nginx as router
 from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry, Storage
-from coordinator.stack.nginx import answers
+from coordinator.stack.nginx import is_listening
 from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
 from coordinator.stack.supervisor import Stack
 from tests.registries.harness import HOST, HTTP_SECRET, Registry
 from tests.router.proxies import Proxy
 from tests.router.stand_in import StandIn
-from tests.services.envoy import forget
+from tests.services.envoy import remove_shared_memory
 from tests.services.s3 import s3_storage
 from tests.support.wait import eventually
 
@@ -216,7 +216,7 @@ class World:
         for process in self._others:
             self.children.end(process)
         for address in self._reloadable:
-            forget(address)
+            remove_shared_memory(address)
         self._others.clear()
         self._reloadable.clear()
 
@@ -331,7 +331,7 @@ def frozen_stand_in(world: World) -> tuple[str, ManagedProcess]:
         cwd=Path(__file__).parents[2],
         log_file=world.directory / "stand-in.log",
         stop_signal=signal.SIGKILL,
-        probe=lambda: answers(f"{HOST}:{port}"),
+        probe=lambda: is_listening(f"{HOST}:{port}"),
     )
     world.children.start(process)
     return f"http://{HOST}:{port}", process

@@ -11,7 +11,7 @@ import pytest
 
 from tests.services import go_programs
 
-needs_go = pytest.mark.skipif(go_programs.why_not() is not None, reason=str(go_programs.why_not()))
+needs_go = pytest.mark.skipif(go_programs.describe_missing() is not None, reason=str(go_programs.describe_missing()))
 TIMEOUT_S = 120.0
 
 
@@ -19,7 +19,7 @@ def run(program: str, directory: Path, *arguments: str, text: str | None = None)
     """Run crane or oras with a home of its own; `text` is its input."""
     kept = {name: value for name, value in os.environ.items() if name in {"PATH", "TMPDIR"}}
     done = subprocess.run(
-        [go_programs.program(program), *arguments],
+        [go_programs.build_program(program), *arguments],
         cwd=directory,
         env=kept | {"HOME": str(directory)},
         input=text,

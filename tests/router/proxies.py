@@ -12,9 +12,9 @@ import pytest
 
 from coordinator.router import envoy as router_envoy
 from coordinator.router import nginx as router
-from coordinator.stack.nginx import nginx
+from coordinator.stack.nginx import make_nginx
 from coordinator.stack.process import ManagedProcess
-from tests.services.envoy import envoy
+from tests.services.envoy import make_envoy
 
 #: Its state, its file, and where it listens.
 Start = Callable[[Path, Path, str], ManagedProcess]
@@ -30,8 +30,14 @@ class Proxy(NamedTuple):
     memory_mib: int
 
 
-NGINX = Proxy("nginx", router.configuration, nginx, None, 40)
-ENVOY = Proxy("envoy", router_envoy.configuration, envoy, (partial(envoy, epoch=0), partial(envoy, epoch=1)), 100)
+NGINX = Proxy("nginx", router.make_configuration, make_nginx, None, 40)
+ENVOY = Proxy(
+    "envoy",
+    router_envoy.make_configuration,
+    make_envoy,
+    (partial(make_envoy, epoch=0), partial(make_envoy, epoch=1)),
+    100,
+)
 
 #: Each test on both.
 BOTH = [pytest.param(proxy, id=proxy.name) for proxy in (NGINX, ENVOY)]

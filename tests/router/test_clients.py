@@ -16,7 +16,7 @@ from coordinator.stack.distribution import DistributionRegistry
 from tests.registries.skopeo import Skopeo, oci_layout
 from tests.router.harness import HOST, HTTP_SECRET, Pod, Router, World
 from tests.router.programs import needs_go, run
-from tests.support.issuer import CREDENTIALS, ISSUER, SERVICE, TokenIssuer, basic
+from tests.support.issuer import CREDENTIALS, ISSUER, SERVICE, TokenIssuer, basic_header
 
 pytestmark = pytest.mark.registry
 
@@ -135,7 +135,7 @@ def test_a_token_is_got_and_used_through_the_router(guarded: tuple[Router, Token
     assert asked.headers["WWW-Authenticate"].startswith(f'Bearer realm="{made.url}/jwt/auth",service="{SERVICE}"')
     assert made.ask("GET", "/v2/").status_code == 401
     wanted = {"service": SERVICE, "scope": "repository:guarded/empty:pull"}
-    got = made.ask("GET", "/jwt/auth", params=wanted, headers={"Authorization": basic(CREDENTIALS)})
+    got = made.ask("GET", "/jwt/auth", params=wanted, headers={"Authorization": basic_header(CREDENTIALS)})
     token = got.json()["token"]
     assert issuer.asked[-1].scopes == ("repository:guarded/empty:pull",)
     headers = {"Authorization": f"Bearer {token}"}

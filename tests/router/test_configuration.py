@@ -16,7 +16,7 @@ from coordinator.router.nginx import (
     Certificate,
     Options,
     RoutedPod,
-    configuration,
+    make_configuration,
     parse_file,
     parse_issuer,
     parse_listen,
@@ -42,7 +42,7 @@ both = pytest.mark.parametrize("proxy", BOTH)
 
 def envoy(options: Options = USUAL) -> dict[str, Any]:
     """The one listener's manager of requests."""
-    (listener,) = json.loads(router_envoy.configuration(PODS, options))["static_resources"]["listeners"]
+    (listener,) = json.loads(router_envoy.make_configuration(PODS, options))["static_resources"]["listeners"]
     manager: dict[str, Any] = listener["filter_chains"][0]["filters"][0]["typed_config"]
     return manager
 
@@ -67,7 +67,7 @@ def test_the_same_pods_give_the_same_text(proxy: Proxy, order: random.Random) ->
 
 def test_every_wait_is_bounded_by_what_collection_expects() -> None:
     """All waits of the router are bounded by the longest request that GC expects."""
-    text = configuration(PODS, replace(USUAL, request_bound_s=1234, whole=True))
+    text = make_configuration(PODS, replace(USUAL, request_bound_s=1234, whole=True))
     for wait in ("proxy_read_timeout", "proxy_send_timeout", "send_timeout", "client_body_timeout"):
         assert f"        {wait} 1234s;" in text
     assert "worker_shutdown_timeout 1234s;" in text
@@ -87,19 +87,19 @@ def test_envoy_asks_no_pod_that_its_script_has_not_named() -> None:
 
 def test_a_dot_of_a_prefix_is_a_dot() -> None:
     """A prefix is compared as it is written."""
-    assert '"~^b[.]c(?:/|\\z)" "http://pod_pod-b";' in configuration(PODS, USUAL)
+    assert '"~^b[.]c(?:/|\\z)" "http://pod_pod-b";' in make_configuration(PODS, USUAL)
     (read,) = [each["typed_config"] for each in envoy()["http_filters"] if each["name"] == "read"]
     assert read["filter_context"] == {"b.c": "pod_pod-b", "team": "pod_pod-a", "teams": "pod_pod-b"}
 
 
 def test_it_listens_on_loopback_unless_set() -> None:
     """The router listens on loopback unless an address is set."""
-    assert "    listen 127.0.0.1:5000;" in configuration(PODS, USUAL)
+    assert "    listen 127.0.0.1:5000;" in make_configuration(PODS, USUAL)
     secured = replace(USUAL, listen="[::]:443", tls=Certificate("/etc/ssl/router.pem", "/etc/ssl/router.key"))
-    assert "    listen [::]:443 ssl;" in configuration(PODS, secured)
+    assert "    listen [::]:443 ssl;" in make_configuration(PODS, secured)
     found = []
     for options in (USUAL, secured):
-        (listener,) = json.loads(router_envoy.configuration(PODS, options))["static_resources"]["listeners"]
+        (listener,) = json.loads(router_envoy.make_configuration(PODS, options))["static_resources"]["listeners"]
         found.append((listener["address"]["socket_address"], "transport_socket" in listener["filter_chains"][0]))
     assert found == [
         ({"address": "127.0.0.1", "port_value": 5000}, False),

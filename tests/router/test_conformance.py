@@ -16,7 +16,7 @@ from tests.services import go_programs
 
 pytestmark = [
     pytest.mark.registry,
-    pytest.mark.skipif(go_programs.why_not() is not None, reason=str(go_programs.why_not())),
+    pytest.mark.skipif(go_programs.describe_missing() is not None, reason=str(go_programs.describe_missing())),
 ]
 
 TIMEOUT_S = 300.0
@@ -28,7 +28,7 @@ def passed(address: str, repositories: tuple[str, str], results: Path) -> set[st
     """Run the suite; the names of the tests that passed."""
     kept = {name: value for name, value in os.environ.items() if name in {"PATH", "TMPDIR"}}
     done = subprocess.run(
-        [go_programs.program("conformance")],
+        [go_programs.build_program("conformance")],
         cwd=results.parent,
         env=kept
         | {

@@ -35,15 +35,15 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import PodName, parse_digest
 from coordinator.errors import BaleenError
 from coordinator.gc import collect, controls
-from coordinator.gc.collect import Collect
+from coordinator.gc.collect import Collector
 from coordinator.gc.restore import Restorer
 from coordinator.jobs import work as jobs
 from coordinator.jobs.table import Job
 from coordinator.jobs.work import Runner, Work
-from coordinator.leftovers.links import give_back
+from coordinator.leftovers.links import write_needed_links_back
 from coordinator.reconcile import reconcile
 from coordinator.reconcile.presence import Presence
-from coordinator.reconcile.reconcile import Reconcile
+from coordinator.reconcile.reconcile import Reconciler
 from coordinator.reconcile.resolve import Resolver
 from coordinator.reconcile.sizes import PRODUCTION, Sizes
 from coordinator.registry.client import RegistryClient
@@ -150,7 +150,7 @@ class Stage(Baleen):
         super().__init__(directory, children, {f"BALEEN_{name}": value for name, value in settings.items()})
         self.objects = store
         self._connection = psycopg.connect(self._database(), autocommit=True, connect_timeout=5)
-        statements.prepare(self._connection)
+        statements.prepare_connection(self._connection)
         self._stores: dict[str | None, ObjectStore] = {}
 
     @classmethod
@@ -170,7 +170,7 @@ class Stage(Baleen):
                 "INSERT INTO jobs (kind, why, state, began_at, finished_at)"
                 " VALUES ('gc', 'a test', 'done', now(), now()) RETURNING id"
             )
-            controls.turn(stage._connection, "a test", on=True)
+            controls.set_switch(stage._connection, "a test", on=True)
             stage.a, stage.b = (stage._member(name, stack) for name in ("pod-a", "pod-b"))
             for member in (stage.a, stage.b):
                 stage.list_registries(member.pod, member.registry)
@@ -217,7 +217,7 @@ class Stage(Baleen):
         """The store by this way; to connect costs more than most calls."""
         if s3_url not in self._stores:
             settings = self.settings if s3_url is None else changed(self.settings, s3_endpoint_url=s3_url)
-            self._stores[s3_url] = compose_store.object_store(settings)
+            self._stores[s3_url] = compose_store.make_object_store(settings)
         return self._stores[s3_url]
 
     def admit(self, member: Member) -> None:
@@ -306,7 +306,7 @@ class Stage(Baleen):
     def expire_links(self) -> None:
         """Let the grace of all links be over that are known now."""
         self.await_applied()
-        expiry.expire_links(self._connection, NOTHING)
+        expiry.delete_expired_links(self._connection, NOTHING)
 
     # What is seen
 
@@ -368,14 +368,14 @@ class Stage(Baleen):
         with (
             self._connections() as connections,
             closing(Resolver(connections, store)) as resolver,
-            closing(Reconcile(connections, store, resolver, **times, sizes=sizes)) as runner,
+            closing(Reconciler(connections, store, resolver, **times, sizes=sizes)) as runner,
         ):
-            return self._run(reconcile.KIND, runner, connections, member.pod)
+            return self._run(reconcile.JOB_KIND, runner, connections, member.pod)
 
     def audit(self, *, s3_url: str | None = None) -> Report:
         """Compare the table with what is stored, of any age, as an operator does."""
         settings = self.settings if s3_url is None else changed(self.settings, s3_endpoint_url=s3_url)
-        with compose_scheduler.audit(settings) as parts:
+        with compose_scheduler.open_audit(settings) as parts:
             return Audit(parts.connections, parts.store, parts.presence, Ages(NOTHING, NOTHING)).run()
 
     def collect(
@@ -398,7 +398,7 @@ class Stage(Baleen):
         )
         store = FaultyStore(self._store_at(s3_url), interrupt)
         with self._connections() as connections, self._collector(settings, connections, store) as collector:
-            return self._run(collect.KIND, collector, connections, None, options)
+            return self._run(collect.JOB_KIND, collector, connections, None, options)
 
     def collect_at(self, deed: Once) -> Run:
         """Collect, and again while something still holds it, until the moment of a deed has come."""
@@ -411,17 +411,19 @@ class Stage(Baleen):
         raise AssertionError(run)
 
     @contextmanager
-    def _collector(self, settings: Settings, connections: Connections, store: ObjectStore) -> Iterator[Collect]:
-        facts = compose_scheduler.collection_facts(settings)
+    def _collector(self, settings: Settings, connections: Connections, store: ObjectStore) -> Iterator[Collector]:
+        facts = compose_scheduler.make_collection_facts_reader(settings)
         with (
             closing(Presence(connections, store)) as presence,
-            closing(Restorer(connections, store, presence, delete_bound=HOUR, give_links_back=give_back)) as restorer,
-            closing(Collect(connections, store, facts, restorer, limits=NO_LIMITS, sizes=SIZES)) as collector,
+            closing(
+                Restorer(connections, store, presence, delete_bound=HOUR, give_links_back=write_needed_links_back)
+            ) as restorer,
+            closing(Collector(connections, store, facts, restorer, limits=NO_LIMITS, sizes=SIZES)) as collector,
         ):
             yield collector
 
     def _connections(self) -> closing[Connections]:
-        return closing(Connections(self._database(), name="scenarios", prepare=statements.prepare))
+        return closing(Connections(self._database(), name="scenarios", prepare=statements.prepare_connection))
 
     def _run(
         self,
@@ -432,7 +434,7 @@ class Stage(Baleen):
         options: dict[str, Any] | None = None,
     ) -> Run:
         job = self._take(kind, pod, options or {})
-        jobs.run(Work(job, connections, threading.Event()), runner)
+        jobs.run_job(Work(job, connections, threading.Event()), runner)
         (row,) = self.rows("SELECT id, state, progress, error FROM jobs WHERE id = %s", job.id)
         return Run(*row)
 

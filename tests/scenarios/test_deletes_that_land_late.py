@@ -36,7 +36,7 @@ def test_scenario_04_pushed_anew_while_its_bytes_are_deleted(stage: Stage, here:
     assert run.state == "done", run.error
     stage.await_live(layer.digest)
     assert stage.b.client.pull_image(f"{stage.b.name}/{here}", "v1").digest == new.digest
-    versions = stage.store.versions(blob_key(parse_digest(layer.digest)))
+    versions = stage.store.list_versions(blob_key(parse_digest(layer.digest)))
     assert [each.size for each in versions if not each.is_marker] == [len(layer.content)]
 
 
@@ -46,18 +46,18 @@ def test_scenario_04_on_every_store(garbage: Garbage, moment: str) -> None:
     garbage.hidden("m", "l")
 
     def push() -> None:
-        if not garbage.seen("l"):
+        if not garbage.is_served("l"):
             garbage.upload("l")
             garbage.report("other", "l")
 
     store = FaultyStore(garbage.store)
     store.before(moment, push)
-    garbage.tried(store)
+    garbage.try_collection(store)
     garbage.delete_bound = LANDED
     garbage.restore()
     garbage.collect()
     garbage.restore()
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
     assert garbage.state("l") is BlobState.LIVE
     assert garbage.store.get(blob_key(garbage.digest("l"))) == garbage.body("l")
 
@@ -66,10 +66,10 @@ def test_scenario_11_a_delete_that_lands_after_a_push(garbage: Garbage) -> None:
     """A slow delete landed after the blob was pushed again, or left it between two states for ever; here a restore is
     repeated until no delete can land any more, and final then.
     """
-    garbage.unneeded("m", "l", "unneeded")
+    garbage.push_and_forget("m", "l", "unneeded")
     slow = FaultyStore(garbage.store)
     slow.lose()
-    garbage.tried(slow)
+    garbage.try_collection(slow)
     assert garbage.state("l") is BlobState.HIDING
     garbage.upload("l")
     garbage.report("other", "l")
@@ -77,9 +77,9 @@ def test_scenario_11_a_delete_that_lands_after_a_push(garbage: Garbage) -> None:
     assert garbage.restore() == 0
     assert slow.in_flight
     slow.land()
-    assert not garbage.seen("l")
+    assert not garbage.is_served("l")
     assert garbage.restore() == 0  # seen again, and looked after still
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
     garbage.delete_bound = LANDED
     assert garbage.restore() == 1
     assert garbage.state("l") is BlobState.LIVE
@@ -88,10 +88,10 @@ def test_scenario_11_a_delete_that_lands_after_a_push(garbage: Garbage) -> None:
     assert garbage.state("unneeded") is BlobState.HIDING
     garbage.collect()
     assert garbage.state("unneeded") is BlobState.HIDDEN
-    assert not garbage.seen("unneeded")
+    assert not garbage.is_served("unneeded")
     garbage.collect()
     assert garbage.state("unneeded") is BlobState.PURGED
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
     assert garbage.store.get(blob_key(garbage.digest("l"))) == garbage.body("l")
 
 
@@ -152,7 +152,7 @@ def test_scenario_13_on_every_store(garbage: Garbage) -> None:
 
     store = FaultyStore(garbage.store)
     store.fail("delete_many", done=True, error=CrashError("The process is gone."))
-    assert garbage.tried(store).state == "failed"
+    assert garbage.try_collection(store).state == "failed"
     assert garbage.state("l") is garbage.state("k") is BlobState.PURGING
     garbage.upload("l")
     garbage.report("other", "l")
@@ -160,7 +160,7 @@ def test_scenario_13_on_every_store(garbage: Garbage) -> None:
     garbage.restore()
     garbage.collect()
     assert garbage.state("l") is BlobState.LIVE
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
     assert garbage.state("k") is BlobState.PURGED
 
 
@@ -190,11 +190,11 @@ def test_scenario_20_a_delete_that_was_none(
         store = connect_s3(endpoint_url=proxy.url, **more)
         with Garbage(databases.migrated(), store) as garbage:
             garbage.delete_bound = LANDED
-            garbage.unneeded("m", "l")
+            garbage.push_and_forget("m", "l")
             proxy.answer = lying
             run = garbage.collect()
             assert run.hidden == 0, run.progress
-            assert garbage.seen("l")
+            assert garbage.is_served("l")
             assert garbage.state("l") is BlobState.HIDING
             proxy.answer = None
             assert garbage.collect().hidden == 2
@@ -206,7 +206,7 @@ def test_scenario_20_a_delete_that_was_none(
             run = garbage.collect()
             assert run.purged == 2
             assert run.freed == len(garbage.body("m")) + len(garbage.body("l"))
-            assert store.versions(blob_key(garbage.digest("l"))) == []
+            assert store.list_versions(blob_key(garbage.digest("l"))) == []
 
 
 @pytest.mark.parametrize("uploads", [1, 3])
@@ -222,4 +222,4 @@ def test_scenario_29_copies_that_uploads_leave(garbage: Garbage, uploads: int) -
     assert run.purged == 2
     copies = uploads if garbage.store.keeps_versions() else 1
     assert run.freed == copies * (len(garbage.body("m")) + len(garbage.body("l")))
-    assert garbage.store.versions(blob_key(garbage.digest("l"))) == []
+    assert garbage.store.list_versions(blob_key(garbage.digest("l"))) == []

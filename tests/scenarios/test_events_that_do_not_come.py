@@ -15,7 +15,7 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.registry.images import Image, Layer, make_image
 from coordinator.storage.layout import blob_key
 from coordinator.table import expiry
-from coordinator.table.apply import BatchApply
+from coordinator.table.apply import BatchApplier
 from tests.gc.harness import LANDED, NO_TIMES, Garbage
 from tests.registries.harness import Registry
 from tests.scenarios.harness import HOUR, Once, Stage
@@ -132,7 +132,7 @@ def test_scenario_25_events_out_of_order(garbage: Garbage) -> None:
             garbage.apply(fact)
         garbage.collect()
         assert garbage.ledger("l") == []
-        assert garbage.seen("l")
+        assert garbage.is_served("l")
         assert garbage.state("m") is BlobState.LIVE
     # And the removal, when it is the last.
     garbage.apply(garbage.removed("r", "m", 4), gone)
@@ -187,7 +187,7 @@ def test_scenario_26_all_at_once_on_the_same_digests(shared: Garbage) -> None:
     def work(partition: int) -> None:
         with shared.connect() as connection:
             for piece in slices(shared, partition, histories[partition]):
-                BatchApply(connection, NO_MARGIN).apply([piece])
+                BatchApplier(connection, NO_MARGIN).apply([piece])
 
     def restore() -> None:
         with shared.parts() as (_, __, restorer):
@@ -203,7 +203,7 @@ def test_scenario_26_all_at_once_on_the_same_digests(shared: Garbage) -> None:
             shared.upload(own)
             shared.apply(shared.push("own", own, BLOBS, 2 * number), partition=workers)
             shared.apply(shared.removed("own", own, 2 * number + 1), partition=workers)
-            expiry.expire_links(shared.connection, timedelta())
+            expiry.delete_expired_links(shared.connection, timedelta())
             hidden += shared.collect().hidden
             if all(each.done() for each in applying):
                 break
@@ -213,7 +213,7 @@ def test_scenario_26_all_at_once_on_the_same_digests(shared: Garbage) -> None:
     assert hidden > 0
     assert deadlocks(shared) == before
     shared.restore()
-    assert shared.check().agrees
+    assert shared.check().is_healthy
     needed = shared.rows("SELECT digest FROM blobs WHERE reference_count > 0 OR link_count > 0")
     assert needed
     assert all(shared.store.head(blob_key(row[0])) is not None for row in needed)

@@ -116,7 +116,7 @@ def test_a_mount_of_what_is_missing(stage: Stage, here: str) -> None:
     assert [each["digest"] for each in stage.audit().missing.examples] == [push.layer.digest]
     push()
     assert push.found == (BlobState.MISSING, 202, "forwarded", Reason.NOT_SERVED)
-    with compose_scheduler.audit(stage.settings) as parts:
+    with compose_scheduler.open_audit(stage.settings) as parts:
         parts.presence.round()
     stage.await_live(*digests(push.new), *digests(push.old))
     assert push.pulls_back()

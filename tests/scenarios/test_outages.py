@@ -69,18 +69,18 @@ def test_scenario_14_the_table_has_forgotten_a_repository(stage: Stage, here: st
 
 def test_scenario_14_an_empty_table(garbage: Garbage) -> None:
     """While the table has no pod nothing is hidden, known or not."""
-    garbage.unneeded("m", "l")
+    garbage.push_and_forget("m", "l")
     garbage.upload("never reported")
     garbage.known = lambda facts: facts._replace(pods=[])
     run = garbage.collect()
     assert run.hidden == 0
     assert any("no pod is registered" in why for why in run.progress["blocked_by"])
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
     garbage.known = lambda facts: facts
     garbage.collect()
     garbage.collect()
     assert garbage.state("l") is BlobState.PURGED
-    assert garbage.seen("never reported")
+    assert garbage.is_served("never reported")
 
 
 @pytest.mark.lengthy
@@ -94,10 +94,10 @@ def test_scenario_15_an_error_at_any_call(garbage: Garbage, done: bool) -> None:
         store = FaultyStore(garbage.store)
         store.fail(nth=number, done=done)
         layer, other = f"l{number}", f"other{number}"
-        garbage.unneeded(f"m{number}", layer)
+        garbage.push_and_forget(f"m{number}", layer)
         garbage.upload(other)
         garbage.delete_bound = IN_FLIGHT
-        garbage.tried(store)
+        garbage.try_collection(store)
         garbage.report(other, layer)
         with suppress(UnavailableError):
             garbage.restore(store)
@@ -106,7 +106,7 @@ def test_scenario_15_an_error_at_any_call(garbage: Garbage, done: bool) -> None:
         assert garbage.state(layer) is BlobState.LIVE, number
         assert garbage.store.get(blob_key(garbage.digest(layer))) == garbage.body(layer), number
         garbage.collect()
-        assert garbage.seen(layer), number
+        assert garbage.is_served(layer), number
         if sum(moment not in {SEND, ANSWERED} for moment, _ in store.calls) < number:
             break
     assert number > 5
@@ -229,7 +229,7 @@ def test_scenario_27_the_locks_are_away(
     """The lock service was away and the code went on without it; here every delete asks the database for its permit,
     which fails closed, and the next run ends what this one had begun.
     """
-    garbage.unneeded("m", "l", "k")
+    garbage.push_and_forget("m", "l", "k")
     store = FaultyStore(garbage.store)
     sent: list[int] = []
 
@@ -239,21 +239,21 @@ def test_scenario_27_the_locks_are_away(
 
     store.before(moment, leave, nth=1)
     with pytest.raises(UnavailableError):
-        garbage.tried(store)
+        garbage.try_collection(store)
     # Nothing is permitted from then on.
     assert sent == [store.count(SEND)]
     assert garbage.state("l") is garbage.state("k") is BlobState.HIDING
-    assert garbage.seen("l") is (moment == "delete_many")
+    assert garbage.is_served("l") is (moment == "delete_many")
     lock_service(garbage.url, True)
     garbage.delete_bound = LANDED
     garbage.report("other", "l")
     # The scheduler that lost it is silent for long.
     garbage.rows("UPDATE jobs SET alive_at = NULL WHERE state = 'running' RETURNING id")
     with garbage.parts() as (connections, collector, _):
-        run_waiting_jobs(connections, {collect.KIND: collector}, threading.Event())
+        run_waiting_jobs(connections, {collect.JOB_KIND: collector}, threading.Event())
     garbage.restore()
     garbage.collect()
     garbage.collect()
     assert garbage.state("l") is BlobState.LIVE
-    assert garbage.seen("l")
+    assert garbage.is_served("l")
     assert garbage.state("k") is BlobState.PURGED

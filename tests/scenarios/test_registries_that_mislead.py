@@ -86,7 +86,7 @@ def test_scenario_10_a_manifest_of_bytes_that_are_gone(stage: Stage, here: str) 
     stage.collect()
     assert stage.state(layer.digest) is BlobState.MISSING
     stage.a.client.push_image(f"{stage.a.name}/{here}", first, "v2")
-    with compose_scheduler.audit(stage.settings) as parts:
+    with compose_scheduler.open_audit(stage.settings) as parts:
         parts.presence.round()
     assert stage.state(layer.digest) is BlobState.LIVE
     assert stage.b.client.pull_image(f"{stage.b.name}/{here}", "v1").digest == second.digest
@@ -112,7 +112,7 @@ def test_scenario_17_a_registry_that_remembers_blobs(stage: Stage, here: str) ->
             pod_access_key=KEYS[stage.b.name].access,
             pod_secret_key=Secret(KEYS[stage.b.name].secret),
         )
-        with compose_command.doctor(settings, name, patience=60) as instruments:
+        with compose_command.open_instruments(settings, name, patience=60) as instruments:
             report = examine(instruments, name, lambda what: None)
         assert of(report, "no-descriptor-cache").result is Result.REFUTED
         # The embedded broker is refuted, too, which is not what is asked here.
@@ -167,12 +167,12 @@ def test_scenario_21_the_garbage_collection_of_a_registry(stage: Stage, here: st
     blobs = [image.digest, *(blob.digest for blob in image.blobs)]
     stage.push(stage.a, here, image)
     stage.abandon(stage.a, here, image)
-    before = {digest: stage.store.versions(blob_key(parse_digest(digest))) for digest in blobs}
+    before = {digest: stage.store.list_versions(blob_key(parse_digest(digest))) for digest in blobs}
     done = collect_as_registry(stage.b.registry._made)
     # It lists all repositories before anything else, which a pod's key may not.
     assert done.returncode != 0
     assert "AccessDenied" in done.stderr
-    assert {digest: stage.store.versions(blob_key(parse_digest(digest))) for digest in blobs} == before
+    assert {digest: stage.store.list_versions(blob_key(parse_digest(digest))) for digest in blobs} == before
     assert all(stage.served(digest) for digest in blobs)
     stage.hide(*blobs)
 
@@ -196,7 +196,7 @@ def test_scenario_22_what_a_pull_through_registry_lets_expire(stage: Stage, here
     layer = parse_digest(image.layers[0].digest)
     cached = RepositoryName(f"cache/{here}")
     stage.push(stage.a, here, image)
-    before = stage.store.versions(blob_key(layer))
+    before = stage.store.list_versions(blob_key(layer))
     stage.store.put(layer_link_key(cached, layer), image.layers[0].digest.encode())
     # Its memory of a week ago, when it cached the layer.
     name, long_ago = f"{cached}@{image.layers[0].digest}", dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
@@ -224,7 +224,7 @@ def test_scenario_22_what_a_pull_through_registry_lets_expire(stage: Stage, here
         finally:
             stage._children.kill(running)
             stage.store.delete("scheduler-state.json")
-    assert stage.store.versions(blob_key(layer)) == before
+    assert stage.store.list_versions(blob_key(layer)) == before
     assert stage.a.client.pull_image(f"{stage.a.name}/{here}", "v1").digest == image.digest
 
 
@@ -240,7 +240,7 @@ def test_scenario_23_rows_before_their_bytes(garbage: Garbage) -> None:
     assert garbage.state("l") is BlobState.LIVE
     garbage.links_are("link")
     with (
-        closing(Connections(garbage.url, name="scenarios", prepare=statements.prepare)) as connections,
+        closing(Connections(garbage.url, name="scenarios", prepare=statements.prepare_connection)) as connections,
         closing(Presence(connections, garbage.store)) as presence,
     ):
         presence.resolve([garbage.digest("l")])
@@ -252,4 +252,4 @@ def test_scenario_23_rows_before_their_bytes(garbage: Garbage) -> None:
     assert garbage.state("l") is BlobState.LIVE
     assert garbage.changes("l")[-2:] == ["missing", "live"]
     garbage.collect()
-    assert garbage.seen("l")
+    assert garbage.is_served("l")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker
 
-from schemas.publish import PUBLISHED, files, inlined, schema_of
+from schemas.publish import PUBLISHED, inline_schema, published_files, schema_of
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "distribution-2.8.3-notifications.jsonl"
 
@@ -183,14 +183,14 @@ def mutate(document: Any, data: st.DataObject) -> Any:
 
 def test_published_files_equal_the_types() -> None:
     """`schemas/json` holds what `python -m schemas.publish` writes, and nothing else."""
-    published = files()
+    published = published_files()
     assert {path: path.read_text(encoding="utf-8") for path in published} == published
     assert set(next(iter(published)).parent.iterdir()) == set(published)
 
 
 def test_schemas_are_valid_and_named() -> None:
     """Each file is a JSON Schema of its dialect with an id, a title and a version of its own."""
-    schemas = [json.loads(text) for text in files().values()]
+    schemas = [json.loads(text) for text in published_files().values()]
     for schema in schemas:
         Draft202012Validator.check_schema(schema)
         assert isinstance(schema["version"], int)
@@ -211,7 +211,7 @@ def test_schema_and_type_agree(name: str, data: st.DataObject) -> None:
 
 def test_captured_notifications_validate() -> None:
     """Every envelope that real registries sent is valid by schema, inlined schema and type."""
-    inline = Draft202012Validator(inlined("registry.notification/1"), format_checker=formats)
+    inline = Draft202012Validator(inline_schema("registry.notification/1"), format_checker=formats)
     envelopes = [json.loads(line)["envelope"] for line in FIXTURE.read_text().splitlines()]
     assert len(envelopes) > 100
     for envelope in envelopes:

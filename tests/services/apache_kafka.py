@@ -21,7 +21,7 @@ from coordinator.stack.guard import Guard
 from coordinator.stack.noida import speaks_kafka
 from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
-from tests.services.cache import HOME, kept, run
+from tests.services.cache import HOME, cached_directory, run_build
 from tests.services.certificates import make_certificate
 
 VERSION = "4.1.0"
@@ -75,9 +75,9 @@ Configuration:
 """
 
 
-def libraries() -> Path:
+def fetch_libraries() -> Path:
     """The folder with the broker's jars; fetched on first use, and complete or absent."""
-    return kept(CACHE.name, _fetch)
+    return cached_directory(CACHE.name, _fetch)
 
 
 def _fetch(directory: Path) -> None:
@@ -85,7 +85,7 @@ def _fetch(directory: Path) -> None:
     if maven is None:
         raise StackError("Tests on Apache Kafka need Maven and Java 17: install the packages maven and a JDK.")
     copy = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={directory}"]
-    run([maven, "-q", "-B", "-f", POM, *copy], "Maven could not fetch Apache Kafka", FETCH_SECONDS)
+    run_build([maven, "-q", "-B", "-f", POM, *copy], "Maven could not fetch Apache Kafka", FETCH_SECONDS)
 
 
 #: Who may use the secured listener.
@@ -100,7 +100,7 @@ class ApacheKafka:
         self._directory = directory
         self._guard = guard  # ends the broker when the test run is killed
         self._heap = heap
-        self._classpath = f"{libraries()}/*"
+        self._classpath = f"{fetch_libraries()}/*"
         directory.mkdir(parents=True, exist_ok=True)
         ports = Ports(directory / "ports.json", HOST)
         self._port = ports.take("kafka")
@@ -115,7 +115,7 @@ class ApacheKafka:
         return f"{HOST}:{self._port}"
 
     @property
-    def secured(self) -> str:
+    def secured_address(self) -> str:
         """Where users with a password are served, by TLS; `ca_file` holds the certificate."""
         return f"{HOST}:{self._secured}"
 
@@ -137,7 +137,7 @@ class ApacheKafka:
                 f"-Dlog4j2.configurationFile={self._directory / 'log4j2.yaml'}",
                 *("-cp", self._classpath, "kafka.Kafka", self._directory / "server.properties"),
             ],
-            env=_environment(),
+            env=_make_environment(),
             cwd=self._directory,
             log_file=self._directory / "kafka.log",
             stop_timeout=60.0,
@@ -146,7 +146,7 @@ class ApacheKafka:
         )
         pid = self._process.spawn()
         if self._guard is not None:
-            self._guard.follow(pid, signal.SIGKILL)
+            self._guard.add_pid(pid, signal.SIGKILL)
         try:
             self._process.wait_ready()
         except BaseException:
@@ -176,7 +176,7 @@ class ApacheKafka:
 
     def _forget(self) -> None:
         if self._guard is not None:
-            self._guard.gone(self.pid)
+            self._guard.remove(self.pid)
 
     def _format(self) -> None:
         logs = self._directory / "data"
@@ -186,7 +186,7 @@ class ApacheKafka:
             SERVER.format(
                 host=HOST,
                 port=self._port,
-                secured=self._secured,
+                secured_address=self._secured,
                 controller=self._controller,
                 logs=logs,
                 certificate=certificate,
@@ -205,8 +205,8 @@ class ApacheKafka:
         tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(properties)]
         tool += ["--add-scram", f"SCRAM-SHA-512=[name={USER},password={PASSWORD}]"]
         format_it = [*java, "-cp", self._classpath, *tool]
-        run(format_it, f"Apache Kafka cannot format {logs}", FORMAT_SECONDS, env=_environment())
+        run_build(format_it, f"Apache Kafka cannot format {logs}", FORMAT_SECONDS, env=_make_environment())
 
 
-def _environment() -> dict[str, str]:
+def _make_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("KAFKA_")}

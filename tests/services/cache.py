@@ -12,7 +12,7 @@ from coordinator.errors import StackError
 HOME = Path.home() / ".cache" / "baleen-tests"
 
 
-def kept(name: str, make: Callable[[Path], None]) -> Path:
+def cached_directory(name: str, make: Callable[[Path], None]) -> Path:
     """The directory of that name, which `make` fills the first time; it is complete or absent."""
     cache = HOME / name
     if cache.exists():
@@ -32,7 +32,7 @@ def kept(name: str, make: Callable[[Path], None]) -> Path:
     return cache
 
 
-def run(argv: Sequence[str | Path], failed: str, seconds: float, **options: Any) -> None:
+def run_build(argv: Sequence[str | Path], failed: str, seconds: float, **options: Any) -> None:
     """Run a program; if it fails, raise StackError with `failed` and the end of its output."""
     done = subprocess.run(argv, capture_output=True, text=True, timeout=seconds, check=False, **options)
     if done.returncode != 0:

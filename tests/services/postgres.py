@@ -1,7 +1,7 @@
 """PostgreSQL servers of a test's own: a primary, standbys, old copies of its files, and dumps of its databases.
 
 Route: `Servers.primary` -> `standby` (`pg_basebackup`, streaming) -> `promote`; or `copy_of_files` of a stopped server,
-which is what a restore of a volume's snapshot gives; or `dump` and `restore_dump` (`pg_dump`, `pg_restore`).
+which is what a restore of a volume's snapshot gives; or `dump_database` and `restore_dump` (`pg_dump`, `pg_restore`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sqlalchemy.engine import make_url
 
 from coordinator.stack.guard import Guard
 from coordinator.stack.ports import Ports
-from coordinator.stack.postgres import EmbeddedPostgres, binaries
+from coordinator.stack.postgres import EmbeddedPostgres, require_binaries
 from coordinator.stack.process import ManagedProcess
 from tests.support.wait import eventually
 
@@ -67,8 +67,8 @@ class Servers:
     def standby(self, of: Server, name: str = "standby") -> Server:
         """Return a standby that follows the server, and has all that it has now."""
         directory = self._beside(of, name)
-        run("pg_basebackup", "-d", of.url, "-D", str(directory / "data"), "-R", "-X", "stream", "-c", "fast")
-        own(directory, of.directory)
+        run_program("pg_basebackup", "-d", of.url, "-D", str(directory / "data"), "-R", "-X", "stream", "-c", "fast")
+        give_to_owner_of(directory, of.directory)
         standby = self._start(name)
         self.catch_up(standby, of)
         return standby
@@ -91,7 +91,7 @@ class Servers:
     def base_backup(self, of: Server, name: str = "restored") -> Path:
         """Back the server up; `recover` starts what this returns."""
         directory = self._beside(of, name)
-        run("pg_basebackup", "-d", of.url, "-D", str(directory / "data"), "-X", "stream", "-c", "fast")
+        run_program("pg_basebackup", "-d", of.url, "-D", str(directory / "data"), "-X", "stream", "-c", "fast")
         return directory
 
     def recover(self, backup: Path, stopped: Server, point: str) -> Server:
@@ -105,7 +105,7 @@ class Servers:
         with (data / "postgresql.auto.conf").open("a") as settings:
             settings.write(f'restore_command = \'cp "{archive}/%f" "%p"\'\n')
             settings.write(f"recovery_target_name = '{point}'\nrecovery_target_action = 'promote'\n")
-        own(backup, stopped.directory)
+        give_to_owner_of(backup, stopped.directory)
         recovered = self._start(backup.name)
         eventually(lambda: not recovered.execute("SELECT pg_is_in_recovery()")[0][0], "the recovery ends")
         return recovered
@@ -118,7 +118,7 @@ class Servers:
         """Copy the files of a server that was stopped; `start_copy` starts them."""
         directory = self._beside(of, name)
         shutil.copytree(of.directory / "data", directory / "data", symlinks=True)
-        own(directory, of.directory)
+        give_to_owner_of(directory, of.directory)
         return directory
 
     def start_copy(self, directory: Path) -> Server:
@@ -140,17 +140,17 @@ class Servers:
         server.prepare()
         process = server.process()
         process.start()
-        self._guard.follow(process.pid, process.stop_signal)
+        self._guard.add_pid(process.pid, process.stop_signal)
         self._running.append(process)
         return Server(directory, process, server.url)
 
 
-def dump(url: str, file: Path) -> None:
-    run("pg_dump", "-d", url, "-Fc", "-f", str(file))
+def dump_database(url: str, file: Path) -> None:
+    run_program("pg_dump", "-d", url, "-Fc", "-f", str(file))
 
 
 def restore_dump(file: Path, url: str, *options: str) -> None:
-    run("pg_restore", "-d", url, "--exit-on-error", *options, str(file))
+    run_program("pg_restore", "-d", url, "--exit-on-error", *options, str(file))
 
 
 def create_database(server: Server, name: str) -> str:
@@ -160,13 +160,13 @@ def create_database(server: Server, name: str) -> str:
     return server.database(name)
 
 
-def run(program: str, *arguments: str) -> None:
-    words: Sequence[str] = (str(binaries() / program), *arguments)
+def run_program(program: str, *arguments: str) -> None:
+    words: Sequence[str] = (str(require_binaries() / program), *arguments)
     done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=PROGRAM_SECONDS)
     assert done.returncode == 0, done.stderr
 
 
-def own(directory: Path, like: Path) -> None:
+def give_to_owner_of(directory: Path, like: Path) -> None:
     """Give a directory, with all that is in it, to the owner of another."""
     owner = like.stat()
     for path in (directory, *directory.rglob("*")):

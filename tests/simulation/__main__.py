@@ -9,7 +9,7 @@ import argparse
 import sys
 import time
 
-from tests.simulation.run import ground, simulate
+from tests.simulation.run import simulate, start_ground
 
 
 def main() -> int:
@@ -26,7 +26,7 @@ def main() -> int:
         speed = done / (time.monotonic() - began)
         print(f"\r{done} of {asked.histories} histories, {speed:.0f} a second ", end="", file=sys.stderr, flush=True)
 
-    with ground() as on:
+    with start_ground() as on:
         total = simulate(
             on,
             histories=asked.histories,

@@ -94,7 +94,7 @@ class Session:
         # All statements of all actors pass here, again and again: each is planned once.
         self.raw.prepared_max = None
         self.raw.execute("SET plan_cache_mode = force_generic_plan")
-        statements.prepare(self.raw)
+        statements.prepare_connection(self.raw)
         self.scheduler: Scheduler | None = None
         #: How probably a transaction finds the database away.
         self.away = 0.0
@@ -113,7 +113,7 @@ class Session:
             row[0]
             for row in self.raw.execute("SELECT format('%I.%I', schemaname, sequencename) FROM pg_sequences ORDER BY 1")
         ]
-        self._starts = self._ends()
+        self._starts = self._read_sequences()
 
     # A history
 
@@ -132,13 +132,13 @@ class Session:
         """Let every later history begin here."""
         self._command("COMMIT")
         self.scheduler = None
-        self._starts = self._ends()
+        self._starts = self._read_sequences()
 
     def replicate(self) -> None:
         """Let a standby have all that was committed until now. No transaction may be open."""
         assert self._scheduler.holder is None
         self._command(("RELEASE SAVEPOINT own; " if self._open else "") + "SAVEPOINT standby")
-        self._open, self._standby = False, self._ends()
+        self._open, self._standby = False, self._read_sequences()
 
     @property
     def has_standby(self) -> bool:
@@ -164,7 +164,7 @@ class Session:
             f"setval('{name}', {start}, false)" for name, start in zip(self._sequences, starts, strict=True)
         )
 
-    def _ends(self) -> list[int]:
+    def _read_sequences(self) -> list[int]:
         """What each sequence gives next."""
         asked = ", ".join(f"(SELECT last_value + is_called::int FROM {name})" for name in self._sequences)
         return list(self.now(f"SELECT {asked}")[0])
@@ -177,8 +177,8 @@ class Session:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        if self._inside:
-            with self._nested():
+        if self._in_transaction:
+            with self._nested_transaction():
                 yield
             return
         self._enter("begins a transaction")
@@ -195,7 +195,7 @@ class Session:
         self.after()
 
     @contextmanager
-    def _nested(self) -> Iterator[None]:
+    def _nested_transaction(self) -> Iterator[None]:
         name = f"nested_{self._depth}"
         self._command(f"SAVEPOINT {name}")
         self._depth += 1
@@ -213,13 +213,13 @@ class Session:
         if statement.startswith("SET LOCAL enable_"):
             # How to plan for millions of rows: here there are ten.
             return self.raw.cursor()
-        if not self._inside:
+        if not self._in_transaction:
             self._enter(_first_words(statement), alone=True)
         if statement.startswith("SELECT pg_advisory_lock("):
             self._lock(values[0])
         elif statement.startswith("SELECT pg_advisory_unlock("):
             self._locks.pop(values[0], None)
-        if self._timeline == 1 or self._inside:
+        if self._timeline == 1 or self._in_transaction:
             return self.raw.execute(statement, values, **more)
         # What goes on after a failover may be about rows that are not there: such a statement fails alone.
         self._command("SAVEPOINT statement")
@@ -240,7 +240,7 @@ class Session:
 
     def cursor(self, name: str | None = None, *, binary: bool = False, withhold: bool = False) -> Any:
         """Give a cursor. One that outlives its transaction has all rows from the beginning."""
-        if not self._inside:
+        if not self._in_transaction:
             self._enter("opens a cursor", alone=True)
         assert withhold or name is None
         return self.raw.cursor(binary=binary)
@@ -250,7 +250,7 @@ class Session:
         return self.raw.execute(statement, values).fetchall()
 
     @property
-    def _inside(self) -> bool:
+    def _in_transaction(self) -> bool:
         """Whether whoever asks has a transaction open."""
         return self._depth > 0 and self._scheduler.holder is self._scheduler.current
 

@@ -66,13 +66,13 @@ class Odds(NamedTuple):
     noise: float = 1.0
 
 
-def _some(chance: random.Random) -> Callable[[float, float], float]:
+def _make_draw(chance: random.Random) -> Callable[[float, float], float]:
     """Return what draws a value, or 0, with a probability."""
     return lambda probability, value: value if chance.random() < probability else 0.0
 
 
-def drawn(chance: random.Random) -> Odds:
-    some = _some(chance)
+def draw_odds(chance: random.Random) -> Odds:
+    some = _make_draw(chance)
     return Odds(
         crash=some(0.25, 0.04),
         lossy=some(0.2, 0.3),
@@ -93,9 +93,9 @@ def drawn(chance: random.Random) -> Odds:
     )
 
 
-def drawn_beside(chance: random.Random) -> dict[str, float]:
+def draw_more_odds(chance: random.Random) -> dict[str, float]:
     """Odds by a chance of their own: what histories come to without these actors stays as it is."""
-    some = _some(chance)
+    some = _make_draw(chance)
     return {
         "unlinked": some(0.12, 0.4),
         "failover": some(0.08, 0.2),
@@ -175,8 +175,8 @@ class History:
         self.chance = scheduler.chance
         self.base = base
         self._plots = plots or PLOTS[base.name]
-        beside = drawn_beside(random.Random(f"beside {seed}"))
-        self.odds = odds = drawn(self.chance)._replace(**beside | odds_set)
+        beside = draw_more_odds(random.Random(f"beside {seed}"))
+        self.odds = odds = draw_odds(self.chance)._replace(**beside | odds_set)
         self.world = World(base.session, base.bucket, scheduler, base.saved)
         world = self.world
         world.store.errors, world.store.slow, world.store.twice = odds.errors, odds.slow, odds.twice
@@ -210,7 +210,7 @@ class History:
             self._act(act)
             if self.steps > STEPS_LIMIT:
                 break
-        self._rest()
+        self._come_to_rest()
 
     def _act(self, what: str) -> None:
         scheduler, chance, world = self.scheduler, self.chance, self.world
@@ -228,7 +228,7 @@ class History:
             "die": self._die,
             "swap": self._swap,
             "race": self._race,
-            "push": self._client,
+            "push": self._spawn_client,
             "forget": self._forget,
             "restore": lambda: self._restore(world.workers),
             "wake": lambda: None,
@@ -237,37 +237,37 @@ class History:
             "index": self._index,
             "accept": self._accept,
             "standby": self._replicate,
-            "behind": self._behind,
+            "behind": self._lag_standby,
             "failover": self._fail_over,
             "replica": self._copy_bucket,
             "rollback": self._roll_back,
-            "obey": self._obey,
+            "obey": self._obey_messages,
             "undelete": lambda: self._spawn("operator", "operator", lambda: world.undelete(digest_of("x"))),
         }
         acts[what]()
         noise = self.odds.noise
         if chance.random() < 0.2 * noise:
-            self._client()
+            self._spawn_client()
         if what != "restore" and chance.random() < 0.15 * noise:
             self._restore(world.workers[:1])
         if chance.random() < self.odds.operator:
-            self._operator()
+            self._spawn_operator()
         if chance.random() < self.odds.shown:
             self._show()
-        self._beside()
+        self._act_beside()
         self._go_on()
         if what in {"report", "half", "now", "probe"} or chance.random() < self.odds.flush:
             self._flush()
         if what == "forget" and chance.random() < 0.8:
             world.pass_time(JOB_IS_SILENT + 10)
-            self._alone("sweeper", world.sweep)
+            self._run_alone("sweeper", world.sweep)
 
-    def _beside(self) -> None:
+    def _act_beside(self) -> None:
         scheduler = self.scheduler
         if scheduler.roll(self.odds.unlinked):
             scheduler.chance.choice((self._unlink, self._unlink, self._index, self._accept))()
         if scheduler.roll(self.odds.literal):
-            self._obey()
+            self._obey_messages()
 
     def _collect(self) -> None:
         if self.chance.random() < 0.15 * self.odds.noise:
@@ -305,7 +305,7 @@ class History:
     def _straggle(self) -> None:
         """A request goes on for a few steps, and then for long not at all."""
         chance, scheduler = self.chance, self.scheduler
-        where = self._where()
+        where = self._choose_repository()
         # What is hidden is brought anew, which takes longer.
         served = self.world.bucket.has(blob_key(digest_of("x")))
         work = self._put if served and chance.random() < 0.7 else self._push
@@ -317,7 +317,7 @@ class History:
             scheduler.step(actor)
         actor.asleep, actor.deeply = not actor.done, True
 
-    def _where(self) -> str:
+    def _choose_repository(self) -> str:
         """A repository; rather one of which somebody waits for events, or whose events nobody gets."""
         if self.scheduler.roll(self.odds.stranger):
             return self.chance.choice(tuple(UNREGISTERED))
@@ -344,11 +344,11 @@ class History:
     def _swap(self) -> None:
         """A delete unlinks; a push links again and is told of; then the delete is told of."""
         image, where = self.chance.choice((("D", "a/two"), ("A", "a/one")))
-        self._swapped(image, where, lambda: None)
+        self._swap_link(image, where, lambda: None)
 
     def _race(self) -> None:
         """The same, while a collection has looked at links, and has not yet written its intents."""
-        self._alone("client", lambda: self._as_client(self._put, "a/one", "A"))
+        self._run_alone("client", lambda: self._as_client(self._put, "a/one", "A"))
         collection = self._spawn("collection", "job", self.world.collect)
 
         def between() -> None:
@@ -361,17 +361,17 @@ class History:
                 self.scheduler.step(collection)
             collection.asleep = not collection.done
 
-        self._swapped("A", "a/one", between)
+        self._swap_link("A", "a/one", between)
         collection.asleep = False
 
-    def _swapped(self, image: str, where: str, between: Callable[[], None]) -> None:
+    def _swap_link(self, image: str, where: str, between: Callable[[], None]) -> None:
         world, scheduler = self.world, self.scheduler
         delete = self._spawn("deleter", "client", lambda: self._as_client(self._delete, where, image))
         for _ in range(2):
             if not delete.done:
                 scheduler.step(delete)
         between()
-        self._alone("client", lambda: self._as_client(self._put, where, image))
+        self._run_alone("client", lambda: self._as_client(self._put, where, image))
         for process in world.processes:
             while process.queue and self.chance.random() < 0.9:
                 world.deliver(process)
@@ -396,21 +396,21 @@ class History:
                 scheduler.finish_all()
                 return
             if chance.random() < 0.08 * self.odds.noise:
-                self._incident()
+                self._cause_incident()
                 continue
             actor = chance.choices(ready, [each.weight for each in ready])[0] if len(ready) > 1 else ready[0]
             if scheduler.may_stop(actor):
                 if self._may_fall_asleep(actor):
                     actor.asleep, actor.deeply = True, chance.random() < 0.25
                     scheduler.note(actor.name, f"falls asleep: {actor.next}")
-                    self._meanwhile(actor)
+                    self._act_on_sleep(actor)
                     continue
                 if actor.kind in {"job", "restorer"} and scheduler.roll(self.odds.kill):
                     scheduler.kill(actor)
                     continue
             scheduler.step(actor)
 
-    def _meanwhile(self, sleeper: Actor) -> None:
+    def _act_on_sleep(self, sleeper: Actor) -> None:
         """What makes it matter that somebody sleeps here."""
         if self.chance.random() < 0.2:
             return
@@ -428,7 +428,7 @@ class History:
         )
         return self.scheduler.roll(odds if delicate else odds / 10)
 
-    def _incident(self) -> None:
+    def _cause_incident(self) -> None:
         """Something that nobody does."""
         incidents = (
             (0.35, self._deliver_some),
@@ -459,7 +459,7 @@ class History:
             self.world.fail_over()
             self.scheduler.note("database", "fails over to its standby")
 
-    def _behind(self) -> None:
+    def _lag_standby(self) -> None:
         collection = self._spawn("collection", "job", self.world.collect)
         began = len(self.scheduler.trace)
         while not collection.done:
@@ -483,15 +483,15 @@ class History:
         self.world.roll_back_bucket()
         self.world.inspect()
 
-    def _obey(self) -> None:
+    def _obey_messages(self) -> None:
         """An operator reads what blocks GC, and does what it says."""
-        for sentence in self._blocked():
+        for sentence in self._read_blocks():
             for command, work in self.operator.commands(sentence):
                 self._run_command(command, work)
 
-    def _blocked(self) -> list[str]:
+    def _read_blocks(self) -> list[str]:
         blocked: list[str] = []
-        self._alone("reader", lambda: blocked.extend(self.operator.read()))
+        self._run_alone("reader", lambda: blocked.extend(self.operator.read()))
         for sentence in blocked:
             self.scheduler.note("operator", f"reads: {sentence}")
         return blocked
@@ -505,7 +505,7 @@ class History:
             for actor in list(scheduler.actors):
                 if actor.kind in {"job", "restorer", "worker"}:
                     scheduler.kill(actor)
-        self._alone(f"baleen {command}", work)
+        self._run_alone(f"baleen {command}", work)
 
     def _land_some(self) -> None:
         world = self.world
@@ -554,7 +554,7 @@ class History:
             behind = [number for number in partitions if world.workers[0].positions[number] < len(world.log[number])]
             if not behind:
                 return
-            self._alone("flush", lambda behind=behind: world.apply(world.workers[0], behind, 1000))
+            self._run_alone("flush", lambda behind=behind: world.apply(world.workers[0], behind, 1000))
 
     def _repair(self) -> None:
         """Processes run again, and are examined."""
@@ -563,7 +563,7 @@ class History:
                 self.world.restart(process)
         if any(process.generation for process in self.world.processes):
             for pod in PODS:
-                self._alone(f"doctor of {pod}", lambda pod=pod: self.world.examine(pod))
+                self._run_alone(f"doctor of {pod}", lambda pod=pod: self.world.examine(pod))
 
     # Who there is
 
@@ -573,7 +573,7 @@ class History:
         actor.weight = self.chance.choice((1.0, 1.0, 1.0, 0.1))
         return actor
 
-    def _alone(self, name: str, work: Callable[[], object]) -> None:
+    def _run_alone(self, name: str, work: Callable[[], object]) -> None:
         self.scheduler.finish(self._spawn(name, "alone", work))
 
     def _reconcile(self, pod: str) -> None:
@@ -588,7 +588,7 @@ class History:
             if linked and self.chance.random() < 0.9:
                 self._spawn("client", "client", lambda where=where: self._as_client(self._delete, where, "A"))
 
-    def _client(self) -> None:
+    def _spawn_client(self) -> None:
         chance = self.chance
         where = chance.choice(tuple(UNREGISTERED if self.scheduler.roll(self.odds.stranger) else REPOSITORIES))
         draw = chance.random()
@@ -606,25 +606,25 @@ class History:
         try:
             work(where, image)
         except DeadError:
-            self.scheduler.noted("finds nobody there, and gives up")
+            self.scheduler.note_current("finds nobody there, and gives up")
 
-    def _process(self, where: str) -> Process:
+    def _choose_process(self, where: str) -> Process:
         if where in UNREGISTERED:
             return self.world.stranger
         pod = PODS[REPOSITORIES[where].pod]
         return self.chance.choice([each for each in self.world.processes if each.pod == pod])
 
     def _delete(self, where: str, image: str) -> None:
-        self.world.registry.delete_manifest(self._process(where), where, image)
+        self.world.registry.delete_manifest(self._choose_process(where), where, image)
 
     def _put(self, where: str, image: str) -> None:
-        self.world.registry.put_manifest(self._process(where), where, image)
+        self.world.registry.put_manifest(self._choose_process(where), where, image)
 
     def _push(self, where: str, image: str) -> bool:
         registry = self.world.registry
         for _ in range(2):
             for layer in IMAGES[image].lists:
-                process = self._process(where)
+                process = self._choose_process(where)
                 if self.chance.random() < 0.6 and registry.has(process, where, layer):
                     continue
                 other = self.chance.choice([each for each in REPOSITORIES if each != where])
@@ -634,22 +634,22 @@ class History:
                     continue
                 if draw >= 0.6 and where in REPOSITORIES and self.world.mount(where, layer, other):
                     continue
-                registry.upload(self._process(where), where, layer)
-            if registry.put_manifest(self._process(where), where, image):
+                registry.upload(self._choose_process(where), where, layer)
+            if registry.put_manifest(self._choose_process(where), where, image):
                 return True
         return False
 
     def _push_index(self, where: str, image: str) -> None:
         registry = self.world.registry
-        process = self._process(where)
+        process = self._choose_process(where)
         # What is there already need not be pushed again: its link is all that the registry looks for.
         if self.chance.random() < 0.5 and registry.put_manifest(process, where, image):
             return
         for each in IMAGES[image].lists:
             self._push(where, each)
-        registry.put_manifest(self._process(where), where, image)
+        registry.put_manifest(self._choose_process(where), where, image)
 
-    def _operator(self) -> None:
+    def _spawn_operator(self) -> None:
         world, chance = self.world, self.chance
         digest = digest_of(chance.choice("xA"))
         work = chance.choice(
@@ -665,7 +665,7 @@ class History:
 
     # The end of it
 
-    def _rest(self) -> None:
+    def _come_to_rest(self) -> None:
         """Everybody wakes up and comes to an end, all arrives, and Baleen does what it does by itself."""
         scheduler, chance, world = self.scheduler, self.chance, self.world
         scheduler.note("", "towards rest")
@@ -685,12 +685,12 @@ class History:
         self._restore_alone()
         world.pass_time(ALL_DELETES_LANDED)
         if world.has_strangers():
-            self._alone("operator", world.declare_unmanaged)
+            self._run_alone("operator", world.declare_unmanaged)
         if world.lost_events or world.registry.lost or world.holds_too_much() or "c" in world.pods:
             self._reconcile_all()
         if literal or world.went_back:
             self._unblock()
-        self._alone("settler", world.workers[0].resolver.resolve)
+        self._run_alone("settler", world.workers[0].resolver.resolve_all)
         for _ in range(3):
             self._restore_alone()
         world.inspect()
@@ -702,25 +702,25 @@ class History:
     def _unblock(self) -> None:
         """The operator does what messages say until nothing blocks GC; raises Violation if that does not help."""
         for _ in range(ROUNDS):
-            blocked = self._blocked()
+            blocked = self._read_blocks()
             if not blocked:
-                self._alone("collection", self.world.collect)
+                self._run_alone("collection", self.world.collect)
                 self.operator.check_runs()
                 return
             for sentence in blocked:
                 for command, work in self.operator.commands(sentence):
                     self._run_command(command, work)
-            self._by_itself()
+            self._let_time_pass()
         raise Violation(f"the operator did all that was said, and GC is still blocked: {'; '.join(blocked)}")
 
-    def _by_itself(self) -> None:
+    def _let_time_pass(self) -> None:
         """Time passes, longer than anybody waits for, and Baleen does what it does by itself."""
         world = self.world
         connection: Any = world.session
         world.pass_time(ALL_REQUESTS_ENDED + ALL_DELETES_LANDED)
         self._repair()
         self._probe_alone()
-        self._alone("scheduler", lambda: jobs.ask_for_needed(connection, timedelta(days=1), BOUND))
+        self._run_alone("scheduler", lambda: jobs.request_needed_reconciles(connection, timedelta(days=1), BOUND))
         for pod in [pod for pod in world.pods if world.is_under_way(pod)]:
             self._reconcile_alone(pod)
         world.pass_time(ALL_REQUESTS_ENDED)
@@ -742,14 +742,14 @@ class History:
     def _probe_alone(self) -> None:
         """Probe all processes, and apply what they report."""
         for process in self.world.processes:
-            self._alone("prober", lambda process=process: self.world.probe(process))
+            self._run_alone("prober", lambda process=process: self.world.probe(process))
         self._flush()
 
     def _restore_alone(self) -> None:
-        self._alone("restorer", lambda: self.world.restore(self.world.workers[0]))
+        self._run_alone("restorer", lambda: self.world.restore(self.world.workers[0]))
 
     def _reconcile_alone(self, pod: str) -> None:
-        self._alone(f"reconcile of {pod}", lambda: self.world.reconcile(pod))
+        self._run_alone(f"reconcile of {pod}", lambda: self.world.reconcile(pod))
 
 
 class Current:
@@ -758,19 +758,19 @@ class Current:
     history: History | None = None
 
 
-def current() -> History:
+def current_history() -> History:
     assert Current.history is not None
     return Current.history
 
 
-def describe(history: History, limit: int = 400) -> str:
+def describe_history(history: History, limit: int = 400) -> str:
     """What happened, in sentences."""
     trace = history.scheduler.trace[-limit:]
     lines = [f"{at / 1e6 - history.base.saved.now / 1e6:12.6f}  {who:<24} {what}" for at, who, what in trace]
     return "\n".join(lines)
 
 
-class Place(NamedTuple):
+class SavedBase(NamedTuple):
     """A base as one process has left it to others: its database, and what is not in there."""
 
     name: str
@@ -779,26 +779,28 @@ class Place(NamedTuple):
     saved: Saved
     url: str = ""
 
-    def copied(self, server: Server, number: str) -> Place:
+    def copied(self, server: Server, number: str) -> SavedBase:
         """One of one's own."""
         return self._replace(url=server.database(f"{self.database}_{number}", self.database))
 
 
-def places(server: Server) -> list[Place]:
+def make_bases(server: Server) -> list[SavedBase]:
     """Make all places where histories begin."""
     made = []
     for versioned in (True, False):
         for name in PLOTS:
             database = f"base_{'versioned' if versioned else 'plain'}_{name}"
-            made.append(Place(name, versioned, database, _place(server.database(database), name, versioned=versioned)))
+            made.append(
+                SavedBase(name, versioned, database, _make_base(server.database(database), name, versioned=versioned))
+            )
     return made
 
 
-def base(place: Place) -> Base:
+def open_base(place: SavedBase) -> Base:
     return Base(place.name, Session(place.url), Bucket(versioned=place.versioned), place.saved)
 
 
-def _place(url: str, name: str, *, versioned: bool) -> Saved:  # noqa: C901 - it is told in one piece
+def _make_base(url: str, name: str, *, versioned: bool) -> Saved:  # noqa: C901 - it is told in one piece
     session, bucket, scheduler = Session(url), Bucket(versioned=versioned), Scheduler(0)
     world = World(session, bucket, scheduler, None)
     populate(world)

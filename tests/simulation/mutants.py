@@ -21,7 +21,7 @@ from coordinator.pods import view as pods
 from coordinator.storage.layout import blob_key
 from coordinator.storage.port import Target
 from coordinator.table import implied, statements
-from tests.simulation.history import Odds, current
+from tests.simulation.history import Odds, current_history
 from tests.simulation.rules import Rule, always, instead
 
 #: Little happens besides what a plot says: so a rule is noticed soon. Clocks of registries may be wrong.
@@ -81,7 +81,7 @@ def _all_versions(_: object) -> Callable[[Any], list[Target]]:
         key = blob_key(found.digest)
         if found.marker is None:
             return [Target(key)]
-        there = current().world.bucket.versions(key)
+        there = current_history().world.bucket.list_versions(key)
         return [Target(key, each.version) for each in there if not each.is_marker]
 
     return targets_of
@@ -116,16 +116,16 @@ def _bytes_first(_: object) -> Any:
     """The bytes are shown, and then it is looked whether a delete can still land."""
 
     def bring_back(self: Any, found: Any, why: str) -> bool:
-        now = self._now(found)
+        now = self._read_hide(found)
         if now is None:
             return True
-        if now.purging_at is None and not self._show(now):
+        if now.purging_at is None and not self._serve_bytes(now):
             return False
-        later = self._now(found)
-        if later is None or not later.harmless(self._delete_bound):
+        later = self._read_hide(found)
+        if later is None or not later.is_harmless(self._delete_bound):
             return False
         with self._connections.use() as connection:
-            return gc.shown(connection, later, why)
+            return gc.end_hide(connection, later, why)
 
     return bring_back
 
@@ -133,36 +133,36 @@ def _bytes_first(_: object) -> Any:
 # The rules, by their names in the code. docs/SAFETY.md names those that have a number there.
 
 T_H = Rule(gc, "T_H", instead("h.intended_at"))
-PODS = Rule(policy, "reporting", _first)
+PODS = Rule(policy, "reporting_pods", _first)
 PARTITIONS = Rule(watermarks, "partition_marks", _first)
-PROCESSES = Rule(watermarks, "counted", _first)
+PROCESSES = Rule(watermarks, "counting_processes", _first)
 ADDRESSES = Rule(watermarks, "address_bounds", always([]))
-R = Rule(policy, "until_requests_end", always(timedelta(0)))
+R = Rule(policy, "time_until_requests_end", always(timedelta(0)))
 R_OF_WATERMARKS = Rule(policy, "reported_until", _without_bound)
 R_OF_LISTINGS = Rule(policy, "reconciled_until", _without_bound)
 TARGETS = Rule(purge, "targets_of", _all_versions)
-LINKED = Rule(hide, "Hider.linked", always({}))
+LINKED = Rule(hide, "Hider.find_linked", always({}))
 #: Removals are believed without a look: each pod's links are elsewhere.
-CONFIRM_REMOVALS = Rule(statements, "pods_elsewhere", lambda _: lambda connection, pods: set(pods))
-DEAD = Rule(watermarks, "counted", _living)
-COVERED = Rule(watermarks, "may_retire", lambda _: lambda dead_since, began, bound: dead_since is not None)
-HARMLESS = Rule(gc, "Hide.harmless", always(value=True))
+CONFIRM_REMOVALS = Rule(statements, "read_unshared_pods", lambda _: lambda connection, pods: set(pods))
+DEAD = Rule(watermarks, "counting_processes", _living)
+COVERED = Rule(watermarks, "is_retirable", lambda _: lambda dead_since, began, bound: dead_since is not None)
+HARMLESS = Rule(gc, "Hide.is_harmless", always(value=True))
 UNDISTURBED = Rule(gc, "UNDISTURBED", instead("true"))
-CANCELLED = (Rule(gc, "record", _noting_late), Rule(restore, "Restorer.restore", _not_late))
-ONLY_ONE = Rule(hide, "AskedOnce.is_only_one", always(value=True))
+CANCELLED = (Rule(gc, "record_hidden", _noting_late), Rule(restore, "Restorer.restore", _not_late))
+ONLY_ONE = Rule(hide, "CountedPermit.was_asked_once", always(value=True))
 UNTOUCHED = Rule(gc, "UNTOUCHED", instead("true"))
 BYTES_LAST = Rule(restore, "Restorer.restore", _bytes_first)
 OWN_MARKERS = Rule(restore, "Restorer.has_ended", always(value=False))
 LISTING = Rule(policy, "reconciled_until", always(datetime.max.replace(tzinfo=UTC)))
-OWNED = Rule(perimeter, "holds", always([]))
-CHECK = Rule(purge, "Purger.check", always(purge.Concealment.CONCEALED))
-PERMIT = Rule(gc, "permit", always(None))
-VANISHED = Rule(pods, "Open.vanished", always([]))
-CHILDREN = (Rule(implied, "UNLISTED", instead("true")), Rule(implied, "complete", always(0)))
-INSTANCE = Rule(mark, "moved", always(None))
-OLDER_DATABASE = Rule(mark, "database_is_older", always(None))
-OLDER_BUCKET = (Rule(mark, "lost", always(None)), Rule(mark, "bucket_is_older", always(None)))
-CLAIM = Rule(mark_view, "unverified", always(None))
+OWNED = Rule(perimeter, "block_reasons", always([]))
+CHECK = Rule(purge, "Purger.check_concealed", always(purge.Concealment.CONCEALED))
+PERMIT = Rule(gc, "permit_deletes", always(None))
+VANISHED = Rule(pods, "OpenItems.describe_vanished", always([]))
+CHILDREN = (Rule(implied, "IS_NOT_LISTED", instead("true")), Rule(implied, "add_implied", always(0)))
+INSTANCE = Rule(mark, "describe_move", always(None))
+OLDER_DATABASE = Rule(mark, "describe_older_database", always(None))
+OLDER_BUCKET = (Rule(mark, "describe_lost_mark", always(None)), Rule(mark, "describe_older_bucket", always(None)))
+CLAIM = Rule(mark_view, "describe_claim", always(None))
 LOST_HISTORY = Rule(mark_table, "may_have_lost_history", always(value=False))
 
 _STRAGGLER = "straggle collect probe collect"

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 from coordinator.audit.audit import Ages, Audit
-from coordinator.domain.gc import holds
+from coordinator.domain.gc import block_reasons
 from coordinator.domain.names import PodName
 from coordinator.gc import collect, controls, mark, root_listing
 from coordinator.kafka.topics import EVENTS
@@ -51,9 +51,9 @@ class Operator:
 
     def read(self) -> list[str]:
         """Return what blocks GC, once a scheduler has compared bucket and database, and listed the root."""
-        mark.watch(self._connections, self._store)
-        root_listing.update(self._connections, self._store)
-        return holds(self.world.facts())
+        mark.record_mismatch(self._connections, self._store)
+        root_listing.update_listing(self._connections, self._store)
+        return block_reasons(self.world.facts())
 
     def commands(self, sentence: str) -> Iterator[tuple[str, Callable[[], object]]]:
         """Give the commands that a sentence names, and what they do; raises Violation."""
@@ -62,7 +62,7 @@ class Operator:
         known: Mapping[str, Callable[[], object]] = {
             "audit": self.audit,
             "gc claim": self.claim,
-            "gc on": lambda: controls.turn(self._connection, WHY, on=True),
+            "gc on": lambda: controls.set_switch(self._connection, WHY, on=True),
             "pods accept-vanished": lambda: world.accept_vanished(pod),
             "pods add": self._declare,
             "pods add-prefix": self._declare,
@@ -82,18 +82,20 @@ class Operator:
 
     def claim(self) -> None:
         """Claim the bucket for the database. Nothing else of Baleen may run."""
-        mark.claim(self._connections, self._store, WHY, EVENTS, DELETE_BOUND)
+        mark.claim_bucket(self._connections, self._store, WHY, EVENTS, DELETE_BOUND)
 
     def audit(self) -> None:
         presence = Presence(self._connections, self._store)
         report = Audit(self._connections, self._store, presence, Ages(DAY, DAY), repair=True).run()
         pending = report.claim
-        self.world.scheduler.noted("verifies the claim" if pending is None else f"does not verify the claim: {pending}")
+        self.world.scheduler.note_current(
+            "verifies the claim" if pending is None else f"does not verify the claim: {pending}"
+        )
 
     def check_runs(self) -> None:
         """Raise Violation unless the last collection came to its end."""
         found = self.world.session.now(
-            "SELECT state, error FROM jobs WHERE kind = %s ORDER BY id DESC LIMIT 1", (collect.KIND,)
+            "SELECT state, error FROM jobs WHERE kind = %s ORDER BY id DESC LIMIT 1", (collect.JOB_KIND,)
         )
         if found[0][0] != "done":
             raise Violation(f"nothing blocks GC, and the run that follows is {found[0][0]}: {found[0][1]}")
@@ -105,7 +107,7 @@ class Operator:
             instance = found[1] or found[2]
             if instance not in running:
                 with self.world.session.transaction():
-                    processes.retire(self.world.session, PodName(f"pod-{pod}"), instance, WHY, BOUND)
+                    processes.retire_process(self.world.session, PodName(f"pod-{pod}"), instance, WHY, BOUND)
 
     def _declare(self) -> None:
         if self.world.has_strangers():

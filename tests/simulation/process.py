@@ -27,7 +27,7 @@ from coordinator.gc import collect
 from coordinator.jobs import work as jobs
 from coordinator.table import processes
 from tests.simulation.database import Server
-from tests.simulation.history import Base, Current, History, Place, base, describe, places
+from tests.simulation.history import Base, Current, History, SavedBase, describe_history, make_bases, open_base
 from tests.simulation.mutants import MUTANTS, QUIET, Loss, Mutant
 from tests.simulation.rules import Rule, always, without
 from tests.simulation.scheduler import Serial, Violation
@@ -51,7 +51,7 @@ def install() -> None:
         if name.startswith("coordinator.") and hasattr(module, "ThreadPoolExecutor"):
             module.ThreadPoolExecutor = Serial  # type: ignore[attr-defined]
     # The pulse of a job: in a history nobody says that he is alive, and is taken over after a while.
-    jobs._beat = lambda work, over, pulse: None
+    jobs._beat_until_over = lambda work, over, pulse: None
     # Nobody suspends a process here, and time passes in steps longer than a pause: purges would wait for ever.
     without(Rule(watermarks, "was_paused", always(value=False)))
     collect.time = SimpleNamespace(monotonic=_seconds)  # type: ignore[assignment]
@@ -91,7 +91,7 @@ def run(asked_for: dict[str, Any]) -> None:
     server = Server(asked_for["url"])
     file = Path(asked_for["places"])
     if not file.exists():
-        file.write_bytes(pickle.dumps(places(server)))
+        file.write_bytes(pickle.dumps(make_bases(server)))
         send({"ended": True})
         return
     made = [place.copied(server, asked_for["number"]) for place in pickle.loads(file.read_bytes())]
@@ -108,7 +108,7 @@ def run(asked_for: dict[str, Any]) -> None:
     send({"ended": True})
 
 
-def _run(made: Sequence[Place], asked_for: dict[str, Any], name: str | None) -> None:
+def _run(made: Sequence[SavedBase], asked_for: dict[str, Any], name: str | None) -> None:
     """Run histories of consecutive seeds; with a mutant until it is caught."""
     mutant = None
     if name is None:
@@ -119,7 +119,7 @@ def _run(made: Sequence[Place], asked_for: dict[str, Any], name: str | None) -> 
             without(rule)
         made = [place for place in made if place.name == mutant.base and place.versioned in mutant.versioned]
         seeds = range(mutant.seed, mutant.seed + mutant.within)
-    bases = [base(place) for place in made]
+    bases = [open_base(place) for place in made]
     fingerprint = 0
     done, steps, last = 0, 0, time.monotonic()
     for seed in seeds:
@@ -132,7 +132,15 @@ def _run(made: Sequence[Place], asked_for: dict[str, Any], name: str | None) -> 
                 each.session.vacuum()
         if violation is not None:
             where = f"{begun.name}, {'with' if begun.bucket.versioned else 'without'} versions"
-            send({"seed": seed, "where": where, "violation": violation, "history": describe(history), "mutant": name})
+            send(
+                {
+                    "seed": seed,
+                    "where": where,
+                    "violation": violation,
+                    "history": describe_history(history),
+                    "mutant": name,
+                }
+            )
             if mutant is not None and mutant.is_noticed(violation):
                 break
         if time.monotonic() - last > PROGRESS_EVERY_S:

@@ -195,7 +195,7 @@ class Registry:
                 digest = digest_of(each)
                 link = (revision_link_key if image.index else layer_link_key)(repository, digest)
                 if not (self._bucket.has(link) and self._bucket.has(blob_key(digest))):
-                    self._scheduler.noted(f"refuses image {name}: {each} is not there")
+                    self._scheduler.note_current(f"refuses image {name}: {each} is not there")
                     return False
             self._see(f"looks whether the bytes of image {name} are there")
             if not self._bucket.has(blob_key(image.digest)):
@@ -204,7 +204,7 @@ class Registry:
             self._link(revision_link_key(repository, image.digest), f"links image {name} in {where}")
             if self._scheduler.roll(self.lossy):
                 self.lost = True
-                self._scheduler.noted(f"and fails: the client is told 500, and nobody that {where} links {name}")
+                self._scheduler.note_current(f"and fails: the client is told 500, and nobody that {where} links {name}")
                 return False
             self._see(f"is about to tell that {where} has image {name}")
             at = self._now(process)

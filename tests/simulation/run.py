@@ -60,7 +60,7 @@ class Ground(NamedTuple):
 
 
 @contextmanager
-def ground() -> Iterator[Ground]:
+def start_ground() -> Iterator[Ground]:
     """Begin a PostgreSQL for histories; it ends with the block."""
     with tempfile.TemporaryDirectory(prefix="baleen-simulation-", ignore_cleanup_errors=True) as directory:
         # A socket of the file system costs less than one of the network.
@@ -97,7 +97,7 @@ def simulate(
     for number, answer in _listen(on, asked):
         fingerprint ^= answer.get("fingerprint", 0)
         if "seed" in answer:
-            found.append(_found(answer))
+            found.append(_make_violation(answer))
         elif "done" in answer:
             done[number] = answer["done"], answer["steps"]
             progress(sum(each[0] for each in done.values()))
@@ -105,7 +105,7 @@ def simulate(
     return Total(histories, steps, sorted(found), fingerprint)
 
 
-def mutate(on: Ground, mutants: Sequence[str], *, processes: int) -> dict[str, Total]:
+def run_mutants(on: Ground, mutants: Sequence[str], *, processes: int) -> dict[str, Total]:
     """Run histories on each mutant until it is noticed; return what was found of each, with that last."""
     asked = [{"mutants": list(mutants[number::processes])} for number in range(processes)]
     totals: dict[str, Total] = {}
@@ -115,14 +115,14 @@ def mutate(on: Ground, mutants: Sequence[str], *, processes: int) -> dict[str, T
             continue
         total = totals.get(mutant, Total())
         if "seed" in answer:
-            total = total._replace(found=[*total.found, _found(answer)])
+            total = total._replace(found=[*total.found, _make_violation(answer)])
         else:
             total = total._replace(histories=answer["done"], steps=answer["steps"])
         totals[mutant] = total
     return totals
 
 
-def _found(answer: dict[str, Any]) -> FoundViolation:
+def _make_violation(answer: dict[str, Any]) -> FoundViolation:
     return FoundViolation(answer["seed"], answer["where"], answer["violation"], answer["history"])
 
 

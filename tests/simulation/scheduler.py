@@ -78,7 +78,7 @@ class Scheduler:
         self._hub.switch()
         self.note(actor.name, what)
 
-    def noted(self, what: str) -> None:
+    def note_current(self, what: str) -> None:
         actor = self.current
         self.note("" if actor is None else actor.name, what)
 
@@ -106,7 +106,7 @@ class Scheduler:
             try:
                 work()
             except BaleenError as error:
-                self.noted(f"gives up: {error}")
+                self.note_current(f"gives up: {error}")
             except GreenletExit:
                 pass
 

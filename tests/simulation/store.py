@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 from coordinator.errors import UnavailableError
 from coordinator.storage.port import (
     VERSIONS_LIMIT,
-    Deleted,
+    DeleteResult,
     ObjectInfo,
     ObjectVersion,
     OpenObject,
     Permit,
     Target,
-    Unfinished,
+    UnfinishedUpload,
 )
 from tests.simulation.scheduler import SECOND, Scheduler
 from tests.storage.memory import MemoryObjectStore
@@ -61,7 +61,7 @@ class Bucket(MemoryObjectStore):
         self.changes += 1
         super().delete(key)
 
-    def _delete(self, target: Target) -> Deleted:
+    def _delete(self, target: Target) -> DeleteResult:
         self.changes += 1
         return super()._delete(target)
 
@@ -112,7 +112,7 @@ class Store:
         scheduler = self._scheduler
         scheduler.pause("store", f"{what} {self._name(key)}" if key else what)
         if self.errors and scheduler.roll(self.errors) and scheduler.current is not None:
-            scheduler.noted("and the store fails")
+            scheduler.note_current("and the store fails")
             raise UnavailableError("The object store does not answer: try again.")
 
     def get(self, key: str, limit: int | None = None) -> bytes:
@@ -122,7 +122,7 @@ class Store:
     def head(self, key: str) -> ObjectInfo | None:
         self._call("looks for", key)
         found = self._bucket.head(key)
-        self._scheduler.noted("finds it" if found else "finds nothing")
+        self._scheduler.note_current("finds it" if found else "finds nothing")
         return found
 
     @contextmanager
@@ -139,9 +139,9 @@ class Store:
         self._call("lists all of", prefix)
         return self._bucket.walk(prefix)
 
-    def folders(self, prefix: str) -> Iterator[str]:
+    def list_folders(self, prefix: str) -> Iterator[str]:
         self._call("lists folders of", prefix)
-        return self._bucket.folders(prefix)
+        return self._bucket.list_folders(prefix)
 
     def check(self) -> None:
         pass
@@ -161,9 +161,9 @@ class Store:
         self._call(f"copies {self._name(source_key)} to", key)
         return self._bucket.copy_from(source._bucket, source_key, key, etag=etag)
 
-    def versions(self, key: str, limit: int = VERSIONS_LIMIT) -> Sequence[ObjectVersion]:
+    def list_versions(self, key: str, limit: int = VERSIONS_LIMIT) -> Sequence[ObjectVersion]:
         self._call("looks at the versions of", key)
-        return self._bucket.versions(key, limit)
+        return self._bucket.list_versions(key, limit)
 
     @contextmanager
     def open_version(self, key: str, version: str) -> Iterator[OpenObject]:
@@ -175,14 +175,14 @@ class Store:
         self._call(f"removes marker {version} of", key)
         return self._bucket.remove_marker(key, version)
 
-    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
-        return self._bucket.unfinished(prefix)
+    def list_unfinished(self, prefix: str) -> Iterator[UnfinishedUpload]:
+        return self._bucket.list_unfinished(prefix)
 
     def delete(self, key: str) -> None:
         self._call("deletes", key)
         self._bucket.delete(key)
 
-    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
+    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[DeleteResult]:
         if not targets:
             return []
         self.deleting += 1
@@ -191,7 +191,7 @@ class Store:
         finally:
             self.deleting -= 1
 
-    def _delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
+    def _delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[DeleteResult]:
         scheduler = self._scheduler
         named = ", ".join(
             self._name(each.key) + ("" if each.version is None else f" version {each.version}") for each in targets
@@ -205,19 +205,19 @@ class Store:
             flight = Flight(targets, until, scheduler.current.name if scheduler.current else "")
             if not attempt and scheduler.roll(self.twice):
                 self.flights.append(flight)
-                scheduler.noted("hears nothing, and sends it again")
+                scheduler.note_current("hears nothing, and sends it again")
                 continue
             if scheduler.roll(self.slow):
                 self.flights.append(flight)
-                scheduler.noted("hears nothing")
+                scheduler.note_current("hears nothing")
                 raise UnavailableError("The object store does not answer: try again.")
             if scheduler.now > until:
-                scheduler.noted("is refused: it was signed too long ago")
+                scheduler.note_current("is refused: it was signed too long ago")
                 raise UnavailableError("The object store refuses it: RequestTimeTooSkewed.")
             done = self.land(flight)
             scheduler.pause("store", f"hears that {named} is deleted")
             return done
         raise AssertionError("A delete is sent at most twice.")
 
-    def land(self, flight: Flight) -> Sequence[Deleted]:
+    def land(self, flight: Flight) -> Sequence[DeleteResult]:
         return [self._bucket._delete(each) for each in flight.targets]

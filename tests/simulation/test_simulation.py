@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import pytest
 
 from tests.simulation.mutants import MUTANTS
-from tests.simulation.run import Ground, Total, ground, mutate, simulate
+from tests.simulation.run import Ground, Total, run_mutants, simulate, start_ground
 
 pytestmark = pytest.mark.simulation
 
@@ -19,14 +19,14 @@ SEED = 1
 
 @pytest.fixture(scope="module")
 def on() -> Iterator[Ground]:
-    with ground() as made:
+    with start_ground() as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def caught(on: Ground) -> Mapping[str, Total]:
     """What histories find of each mutant."""
-    return mutate(on, list(MUTANTS), processes=PROCESSES)
+    return run_mutants(on, list(MUTANTS), processes=PROCESSES)
 
 
 def test_no_history_loses_what_is_needed(on: Ground) -> None:

@@ -24,13 +24,13 @@ from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
-from coordinator.audit.check import check
+from coordinator.audit.check import check_counts
 from coordinator.doctor import table as findings
 from coordinator.domain.facts import Removed
 from coordinator.domain.findings import Check
 from coordinator.domain.gc import Amount, Facts, Limits, Times
 from coordinator.domain.lifecycle import BlobState
-from coordinator.domain.mounts import NotMountedError, Wanted
+from coordinator.domain.mounts import MountRequest, NotMountedError
 from coordinator.domain.names import Digest, PodName, RepositoryName
 from coordinator.domain.pods import PodKind
 from coordinator.domain.progress import Position, Progress
@@ -40,11 +40,11 @@ from coordinator.gc import table as gc
 from coordinator.gc.conditions import read_facts
 from coordinator.gc.restore import Restorer
 from coordinator.jobs import table as jobs
-from coordinator.jobs.work import Runner, Work, run
+from coordinator.jobs.work import Runner, Work, run_job
 from coordinator.kafka.topics import EVENTS
-from coordinator.leftovers.links import give_back
+from coordinator.leftovers.links import write_needed_links_back
 from coordinator.mounts.directory import MountPod, MountPods
-from coordinator.mounts.linker import LinkObjects
+from coordinator.mounts.linker import LinkWriter
 from coordinator.mounts.mounter import Mounter
 from coordinator.mounts.sources import Sources
 from coordinator.reconcile import reconcile
@@ -64,7 +64,7 @@ from coordinator.storage.layout import (
 from coordinator.storage.port import Target
 from coordinator.table import expiry, progress, vanished_links
 from coordinator.table import processes as registry_processes
-from coordinator.table.apply import BatchApply
+from coordinator.table.apply import BatchApplier
 from coordinator.table.batch import Item, OutOfStepError, Slice
 from coordinator.table.echoes import KnownProcesses
 from coordinator.table.epochs import advancing
@@ -175,7 +175,7 @@ class World:
         #: Registered pods, with their ids.
         self.pods = dict(PODS)
         self.store = Store(bucket, scheduler, name_of)
-        self.store.watch = self._watch
+        self.store.watch = self._check_targets
         self.registry = Registry(bucket, scheduler)
         self.late: list[LateWrite] = []
         #: Events that come once more.
@@ -188,7 +188,7 @@ class World:
             connections,
             MountPods(lambda: pods),
             Sources(store),
-            {PodKind.LINK: LinkObjects(store)},
+            {PodKind.LINK: LinkWriter(store)},
             lambda _: None,
             margin=MARGIN,
             relay_limit=0,
@@ -225,7 +225,9 @@ class World:
 
     def _restorer(self) -> Restorer:
         presence = Presence(self.connections, self.store)
-        return Restorer(self.connections, self.store, presence, delete_bound=DELETE_BOUND, give_links_back=give_back)
+        return Restorer(
+            self.connections, self.store, presence, delete_bound=DELETE_BOUND, give_links_back=write_needed_links_back
+        )
 
     def facts(self) -> Facts:
         asking: Any = Asking(self.session)
@@ -244,50 +246,50 @@ class World:
         if not slices:
             return
         sent = " and ".join(f"{piece.first_offset} to {piece.next_offset} of {piece.partition}" for piece in slices)
-        self.scheduler.noted(f"is going to apply {sent}: {describe(slices)}")
+        self.scheduler.note_current(f"is going to apply {sent}: {describe_slices(slices)}")
         try:
-            applied = BatchApply(self.session, MARGIN, worker.processes, BOUND).apply(slices)  # type: ignore[arg-type]
+            applied = BatchApplier(self.session, MARGIN, worker.processes, BOUND).apply(slices)  # type: ignore[arg-type]
         except OutOfStepError as error:
             worker.positions[error.piece.partition] = error.expected or 0
-            self.scheduler.noted(f"is out of step, and goes on at {error.expected}")
+            self.scheduler.note_current(f"is out of step, and goes on at {error.expected}")
             return
         for piece in slices:
             worker.positions[piece.partition] = piece.next_offset
-        self.scheduler.noted("has applied them")
+        self.scheduler.note_current("has applied them")
         if applied.removals_doubtful:
             worker.resolver.resolve_new()
 
     def mount(self, where: str, name: str, source: str) -> bool:
         """A client asks Baleen for a mount; False if it is to upload."""
-        wanted = Wanted(REPOSITORIES[where].name, digest_of(name), REPOSITORIES[source].name)
+        wanted = MountRequest(REPOSITORIES[where].name, digest_of(name), REPOSITORIES[source].name)
         try:
             self.mounter.mount(wanted, None)
         except (NotMountedError, UnavailableError) as error:
-            self.scheduler.noted(f"is told to upload {name} ({error})")
+            self.scheduler.note_current(f"is told to upload {name} ({error})")
             return False
-        self.scheduler.noted(f"has {name} mounted in {where}")
+        self.scheduler.note_current(f"has {name} mounted in {where}")
         return True
 
     def restore(self, worker: Worker) -> None:
         worker.restorer.round()
 
     def sweep(self) -> None:
-        expiry.expire_links(self.session, LINK_GRACE)  # type: ignore[arg-type]
+        expiry.delete_expired_links(self.session, LINK_GRACE)  # type: ignore[arg-type]
 
     def probe(self, process: Process) -> None:
         connection: Any = self.session
         addresses = [each.address for each in self.processes if each.url == process.url]
         if process.address == addresses[0]:
-            registry_processes.endpoints_seen(
-                connection, process.pod, {process.url: addresses}, findings.now(connection)
+            registry_processes.record_endpoints(
+                connection, process.pod, {process.url: addresses}, findings.read_clock(connection)
             )
         nonce = registry_processes.insert_probe(connection, process.pod, process.url, process.address)
         self.scheduler.pause("store", f"probes {process.name}")
         if not process.alive:
-            registry_processes.probe_failed(connection, nonce, "refused", refused=True)
+            registry_processes.record_probe_failure(connection, nonce, "refused", refused=True)
             return
         self.registry.pull(process, nonce)
-        registry_processes.probe_answered(connection, nonce)
+        registry_processes.record_probe_answer(connection, nonce)
 
     def examine(self, pod: str) -> None:
         """A doctor's visit, which finds that all is well."""
@@ -300,10 +302,10 @@ class World:
             INSERT INTO jobs (kind, pod_id, why) SELECT %s, id, 'a history' FROM pods WHERE name = %s
             ON CONFLICT DO NOTHING
             """,
-            (reconcile.KIND, f"pod-{pod}"),
+            (reconcile.JOB_KIND, f"pod-{pod}"),
         )
         resolver = Resolver(self.connections, self.store)  # type: ignore[arg-type]
-        runner = reconcile.Reconcile(
+        runner = reconcile.Reconciler(
             self.connections,  # type: ignore[arg-type]
             self.store,
             resolver,
@@ -312,13 +314,13 @@ class World:
             request_bound=BOUND,
             sizes=Sizes(parts=1, first_pause_s=0.0),
         )
-        self._do(reconcile.KIND, runner)
+        self._run_job(reconcile.JOB_KIND, runner)
 
     def is_under_way(self, pod: str) -> bool:
         """Whether a reconcile of the pod was begun, and has not ended."""
         found = self.session.execute(
             "SELECT FROM jobs WHERE kind = %s AND pod_id = %s AND state IN ('waiting', 'running')",
-            (reconcile.KIND, self.pods.get(pod)),
+            (reconcile.JOB_KIND, self.pods.get(pod)),
         )
         return found.fetchone() is not None
 
@@ -326,27 +328,27 @@ class World:
         """Whether the last reconcile of the pod is one that has to be tried again."""
         found = self.session.execute(
             "SELECT state = 'failed' FROM jobs WHERE kind = %s AND pod_id = %s ORDER BY id DESC LIMIT 1",
-            (reconcile.KIND, self.pods.get(pod)),
+            (reconcile.JOB_KIND, self.pods.get(pod)),
         ).fetchone()
         return found is not None and found[0]
 
     def collect(self) -> None:
         self.session.execute("INSERT INTO jobs (kind, why) VALUES ('gc', 'a history') ON CONFLICT DO NOTHING")
-        runner = collect.Collect(
+        runner = collect.Collector(
             self.connections,  # type: ignore[arg-type]
             self.store,
             lambda: self.known(self.facts()),
             self._restorer(),
             limits=NO_LIMITS,
         )
-        self._do(collect.KIND, runner)
+        self._run_job(collect.JOB_KIND, runner)
 
-    def _do(self, kind: str, runner: Runner) -> None:
+    def _run_job(self, kind: str, runner: Runner) -> None:
         """As a scheduler, but for one job alone."""
         connection: Any = self.session
-        job = jobs.take(connection, [kind])
+        job = jobs.take_job(connection, [kind])
         if job is not None:
-            run(Work(job, self.connections, Stop(self.scheduler)), runner)  # type: ignore[arg-type]
+            run_job(Work(job, self.connections, Stop(self.scheduler)), runner)  # type: ignore[arg-type]
 
     # Others
 
@@ -359,7 +361,7 @@ class World:
         if self.store.deleting or self.store.flights:
             return
         key = blob_key(digest_of(name))
-        on_top = next((each for each in self.bucket.versions(key) if each.latest), None)
+        on_top = next((each for each in self.bucket.list_versions(key) if each.latest), None)
         if on_top is not None and on_top.is_marker:
             self.bucket.remove_marker(key, on_top.version)
 
@@ -388,11 +390,11 @@ class World:
             if actor.process is not None:
                 self.scheduler.kill(actor)
         self.went_back = self.lost_events = True
-        self.lost |= {digest for digest in self.needed() if not self._has_bytes(digest)}
+        self.lost |= {digest for digest in self.needed_digests() if not self._has_bytes(digest)}
 
     def _has_bytes(self, digest: Digest) -> bool:
         copies = any(key.startswith(quarantine_prefix(digest)) for key in self.bucket.stored())
-        return copies or any(not each.is_marker for each in self.bucket.versions(blob_key(digest)))
+        return copies or any(not each.is_marker for each in self.bucket.list_versions(blob_key(digest)))
 
     def remove_link(self) -> None:
         """Somebody with the pod's key removes a link, and no registry sends an event of it.
@@ -408,7 +410,7 @@ class World:
         self.bucket.delete(key)
         self.owed[key] = self.scheduler.now
         self.lost_events = True
-        self.scheduler.noted(f"removes {name_of(key)}")
+        self.scheduler.note_current(f"removes {name_of(key)}")
 
     def removable(self) -> list[str]:
         """Links that the table has, and that no delete event may be about: what vanishes of others is not noticed."""
@@ -454,7 +456,7 @@ class World:
     def accept_vanished(self, pod: str) -> None:
         """Accept that links of a pod are gone which vanished without a delete event."""
         engine: Any = Engine(self.session)
-        vanished_links.accept(engine, PodName(f"pod-{pod}"), "a history", "an operator")
+        vanished_links.accept_vanished(engine, PodName(f"pod-{pod}"), "a history", "an operator")
         accepted = self.session.now(
             "SELECT digest, evidence ->> 'repository' FROM gc_ledger WHERE decision = 'accepted'"
         )
@@ -477,15 +479,16 @@ class World:
     def declare_unmanaged(self) -> None:
         """An operator registers the pod whose registry sends no events, and a doctor proves that it caches nothing."""
         connection: Any = self.session
-        (number,) = connection.execute(
-            """
-            INSERT INTO pods (name, registries, event_token_sha256, managed, unmanaged_why, unmanaged_by)
-            VALUES ('pod-c', '{http://c}', %s, false, 'a history', 'an operator') RETURNING id
-            """,
-            (b"1" * 32,),
-        ).fetchone()
-        connection.execute("INSERT INTO pod_prefixes (prefix, pod_id) VALUES ('pod-c', %s)", (number,))
-        _examined(connection, number)
+        with connection.transaction():
+            (number,) = connection.execute(
+                """
+                INSERT INTO pods (name, registries, event_token_sha256, managed, unmanaged_why, unmanaged_by)
+                VALUES ('pod-c', '{http://c}', %s, false, 'a history', 'an operator') RETURNING id
+                """,
+                (b"1" * 32,),
+            ).fetchone()
+            connection.execute("INSERT INTO pod_prefixes (prefix, pod_id) VALUES ('pod-c', %s)", (number,))
+            _record_findings(connection, number)
         self.pods["c"] = number
 
     def undelete(self, digest: Digest) -> None:
@@ -496,7 +499,7 @@ class World:
         self._pin(digest)
         restorer = self._restorer()
         for _ in range(3):
-            hide = gc.hide_of(connection, digest)
+            hide = gc.read_hide_of_blob(connection, digest)
             if hide is None or restorer.restore(hide, "an operator asked for it"):
                 self._unpin(digest)
                 return
@@ -533,9 +536,9 @@ class World:
 
     def switch_off_for_a_while(self) -> None:
         connection: Any = self.session
-        controls.turn(connection, "a history", on=False)
+        controls.set_switch(connection, "a history", on=False)
         self.scheduler.pause("store", "lets it be off")
-        controls.turn(connection, "a history", on=True)
+        controls.set_switch(connection, "a history", on=True)
 
     # What happens by itself
 
@@ -593,7 +596,7 @@ class World:
         while True:
             due: list[tuple[int, Callable[[], None]]] = []
             due += [(each.until, lambda each=each: self.land_late(each)) for each in self.late]
-            due += [(each.until, lambda each=each: self._lapse(each)) for each in self.store.flights]
+            due += [(each.until, lambda each=each: self._end_flight(each)) for each in self.store.flights]
             due += [
                 (actor.deadline, lambda actor=actor: self._end_request(actor))
                 for actor in scheduler.actors
@@ -607,7 +610,7 @@ class World:
         scheduler.now = max(scheduler.now, until)
         scheduler.note("", f"{seconds:g} s have passed")
 
-    def _lapse(self, flight: Flight) -> None:
+    def _end_flight(self, flight: Flight) -> None:
         if self.scheduler.roll(0.5):
             self.land(flight)
         else:
@@ -622,7 +625,7 @@ class World:
 
     # What must hold
 
-    def needed(self) -> set[Digest]:
+    def needed_digests(self) -> set[Digest]:
         """What a repository links, and what that lists."""
         found: set[Digest] = set()
         for key in self.bucket.stored():
@@ -631,7 +634,7 @@ class World:
                 found |= PULLED[known[1].digest]
         return found
 
-    def _owed(self) -> set[Digest]:
+    def _owed_digests(self) -> set[Digest]:
         """What was needed by links that somebody removed, and that nobody has pushed or deleted since."""
         for key, removed in list(self.owed.items()):
             if self.bucket.has(key) or self.registry.deletes.get(key, -1) >= removed:
@@ -642,7 +645,7 @@ class World:
         if self.bucket.changes == self._seen_changes:
             return
         self._seen_changes = self.bucket.changes
-        needed = self.needed() | self._owed() if self.owed else self.needed()
+        needed = self.needed_digests() | self._owed_digests() if self.owed else self.needed_digests()
         self.unserved = {digest for digest in needed if not self.bucket.has(blob_key(digest))}
         if self.lost:
             self.lost &= self.unserved
@@ -669,7 +672,7 @@ class World:
             number, to_delete, recorded = hides.get(digest, (None, False, None))
             if self.bucket.versioned:
                 gone = {version for version, _ in recorded or ()} if to_delete else set()
-                versions = self.bucket.versions(blob_key(digest))
+                versions = self.bucket.list_versions(blob_key(digest))
                 there = any(not each.is_marker and each.version not in gone for each in versions)
             else:
                 there = number is not None and not to_delete and self.bucket.has(quarantine_key(digest, number))
@@ -679,7 +682,7 @@ class World:
             if not there:
                 raise Violation(f"{NAMES[digest]} is needed, and its bytes are lost")
 
-    def _watch(self, targets: Sequence[Target]) -> None:
+    def _check_targets(self, targets: Sequence[Target]) -> None:
         """Look at what a delete names, as soon as it is permitted."""
         for target in targets:
             blob = parse_blob_key(target.key)
@@ -708,7 +711,7 @@ class World:
             if not allowed:
                 raise Violation(f"a delete names {name_of(target.key)} {target.version or ''}, not its hide's to name")
 
-    def _linked(self) -> set[tuple[str, Digest]]:
+    def _linked_pairs(self) -> set[tuple[str, Digest]]:
         """What a repository links, and the known manifests that its indexes list (table/implied.py)."""
         known = (_REVISIONS.get(key) for key in self.bucket.stored())
         manifests = {Digest(row[0]) for row in self.session.now("SELECT digest FROM blobs JOIN manifests USING (id)")}
@@ -718,7 +721,7 @@ class World:
             for digest in (image.digest, *(NEEDS[image.digest] & manifests & NEEDS.keys()))
         }
 
-    def _held(self) -> set[tuple[str, Digest]]:
+    def _held_pairs(self) -> set[tuple[str, Digest]]:
         found = self.session.now(
             """
             SELECT r.name, b.digest FROM repository_manifests h JOIN repositories r ON r.id = h.repository_id
@@ -729,18 +732,18 @@ class World:
 
     def holds_too_much(self) -> bool:
         """A push that was told long after its link had gone again is held until a reconcile: a leak, and no loss."""
-        return not self._held() <= self._linked()
+        return not self._held_pairs() <= self._linked_pairs()
 
     def inspect_at_rest(self, *, checked: bool) -> None:
         """All is delivered, applied and restored: what is needed is served, and the table says what storage has."""
-        needed = self.needed() - self.lost
+        needed = self.needed_digests() - self.lost
         for digest in needed:
             if not self.bucket.has(blob_key(digest)):
                 raise Violation(f"at rest {NAMES[digest]} is needed and not served")
         unknown = self.session.now("SELECT kind, error FROM jobs WHERE error LIKE 'Internal error%%'")
         if unknown:
             raise Violation(f"a job of kind {unknown[0][0]} has failed: {unknown[0][1]}")
-        held, linked = self._held(), self._linked()
+        held, linked = self._held_pairs(), self._linked_pairs()
         if held != linked:
             more = [f"{name} holds {NAMES[digest]}" for name, digest in sorted(held - linked)]
             less = [f"{name} does not hold {NAMES[digest]}" for name, digest in sorted(linked - held)]
@@ -754,12 +757,12 @@ class World:
                 raise Violation(f"at rest {NAMES[digest]} is needed, served, and {state.name.lower()}")
         if not checked:
             return
-        report = check(_engine(self.session))
-        if not report.agrees:
+        report = check_counts(_make_engine(self.session))
+        if not report.is_healthy:
             raise Violation(f"at rest `check` finds {report.differences[0]}")
 
 
-def _engine(session: Session) -> Any:
+def _make_engine(session: Session) -> Any:
     """What `check` takes for an engine: it sees what the history has written so far."""
 
     class Rows:
@@ -821,7 +824,7 @@ def describe_sent(sent: Sent) -> str:
     return f"{type(fact).__name__} {'' if digest is None else NAMES[digest]} in {fact.repository}"
 
 
-def describe(slices: Sequence[Slice]) -> str:
+def describe_slices(slices: Sequence[Slice]) -> str:
     sent = [
         "an echo" if item.echo is not None else f"{type(item.fact).__name__} {NAMES[item.fact.digest]}"  # type: ignore[union-attr]
         for piece in slices
@@ -830,7 +833,7 @@ def describe(slices: Sequence[Slice]) -> str:
     return ", ".join(sent)
 
 
-def _examined(connection: Any, pod: int) -> None:
+def _record_findings(connection: Any, pod: int) -> None:
     for each in Check:
         connection.execute(
             """
@@ -850,7 +853,7 @@ def populate(world: World) -> None:
             (f"pod-{name}", [f"http://{name}"], b"0" * 32),
         )
         connection.execute("INSERT INTO pod_prefixes (prefix, pod_id) VALUES (%s, %s)", (f"pod-{name}", number))
-        _examined(connection, number)
+        _record_findings(connection, number)
     for number in range(PARTITIONS):
-        assert progress.move(connection, (EVENTS, number), None, Position(Progress(0, None, None), None))
-    controls.turn(connection, "a history", on=True)
+        assert progress.set_position(connection, (EVENTS, number), None, Position(Progress(0, None, None), None))
+    controls.set_switch(connection, "a history", on=True)

@@ -27,7 +27,7 @@ from coordinator.domain.findings import Check
 from coordinator.domain.gc import Facts
 from coordinator.gc import controls
 from coordinator.kafka.topics import ensure_topics
-from coordinator.stack.application import answers
+from coordinator.stack.application import is_answering
 from coordinator.stack.distribution import DistributionRegistry, Notifications, Storage
 from coordinator.stack.guard import Guard
 from coordinator.stack.ports import Ports
@@ -35,7 +35,7 @@ from coordinator.stack.process import ManagedProcess
 from coordinator.stack.seaweedfs import BUCKET, ROOT, EmbeddedS3
 from coordinator.storage.s3 import S3ObjectStore
 from coordinator.table import expiry, statements
-from coordinator.tokens.table import hash_of
+from coordinator.tokens.table import hash_token
 from tests.conftest import temporary_directory
 from tests.doctor.examined import examine_whatever_comes
 from tests.services.apache_kafka import ApacheKafka
@@ -62,7 +62,7 @@ class Service(GuardedProcess):
     """One that may end by itself, and is started again then."""
 
     def alive(self) -> bool:
-        return self._process is not None and self._process.alive()
+        return self._process is not None and self._process.is_alive()
 
 
 class World:
@@ -98,13 +98,13 @@ class World:
             }
         )
         self.settings = self.place.settings()
-        self.store: S3ObjectStore = compose_store.object_store(self.settings)
+        self.store: S3ObjectStore = compose_store.make_object_store(self.settings)
         if versioned:
             self.store.enable_versioning()
         migrate.upgrade(self.database.url)
         ensure_topics(self.settings)
         self.table = Table(self.database.url)
-        self._facts = compose_scheduler.collection_facts(self.settings)
+        self._facts = compose_scheduler.make_collection_facts_reader(self.settings)
         self._tokens = {pod: secrets.token_urlsafe(16) for pod in PODS}
         self._api_port = self._ports.take("api")
         made = {pod: self._registry(pod) for pod in PODS}
@@ -113,12 +113,12 @@ class World:
             self.table.do(
                 "INSERT INTO pods (name, event_token_sha256, registries) VALUES (%s, %s, %s)",
                 pod,
-                hash_of(self._tokens[pod]),
+                hash_token(self._tokens[pod]),
                 [each.url],
             )
             self.table.do("INSERT INTO pod_prefixes SELECT %s, id FROM pods WHERE name = %s", pod, pod)
         with psycopg.connect(self.database.url, autocommit=True) as connection:
-            controls.turn(connection, "a test", on=True)
+            controls.set_switch(connection, "a test", on=True)
         self.processes = {
             "api": Service(guard, self._api),
             **{f"worker-{n}": self._python(f"worker-{n}", "workers") for n in range(WORKERS)},
@@ -195,7 +195,7 @@ class World:
     def _api(self) -> ManagedProcess:
         url = f"http://{HOST}:{self._api_port}/healthz"
         arguments = ["coordinator.cli", "api", "--host", HOST, "--port", str(self._api_port)]
-        return self._process("api", arguments, lambda: answers(url))
+        return self._process("api", arguments, lambda: is_answering(url))
 
     def _python(self, name: str, module: str) -> Service:
         return Service(self._guard, lambda: self._process(name, [module]))
@@ -226,7 +226,7 @@ class Operator(threading.Thread):
         while not self._ending.wait(OPERATOR_EVERY_S):
             try:
                 with psycopg.connect(self._world.database.url, autocommit=True, connect_timeout=5) as connection:
-                    statements.prepare(connection)
+                    statements.prepare_connection(connection)
                     self._round(connection)
             except psycopg.OperationalError:
                 continue  # it was killed: the next round comes soon
@@ -257,4 +257,4 @@ class Operator(threading.Thread):
             """
         )
         connection.execute("INSERT INTO jobs (kind, why) VALUES ('gc', 'a test') ON CONFLICT DO NOTHING")
-        expiry.expire_links(connection, timedelta(seconds=self._world.settings.safety_link_grace))
+        expiry.delete_expired_links(connection, timedelta(seconds=self._world.settings.safety_link_grace))

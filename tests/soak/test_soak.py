@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.audit.check import check
+from coordinator.audit.check import check_counts
 from coordinator.db.engine import temporary_engine
 from coordinator.demo import bucket
-from coordinator.domain.gc import Facts, hiding, holds, purging
+from coordinator.domain.gc import Facts, block_reasons, hide_policy, purge_policy
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import parse_digest
 from coordinator.storage.layout import QUARANTINE, blob_key, parse_quarantine_key
@@ -180,7 +180,7 @@ def rest(world: World, pushing: Sequence[Client]) -> None:
     def known() -> bool:
         world.revive()
         facts = world.facts()
-        return not holds(facts) and all(
+        return not block_reasons(facts) and all(
             at is not None and at > rested_at + bound for pod in facts.pods for at in (pod.watermark, pod.reconciled_at)
         )
 
@@ -203,8 +203,8 @@ def open_states(world: World) -> dict[str, int]:
 def describe(world: World) -> str:
     facts: Facts = world.facts()
     return (
-        f"held by {holds(facts)}, now {facts.now}, to hide until {hiding(facts).until}, to purge until "
-        f"{purging(facts).until}, blobs {open_states(world)}, last runs "
+        f"held by {block_reasons(facts)}, now {facts.now}, to hide until {hide_policy(facts).until}, to purge until "
+        f"{purge_policy(facts).until}, blobs {open_states(world)}, last runs "
         f"{world.table.rows('SELECT state, error, progress FROM jobs WHERE kind = %s ORDER BY id DESC LIMIT 3', 'gc')}"
     )
 
@@ -240,7 +240,7 @@ def assert_nothing_is_lost(world: World, pushing: Sequence[Client], directory: P
 
 def assert_nothing_is_left(world: World) -> list[str]:
     """Table and links agree, and nothing else has bytes, but for what Baleen cannot know of: that is returned."""
-    expected = bucket.expected(world.store)
+    expected = bucket.read_expected_counts(world.store)
     holdings = world.table.rows(
         "SELECT r.name, encode(b.digest, 'hex') FROM repository_manifests f"
         " JOIN blobs b ON b.id = f.manifest_id JOIN repositories r ON r.id = f.repository_id"
@@ -249,13 +249,13 @@ def assert_nothing_is_left(world: World) -> list[str]:
     blobs = world.table.rows("SELECT encode(digest, 'hex'), reference_count, state FROM blobs")
     assert {f"sha256:{digest}": count for digest, count, _ in blobs if count} == expected.reference_counts
     with temporary_engine(world.database.url, name="test") as engine:
-        report = check(engine)
-    assert report.agrees, report.differences
+        report = check_counts(engine)
+    assert report.is_healthy, report.differences
     assert expected.reference_counts.keys() <= expected.sizes.keys()
     orphans = sorted(expected.sizes.keys() - expected.reference_counts.keys())
     gone = [digest for digest, _, state in blobs if state == BlobState.PURGED and f"sha256:{digest}" not in orphans]
     with ThreadPoolExecutor(8) as pool:
-        left = pool.map(lambda digest: world.store.versions(blob_key(parse_digest(f"sha256:{digest}"))), gone)
+        left = pool.map(lambda digest: world.store.list_versions(blob_key(parse_digest(f"sha256:{digest}"))), gone)
         assert [(digest, found) for digest, found in zip(gone, left, strict=True) if any(v.size for v in found)] == []
     purged = {row[0] for row in world.table.rows("SELECT hide_id FROM gc_ledger WHERE decision = 'purged'")}
     copies = [parse_quarantine_key(entry.key) for entry in world.store.walk(QUARANTINE)]

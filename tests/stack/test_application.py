@@ -2,8 +2,8 @@
 
 import pytest
 
-from coordinator.settings import build
-from coordinator.stack.application import answers, reached_at
+from coordinator.settings import make_settings
+from coordinator.stack.application import is_answering, local_url
 from tests.services.http import Handler, HTTPServer
 
 
@@ -21,8 +21,8 @@ from tests.services.http import Handler, HTTPServer
 )
 def test_where_the_api_is_found(host: str, url: str) -> None:
     """Commands get an address at which the API can be reached from here, wherever it listens."""
-    assert reached_at(host, 8640) == url
-    assert build({"url": url}).url == url
+    assert local_url(host, 8640) == url
+    assert make_settings({"url": url}).url == url
 
 
 class Alive(Handler):
@@ -37,4 +37,4 @@ def test_no_proxy_is_asked_whether_the_api_is_alive(monkeypatch: pytest.MonkeyPa
     for name in ("HTTP_PROXY", "http_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     with HTTPServer(Alive) as server:
-        assert answers(server.address)
+        assert is_answering(server.address)

@@ -52,7 +52,7 @@ def test_a_blob_that_one_pod_stored_is_served_by_another(
     finally:
         for process in running:
             process.stop()
-    assert not any(process.alive() for process in running)
+    assert not any(process.is_alive() for process in running)
     assert stat.S_IMODE((tmp_path / "pod-a" / "pod-a.yml").stat().st_mode) == 0o600
     assert not any(
         secret in repr(pods) + repr(running)

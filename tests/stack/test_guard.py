@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from coordinator.stack import guard as guarding
-from coordinator.stack.guard import Child, Guard, identity
+from coordinator.stack.guard import Child, Guard, read_identity
 
 STUBBORN = "import signal,time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
 
@@ -24,7 +24,7 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def known(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> Child:
-    started = identity(process.pid)
+    started = read_identity(process.pid)
     assert started is not None
     return Child(process.pid, started, number)
 
@@ -39,10 +39,10 @@ def test_a_child_is_sent_its_own_signal_when_the_pipe_ends(sleeper: subprocess.P
 
 
 def test_a_child_that_was_taken_back_is_left_alone(sleeper: subprocess.Popen[bytes]) -> None:
-    """`gone` makes the guard forget a process id."""
+    """`remove` makes the guard forget a process id."""
     guard = Guard()
     guard.add(known(sleeper))
-    guard.gone(sleeper.pid)
+    guard.remove(sleeper.pid)
     guard.close()
     assert sleeper.poll() is None
 
@@ -60,7 +60,7 @@ def test_a_child_that_ignores_its_signal_is_killed_after_the_time() -> None:
     with subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        guarding.end([known(process)], seconds=0.2)
+        guarding.end_children([known(process)], seconds=0.2)
         assert process.wait(10) == -signal.SIGKILL
 
 
@@ -82,7 +82,7 @@ def test_a_process_that_only_waits_to_be_reaped_is_gone() -> None:
     """A zombie has no identity."""
     with subprocess.Popen(["true"]) as process:
         deadline = time.monotonic() + 10
-        while identity(process.pid) is not None:
+        while read_identity(process.pid) is not None:
             assert time.monotonic() < deadline
 
 

@@ -41,7 +41,7 @@ def test_a_child_is_ready_when_its_probe_answers_and_leads_a_session_of_its_own(
         assert os.getsid(process.pid) == process.pid
     finally:
         process.stop()
-    assert not process.alive()
+    assert not process.is_alive()
 
 
 def test_a_child_that_ignores_its_signal_is_killed(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_child_that_never_becomes_ready_is_stopped(tmp_path: Path) -> None:
     process = child(tmp_path, STUBBORN, probe=lambda: False, ready_timeout=0.2, stop_timeout=0.1)
     with pytest.raises(StackError, match="is not ready after"):
         process.start()
-    assert not process.alive()
+    assert not process.is_alive()
 
 
 def test_a_missing_program_is_an_error_of_the_stack(tmp_path: Path) -> None:

@@ -231,15 +231,15 @@ def test_more_children_are_watched_and_stopped_first(data_dir: Path) -> None:
         assert f"{added.pid} " in (data_dir / "children").read_text()
         psutil.Process(added.pid).kill()
         assert stack.wait(timeout=DEADLINE) is added
-    assert not added.alive()
+    assert not added.is_alive()
 
 
 @pytest.mark.parametrize(
     ("find", "setting"),
     [
-        (postgres.binaries, "BALEEN_DATABASE_URL"),
-        (seaweedfs.program, "BALEEN_S3_ENDPOINT_URL"),
-        (noida.program, "BALEEN_KAFKA_BOOTSTRAP"),
+        (postgres.require_binaries, "BALEEN_DATABASE_URL"),
+        (seaweedfs.require_program, "BALEEN_S3_ENDPOINT_URL"),
+        (noida.require_program, "BALEEN_KAFKA_BOOTSTRAP"),
     ],
 )
 def test_a_missing_wheel_names_the_extra_and_the_setting(

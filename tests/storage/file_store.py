@@ -34,7 +34,7 @@ class WritableFiles(FileObjectStore):
             while (target := target.parent) != self.root and not any(target.iterdir()):
                 target.rmdir()
 
-    def folders(self, prefix: str) -> Iterator[str]:
+    def list_folders(self, prefix: str) -> Iterator[str]:
         rests = [entry.key.removeprefix(prefix).partition("/") for entry in self.walk(prefix)]
         yield from dict.fromkeys(f"{prefix}{name}/" for name, slash, _ in rests if slash)
 

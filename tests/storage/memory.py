@@ -15,7 +15,7 @@ from coordinator.storage.port import (
     LIST_LIMIT,
     UNVERSIONED,
     VERSIONS_LIMIT,
-    Deleted,
+    DeleteResult,
     KeyVersion,
     ObjectInfo,
     ObjectNotFoundError,
@@ -24,10 +24,10 @@ from coordinator.storage.port import (
     OpenObject,
     Permit,
     Target,
-    Unfinished,
+    UnfinishedUpload,
     UnsafeStoreError,
     check_key,
-    page_size,
+    check_page_size,
 )
 
 
@@ -71,7 +71,7 @@ class MemoryObjectStore:
         #: Of each key, the newest last.
         self._versions: dict[str, list[_Version]] = {}
         self._numbers = itertools.count(1)
-        self._unfinished: dict[str, Unfinished] = {}
+        self._unfinished: dict[str, UnfinishedUpload] = {}
         #: Bytes of each that came so far.
         self._parts: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -108,7 +108,7 @@ class MemoryObjectStore:
 
     def put_chunks(self, key: str, chunks: Iterable[bytes], size: int) -> None:
         number = next(self._numbers)
-        upload = Unfinished(check_key(key), self._now(), str(number))
+        upload = UnfinishedUpload(check_key(key), self._now(), str(number))
         self._unfinished[upload.upload] = upload
         try:
             body = b""
@@ -148,7 +148,7 @@ class MemoryObjectStore:
             else:
                 self._versions.pop(key, None)
 
-    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
+    def delete_many(self, targets: Sequence[Target], permit: Permit) -> Sequence[DeleteResult]:
         if not targets:
             return []
         if len(targets) > DELETE_LIMIT or len(set(targets)) < len(targets):
@@ -156,11 +156,11 @@ class MemoryObjectStore:
         permit()
         return [self._delete(each) for each in targets]
 
-    def _delete(self, target: Target) -> Deleted:
+    def _delete(self, target: Target) -> DeleteResult:
         if target.version is None:
             self.delete(target.key)
             kept = self._versions.get(target.key)
-            return Deleted(target, kept[-1].version if kept else None)
+            return DeleteResult(target, kept[-1].version if kept else None)
         with self._lock:
             kept = self._versions.get(check_key(target.key), [])
             left = [each for each in kept if each.version != target.version]
@@ -169,14 +169,14 @@ class MemoryObjectStore:
                 self._objects[target.key] = left[-1].stored
             else:
                 self._objects.pop(target.key, None)
-        return Deleted(target)
+        return DeleteResult(target)
 
     def keeps_versions(self) -> bool:
         if self.suspended:
             raise UnsafeStoreError("Versioning is suspended.")
         return self._versioned
 
-    def versions(self, key: str, limit: int = VERSIONS_LIMIT) -> Sequence[ObjectVersion]:
+    def list_versions(self, key: str, limit: int = VERSIONS_LIMIT) -> Sequence[ObjectVersion]:
         return self._states(key)[:limit]
 
     def _states(self, key: str) -> Sequence[ObjectVersion]:
@@ -214,25 +214,25 @@ class MemoryObjectStore:
         for key in keys:
             yield from (KeyVersion(key, state) for state in self._states(key))
 
-    def version_folders(self, prefix: str) -> Iterator[str]:
+    def list_version_folders(self, prefix: str) -> Iterator[str]:
         with self._lock:
             keys = sorted((key for key, kept in self._versions.items() if kept), key=self._place)
         rests = [key.removeprefix(prefix).partition("/") for key in keys if key.startswith(prefix)]
         yield from dict.fromkeys(f"{prefix}{name}/" for name, slash, _ in rests if slash)
 
-    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+    def list_unfinished(self, prefix: str) -> Iterator[UnfinishedUpload]:
         yield from [each for each in list(self._unfinished.values()) if each.key.startswith(prefix)]
 
-    def stored_parts(self, upload: Unfinished) -> int:
+    def count_stored_bytes(self, upload: UnfinishedUpload) -> int:
         return self._parts.get(upload.upload, 0)
 
-    def abort(self, upload: Unfinished, permit: Permit) -> None:
+    def abort_upload(self, upload: UnfinishedUpload, permit: Permit) -> None:
         permit()
         self._unfinished.pop(upload.upload, None)
         self._parts.pop(upload.upload, None)
 
     def list(self, prefix: str, start_after: str | None = None, limit: int = LIST_LIMIT) -> list[ObjectInfo]:
-        limit = page_size(limit)
+        limit = check_page_size(limit)
         after = self._place(start_after or "")
         return [entry for entry in self._listed(prefix) if self._place(entry.key) > after][:limit]
 
@@ -242,7 +242,7 @@ class MemoryObjectStore:
     def walk_keys(self, prefix: str) -> Iterator[str]:
         return (entry.key for entry in self.walk(prefix))
 
-    def folders(self, prefix: str) -> Iterator[str]:
+    def list_folders(self, prefix: str) -> Iterator[str]:
         rests = [entry.key.removeprefix(prefix).partition("/") for entry in self._listed(prefix)]
         yield from dict.fromkeys(f"{prefix}{name}/" for name, slash, _ in rests if slash)
 

@@ -23,7 +23,7 @@ class TestDeletes:
         assert [(each.target.key, each.error, each.done) for each in answer] == [(f"d/{n}", None, True) for n in "ba"]
         assert [entry.key for entry in store.list("d/")] == ["d/c"]
         for each in answer:
-            top = store.versions(each.target.key)[:1]
+            top = store.list_versions(each.target.key)[:1]
             assert [version.version for version in top] == ([each.marker] if store.keeps_versions() else [])
             if each.marker is not None:
                 assert store.remove_marker(each.target.key, each.marker)
@@ -34,7 +34,7 @@ class TestDeletes:
         if not store.keeps_versions():
             return
         store.put("v/a", b"old")
-        old = store.versions("v/a")[0].version
+        old = store.list_versions("v/a")[0].version
         (hidden,) = store.delete_many([Target("v/a")], allowed)
         store.put("v/a", b"new")
         for turn in range(2):
@@ -42,9 +42,9 @@ class TestDeletes:
             assert [each.error for each in answer] == [None, None]
             assert answer[0].done or turn == 1
             assert store.get("v/a") == b"new"
-            assert old not in {each.version for each in store.versions("v/a")}
+            assert old not in {each.version for each in store.list_versions("v/a")}
         store.delete_many([Target("v/a", hidden.marker)], allowed)
-        assert [each.is_marker for each in store.versions("v/a")] == [False]
+        assert [each.is_marker for each in store.list_versions("v/a")] == [False]
 
     def test_a_key_twice(self, store: ObjectStore) -> None:
         """For a key with and without a version in one request, the returned marker is the new one."""
@@ -54,7 +54,7 @@ class TestDeletes:
         (first,) = store.delete_many([Target("t/a")], allowed)
         store.put("t/a", b"new")
         answer = store.delete_many([Target("t/a"), Target("t/a", first.marker)], allowed)
-        top = store.versions("t/a")[0]
+        top = store.list_versions("t/a")[0]
         assert top.is_marker
         assert [each.marker for each in answer] == [top.version, None]
 

@@ -224,7 +224,7 @@ class TestObjectStore:
         for size in (1, 2, LIST_LIMIT):
             small = paged(store, size)
             # Others may linger at the top, where all tests are.
-            assert list(small.folders("")).count("f/") == 1
+            assert list(small.list_folders("")).count("f/") == 1
             for prefix, found in (
                 ("f/", ["f/team/", "f/u/"]),
                 ("f/team/", ["f/team/_layers/", "f/team/app-2/", "f/team/app/"]),
@@ -235,7 +235,7 @@ class TestObjectStore:
                 ("f/team/file/", []),
                 ("none/", []),
             ):
-                assert sorted(small.folders(prefix)) == found
+                assert sorted(small.list_folders(prefix)) == found
 
     def test_walk_goes_on_while_what_it_gave_is_deleted(self, store: ObjectStore, paged: Paged) -> None:
         """A caller that deletes each listed object at once gets every object once."""

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from coordinator.errors import BaleenError, SettingsError, UnavailableError
-from coordinator.storage.port import Unfinished, UnsafeStoreError
+from coordinator.storage.port import UnfinishedUpload, UnsafeStoreError
 from coordinator.storage.s3 import S3ObjectStore
 from tests.services.http import Handler, HTTPServer
 from tests.storage.conftest import ROOTLESS, VERSIONED, MakeS3
@@ -27,15 +27,15 @@ READS: dict[str, Callable[[S3ObjectStore], object]] = {
     "list": lambda store: store.list(""),
     "walk": lambda store: list(store.walk("")),
     "walk_versions": lambda store: list(store.walk_versions("")),
-    "version_folders": lambda store: list(store.version_folders("")),
-    "unfinished": lambda store: list(store.unfinished("")),
+    "version_folders": lambda store: list(store.list_version_folders("")),
+    "unfinished": lambda store: list(store.list_unfinished("")),
     "delete": lambda store: store.delete("a"),
     "check": lambda store: store.check(),
 }
 CALLS = READS | {
     "put": lambda store: store.put("a", b""),
     "enable_versioning": lambda store: store.enable_versioning(),
-    "abort": lambda store: store.abort(Unfinished("a", datetime.now(UTC), "1"), lambda: None),
+    "abort": lambda store: store.abort_upload(UnfinishedUpload("a", datetime.now(UTC), "1"), lambda: None),
 }
 
 
@@ -360,5 +360,5 @@ def test_states_of_a_key_of_which_there_is_more_and_not_where(connect_s3: MakeS3
     """A truncated list of versions without a place to continue at is an outage."""
     with answering(lambda _: (200, MARKED % (b"true", after))) as url:
         assert "how to continue its list" in refused(
-            lambda store: store.versions("a"), connect_s3(endpoint_url=url, root="")
+            lambda store: store.list_versions("a"), connect_s3(endpoint_url=url, root="")
         )

@@ -15,7 +15,7 @@ from typer._click.core import Context
 from typer._click.exceptions import ClickException
 from typer.main import get_command
 
-from coordinator.cli import _application
+from coordinator.cli import _make_application
 
 _SUBSTITUTION = re.compile(r"\$\((?=[^()]*\bbaleen\b)")
 _ENDS = frozenset({"&&", "||", "|", ";", "&", "{", "}", "then", "do"})
@@ -28,7 +28,7 @@ _ALTERNATIVES = re.compile(r"[^\s|]+(\|[^\s|]+)+")
 _DRAWING = re.compile(r"[\u2190-\u21ff\u2500-\u25ff]")
 
 
-def written(lines: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+def find_command_lines(lines: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     """Yield the offset and the words of every command line of `baleen` in a code block."""
     joined, begin = "", 0
     for offset, line in enumerate(lines):
@@ -39,25 +39,25 @@ def written(lines: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
             continue
         text, joined = joined + line, ""
         if "baleen" in text and not _DRAWING.search(text):
-            for words in commands(text):
+            for words in split_commands(text):
                 yield begin, words
 
 
-def commands(text: str) -> Iterator[list[str]]:
+def split_commands(text: str) -> Iterator[list[str]]:
     """Yield the words after `baleen` of each of its command lines in one line of shell."""
     try:
         tokens = shlex.split(_SUBSTITUTION.sub(" ; ", text), comments=True)
     except ValueError:
         # A quotation that goes on in the next line is no command line of ours.
         return
-    for part in _parts(tokens):
+    for part in _split_tokens(tokens):
         words = list(itertools.dropwhile(_ASSIGNMENT.fullmatch, part))
         words = words[1:] if words[:1] == ["$"] else words
         if words and _PROGRAM.fullmatch(words[0]):
             yield words[1:]
 
 
-def _parts(tokens: Sequence[str]) -> Iterator[list[str]]:
+def _split_tokens(tokens: Sequence[str]) -> Iterator[list[str]]:
     """Split a line of shell where one command ends."""
     part, redirected = list[str](), False
     for token in tokens:
@@ -80,20 +80,20 @@ def _parts(tokens: Sequence[str]) -> Iterator[list[str]]:
     yield part
 
 
-def wrong(words: Sequence[str], *, complete: bool) -> str | None:
+def describe_error(words: Sequence[str], *, complete: bool) -> str | None:
     """Say what is wrong with a command line, or nothing. Of a complete one, everything required must be there."""
-    for given in _variants(list(words)):
+    for given in _expand_variants(list(words)):
         # An ellipsis may also stand for nothing, and an option may be named without its value.
         readings = [given, [word for word in given if word not in {"…", "..."}]]
         if not complete and given and given[-1].startswith("--"):
             readings.append([*given, "…"])
-        errors = [_error(reading, complete=complete) for reading in readings]
+        errors = [_describe_error(reading, complete=complete) for reading in readings]
         if None not in errors:
             return errors[0]
     return None
 
 
-def _error(words: list[str], *, complete: bool) -> str | None:
+def _describe_error(words: list[str], *, complete: bool) -> str | None:
     try:
         _check(words, complete=complete)
     except ClickException as error:
@@ -101,7 +101,7 @@ def _error(words: list[str], *, complete: bool) -> str | None:
     return None
 
 
-def _variants(words: list[str]) -> Iterator[list[str]]:
+def _expand_variants(words: list[str]) -> Iterator[list[str]]:
     """Every command line that alternatives and brackets stand for."""
     bare = [word if " " in word else word.strip("[]") for word in words]
     choices = [word.split("|") if _ALTERNATIVES.fullmatch(word) else [word] for word in bare if word]
@@ -113,65 +113,67 @@ def _variants(words: list[str]) -> Iterator[list[str]]:
 
 
 def _check(words: list[str], *, complete: bool) -> None:
-    command: Any = application()
+    command: Any = load_application()
     context = Context(command, info_name="baleen")
     arguments = words
     while hasattr(command, "commands"):
-        given, arguments, _ = _parsed(command, context, arguments)
-        if not arguments or _PLACEHOLDER.fullmatch(arguments[0]) or _exits(given):
+        given, arguments, _ = _parse_arguments(command, context, arguments)
+        if not arguments or _PLACEHOLDER.fullmatch(arguments[0]) or _is_exit(given):
             return
         name, command, arguments = command.resolve_command(context, arguments)
         context = Context(command, info_name=name, parent=context)
-    given, extra, _ = _parsed(command, context, arguments)
+    given, extra, _ = _parse_arguments(command, context, arguments)
     if extra:
         context.fail(f"Got unexpected extra argument ({' '.join(extra)}).")
     for parameter in command.params:
         value = given.get(parameter.name)
-        if value is None and parameter.required and complete and not _exits(given):
+        if value is None and parameter.required and complete and not _is_exit(given):
             context.fail(f"{parameter.get_error_hint()} is missing.")
         for each in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(each, str) and not _PLACEHOLDER.fullmatch(each) and not _opens(parameter):
-                parameter.get_runtime_param().coerce([each] if _many(parameter) else each, param=parameter, ctx=context)
+            if isinstance(each, str) and not _PLACEHOLDER.fullmatch(each) and not _opens_file(parameter):
+                parameter.get_runtime_param().coerce(
+                    [each] if _takes_many(parameter) else each, param=parameter, ctx=context
+                )
 
 
-def _parsed(command: Any, context: Context, arguments: list[str]) -> tuple[dict[str, Any], list[str], Any]:
+def _parse_arguments(command: Any, context: Context, arguments: list[str]) -> tuple[dict[str, Any], list[str], Any]:
     parser = command.make_parser(context)
     parser.allow_interspersed_args = not hasattr(command, "commands")
     given, extra, order = parser.parse_args(list(arguments))
     return given, extra, order
 
 
-def _exits(given: dict[str, Any]) -> bool:
+def _is_exit(given: dict[str, Any]) -> bool:
     return bool(given.get("help"))
 
 
-def _many(parameter: Any) -> bool:
+def _takes_many(parameter: Any) -> bool:
     return bool(getattr(parameter, "multiple", False)) or parameter.nargs != 1
 
 
-def _opens(parameter: Any) -> bool:
+def _opens_file(parameter: Any) -> bool:
     """Whether a value is the name of a file that would be opened."""
     return parameter.type_descriptor.file_annotation is not None
 
 
-def options() -> frozenset[str]:
+def find_options() -> frozenset[str]:
     """Every option of every command."""
-    return frozenset(_options(application()))
+    return frozenset(_find_options(load_application()))
 
 
-def _options(command: Any) -> Iterator[str]:
+def _find_options(command: Any) -> Iterator[str]:
     for parameter in command.get_params(Context(command)):
         yield from (*parameter.opts, *parameter.secondary_opts)
     for each in getattr(command, "commands", {}).values():
-        yield from _options(each)
+        yield from _find_options(each)
 
 
-def groups() -> frozenset[str]:
+def find_groups() -> frozenset[str]:
     """The commands that have commands below them: `pods`, `gc`."""
-    return frozenset(name for name, each in application().commands.items() if hasattr(each, "commands"))
+    return frozenset(name for name, each in load_application().commands.items() if hasattr(each, "commands"))
 
 
 @cache
-def application() -> Any:
+def load_application() -> Any:
     """The command `baleen`."""
-    return get_command(_application())
+    return get_command(_make_application())

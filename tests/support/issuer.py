@@ -23,7 +23,7 @@ ISSUER, SERVICE = "issuer-of-tests", "registry-of-tests"
 CREDENTIALS = Credentials("prober", Secret("pass:word"))
 
 
-class Asked(NamedTuple):
+class TokenRequest(NamedTuple):
     """One request for a token."""
 
     authorization: str | None
@@ -34,11 +34,11 @@ class TokenIssuer(HTTPServer):
     """Signs tokens that CNCF distribution trusts; `bundle` is the file that its configuration names."""
 
     def __init__(self, directory: Path) -> None:
-        self.asked: list[Asked] = []
+        self.asked: list[TokenRequest] = []
         self.seconds = 300
         self.bundle = directory / "issuer.crt"
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self.bundle.write_bytes(_certificate(self._key))
+        self.bundle.write_bytes(_make_certificate(self._key))
         super().__init__(self._handler())
         self.realm = f"{self.address}/jwt/auth"
 
@@ -65,9 +65,9 @@ class TokenIssuer(HTTPServer):
         class Answering(Handler):
             def do_GET(self) -> None:
                 query = parse_qs(urlsplit(self.path).query)
-                asked = Asked(self.headers["Authorization"], tuple(query.get("scope", ())))
+                asked = TokenRequest(self.headers["Authorization"], tuple(query.get("scope", ())))
                 issuer.asked.append(asked)
-                if asked.authorization == basic(CREDENTIALS):
+                if asked.authorization == basic_header(CREDENTIALS):
                     answer = {"token": issuer.token(asked.scopes), "expires_in": issuer.seconds}
                     self.reply(200, json.dumps(answer).encode())
                 else:
@@ -76,12 +76,12 @@ class TokenIssuer(HTTPServer):
         return Answering
 
 
-def basic(credentials: Credentials) -> str:
+def basic_header(credentials: Credentials) -> str:
     pair = f"{credentials.username}:{credentials.password.reveal()}"
     return "Basic " + base64.b64encode(pair.encode()).decode()
 
 
-def _certificate(key: ec.EllipticCurvePrivateKey) -> bytes:
+def _make_certificate(key: ec.EllipticCurvePrivateKey) -> bytes:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, ISSUER)])
     now = dt.datetime.now(dt.UTC)
     made = x509.CertificateBuilder(

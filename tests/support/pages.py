@@ -60,7 +60,7 @@ class Page:
     @cached_property
     def text(self) -> str:
         """The page with its code blocks and comments blanked. Lines keep their numbers."""
-        return _COMMENT.sub(lambda match: _blank(match[0]), self._split[1])
+        return _COMMENT.sub(lambda match: _blank_text(match[0]), self._split[1])
 
     @cached_property
     def codes(self) -> tuple[Found, ...]:
@@ -73,7 +73,7 @@ class Page:
     @cached_property
     def prose(self) -> str:
         """The text without inline code and without the targets of links. Lines keep their numbers."""
-        return _LINK.sub(lambda match: "]" + _blank(match[0][1:]), without_code(self.text))
+        return _LINK.sub(lambda match: "]" + _blank_text(match[0][1:]), without_code(self.text))
 
     @cached_property
     def links(self) -> tuple[Found, ...]:
@@ -131,22 +131,22 @@ def slug_of(heading: str) -> str:
 
 def without_code(text: str) -> str:
     """Return the text with each inline code blanked by backticks. Lines keep their numbers."""
-    return _CODE.sub(lambda match: _blank(match[0], "`"), text)
+    return _CODE.sub(lambda match: _blank_text(match[0], "`"), text)
 
 
 @cache
-def page(path: Path) -> Page:
+def read_page(path: Path) -> Page:
     """Return the page of a path. It is read once."""
     return Page(path)
 
 
-def pages(*folders: str) -> tuple[Page, ...]:
+def read_pages(*folders: str) -> tuple[Page, ...]:
     """Return the pages at the top of the repository, then those directly in the folders."""
     found = [ROOT / name for name in TOP]
     for folder in folders:
         found += sorted((ROOT / folder).glob("*.md"))
-    return tuple(page(path) for path in found)
+    return tuple(read_page(path) for path in found)
 
 
-def _blank(text: str, filler: str = " ") -> str:
+def _blank_text(text: str, filler: str = " ") -> str:
     return re.sub(r"[^\n]", filler, text)

@@ -37,7 +37,7 @@ class Module:
     def pieces(self) -> tuple[Found, ...]:
         """Each comment, docstring and string with the line on which it begins. Lines of a piece keep their numbers."""
         source = self.path.read_text(encoding="utf-8")
-        return tuple(Found(line, without_code(text)) for line, text in (*comments(source), *strings(source)))
+        return tuple(Found(line, without_code(text)) for line, text in (*find_comments(source), *find_strings(source)))
 
     def search(self, pattern: re.Pattern[str]) -> Iterator[Found]:
         """Each match of a pattern in the prose."""
@@ -47,7 +47,7 @@ class Module:
                 yield Found(line, " ".join(match[0].split()))
 
 
-def comments(source: str) -> Iterator[Found]:
+def find_comments(source: str) -> Iterator[Found]:
     """Each comment. One that goes on in the next lines is one piece."""
     begin, lines = 0, list[str]()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -64,7 +64,7 @@ def comments(source: str) -> Iterator[Found]:
         yield Found(begin, "\n".join(lines))
 
 
-def strings(source: str) -> Iterator[Found]:
+def find_strings(source: str) -> Iterator[Found]:
     """Each docstring, and each string that has a space and no SQL. Strings that stand side by side are one."""
     tree = ast.parse(source)
     owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -74,30 +74,30 @@ def strings(source: str) -> Iterator[Found]:
         if isinstance(node, owners) and ast.get_docstring(node, clean=False) is not None
         if isinstance(node.body[0], ast.Expr)
     }
-    for node in outer(tree):
+    for node in find_outer_strings(tree):
         written = ast.get_source_segment(source, node) or ""
-        text = _ESCAPE.sub(_spaces, _PREFIX.sub(_spaces, written))
-        text = _QUOTES.sub(_spaces, text)
+        text = _ESCAPE.sub(_make_spaces, _PREFIX.sub(_make_spaces, written))
+        text = _QUOTES.sub(_make_spaces, text)
         if isinstance(node, ast.JoinedStr):
             text = _BRACES.sub(lambda match: re.sub(r"[^\n]", "`", match[0]), text)
         if node in docstrings or (" " in text.strip() and not _SQL.search(text)):
             yield Found(node.lineno, text)
 
 
-def outer(tree: ast.AST) -> Iterator[ast.Constant | ast.JoinedStr]:
+def find_outer_strings(tree: ast.AST) -> Iterator[ast.Constant | ast.JoinedStr]:
     """Each string, but none that is a part of another one."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str)):
             yield node
         else:
-            yield from outer(node)
+            yield from find_outer_strings(node)
 
 
-def modules(folder: str) -> tuple[Module, ...]:
+def read_modules(folder: str) -> tuple[Module, ...]:
     """Return the files of a package, those of packages in it, too; of a module that file."""
     path = ROOT / folder
     return tuple(Module(each) for each in ([path] if path.is_file() else sorted(path.rglob("*.py"))))
 
 
-def _spaces(match: re.Match[str]) -> str:
+def _make_spaces(match: re.Match[str]) -> str:
     return re.sub(r"[^\n]", " ", match[0])

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from coordinator.registry.images import sha256_digest
-from coordinator.stack.distribution import DistributionRegistry, _environment, available
+from coordinator.stack.distribution import DistributionRegistry, _make_environment, find_program
 from coordinator.stack.model_notifications import Webhook
 from coordinator.stack.model_server import ModelServer
 from coordinator.stack.model_storage import ModelStorage
@@ -120,13 +120,13 @@ def running_distribution(
     """
     port = Ports(directory / "ports.json", "127.0.0.1").take(name)
     configuration = directory / f"{name}.yml"
-    configuration.write_text(_configuration(directory / "root", port, sink) + more)
+    configuration.write_text(_make_configuration(directory / "root", port, sink) + more)
     environment = {name: value for name, value in os.environ.items() if name != "AWS_CA_BUNDLE"}
     with (directory / f"{name}.log").open("wb") as log:
         process = subprocess.Popen([PROGRAM, "serve", str(configuration)], stdout=log, stderr=log, env=environment)
     url = f"http://127.0.0.1:{port}"
     try:
-        _wait_until_it_answers(url, process)
+        _wait_until_answering(url, process)
         yield RunningDistribution(url, sink, directory / "root")
     finally:
         process.kill()
@@ -137,19 +137,19 @@ def collect_as_registry(
     made: DistributionRegistry, *options: str, file: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run the registry's own `garbage-collect` with its configuration, and so with its key, or with another file."""
-    program = available()
+    program = find_program()
     assert program is not None
     return subprocess.run(
         [program, "garbage-collect", *options, file or made.directory / f"{made.name}.yml"],
         capture_output=True,
         text=True,
-        env=_environment(),
+        env=_make_environment(),
         timeout=START_S,
         check=False,
     )
 
 
-def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes]) -> None:
+def _wait_until_answering(url: str, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_S
     while process.poll() is None and time.monotonic() < deadline:
         try:
@@ -161,7 +161,7 @@ def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes]) -> None:
     raise AssertionError(f"{PROGRAM} does not answer on {url}; exit status {process.poll()}")
 
 
-def _configuration(root: Path, port: int, sink: NotificationSink) -> str:
+def _make_configuration(root: Path, port: int, sink: NotificationSink) -> str:
     return f"""\
 version: 0.1
 log: {{level: warn}}

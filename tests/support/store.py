@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from coordinator.errors import UnavailableError
-from coordinator.storage.port import Deleted, Permit, Target
+from coordinator.storage.port import DeleteResult, Permit, Target
 
 if TYPE_CHECKING:
     # To a type checker it is a store; when it runs every call goes through `__getattr__`.
@@ -36,12 +36,12 @@ Observer = Callable[[str, str], object]
 Instead = Callable[..., Any]
 
 
-def away() -> None:
+def raise_unavailable() -> None:
     """Raise what a store says that does not answer."""
     raise UnavailableError("The object store does not answer: try again.")
 
 
-def since(nth: int) -> range:
+def from_nth(nth: int) -> range:
     """The nth time and every later one."""
     return range(nth, sys.maxsize)
 
@@ -100,7 +100,7 @@ class FaultyStore(_Store):
         def refuse() -> None:
             if error is not None:
                 raise error
-            away()
+            raise_unavailable()
 
         (self.after if done else self.before)(moment, refuse, key=key, nth=nth)
 
@@ -111,7 +111,7 @@ class FaultyStore(_Store):
     def lose(self, *, nth: int | range | None = None, error: BaseException | None = None) -> None:
         """Send requests for deletes and lose their answers: they `land` later."""
 
-        def sent(_: Any, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
+        def sent(_: Any, targets: Sequence[Target], permit: Permit) -> Sequence[DeleteResult]:
             permit()
             self.in_flight.append(targets)
             raise error or UnavailableError("The object store does not answer: try again.")
@@ -121,7 +121,7 @@ class FaultyStore(_Store):
     def send_again(self, between: Callable[[], object], *, nth: int | range | None = 1) -> None:
         """Send a request for deletes, lose its answer, and send it again, as clients of S3 do; the first may `land`."""
 
-        def sent(real: Any, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
+        def sent(real: Any, targets: Sequence[Target], permit: Permit) -> Sequence[DeleteResult]:
             permit()
             self.in_flight.append(targets)
             between()
@@ -135,13 +135,13 @@ class FaultyStore(_Store):
         These may `land` later.
         """
 
-        def sent(real: Any, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
+        def sent(real: Any, targets: Sequence[Target], permit: Permit) -> Sequence[DeleteResult]:
             kept = [each for each in choose(targets) if each in targets]
             gone = [each for each in targets if each not in kept]
             if kept:
                 self.in_flight.append(kept)
             done = dict(zip(gone, real(gone, permit), strict=True))
-            return [done.get(each, Deleted(each, error=error)) for each in targets]
+            return [done.get(each, DeleteResult(each, error=error)) for each in targets]
 
         self.instead("delete_many", sent)
 
@@ -183,15 +183,15 @@ class FaultyStore(_Store):
         given = [each.inner if isinstance(each, FaultyStore) else each for each in arguments]
         answer = real(*given, **named)
         done = self._applying(self._after, name, key)
-        return _with_end(answer, done) if done else answer
+        return _add_end(answer, done) if done else answer
 
-    def _send(self, key: str, targets: Sequence[Target], permit: Permit) -> Sequence[Deleted]:
+    def _send(self, key: str, targets: Sequence[Target], permit: Permit) -> Sequence[DeleteResult]:
         def permitted() -> None:
             self._act(self._before, ASK, key)
             permit()
             self._reach(SEND, key)
 
-        answers: Sequence[Deleted] = self.inner.delete_many(targets, permitted)
+        answers: Sequence[DeleteResult] = self.inner.delete_many(targets, permitted)
         self._reach(ANSWERED, key)
         return answers
 
@@ -210,7 +210,7 @@ class FaultyStore(_Store):
             return [rule for rule in rules if rule.applies(moment, key)]
 
 
-def _with_end(answer: Any, done: Sequence[_Rule]) -> Any:
+def _add_end(answer: Any, done: Sequence[_Rule]) -> Any:
     """The answer of a call, with what happens at its end."""
 
     def end() -> None:
@@ -218,20 +218,20 @@ def _with_end(answer: Any, done: Sequence[_Rule]) -> Any:
             rule.act()
 
     if isinstance(answer, Iterator):
-        return _listed(answer, end)
+        return _end_listing(answer, end)
     if isinstance(answer, AbstractContextManager):
-        return _opened(answer, end)
+        return _end_opening(answer, end)
     end()
     return answer
 
 
-def _listed(entries: Iterator[Any], end: Callable[[], None]) -> Iterator[Any]:
+def _end_listing(entries: Iterator[Any], end: Callable[[], None]) -> Iterator[Any]:
     yield from entries
     end()
 
 
 @contextmanager
-def _opened(opening: AbstractContextManager[Any], end: Callable[[], None]) -> Iterator[Any]:
+def _end_opening(opening: AbstractContextManager[Any], end: Callable[[], None]) -> Iterator[Any]:
     with opening as opened:
         yield opened
     end()

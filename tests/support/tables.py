@@ -105,7 +105,7 @@ def add_dead_letter(db: psycopg.Connection[Any], pod: str, **values: Any) -> int
     return dead_letter
 
 
-def open_gaps(db: psycopg.Connection[Any], pod: int | None = None) -> list[str]:
+def read_open_gaps(db: psycopg.Connection[Any], pod: int | None = None) -> list[str]:
     """Reasons of the open gaps, of one pod or of all."""
     found = db.execute(
         "SELECT reason FROM gaps WHERE resolved_at IS NULL AND coalesce(pod_id = %s, true) ORDER BY pod_id, reason",
@@ -119,7 +119,7 @@ def set_kind(db: psycopg.Connection[Any], kind: str, *pods: str) -> None:
     db.execute("UPDATE pods SET kind = %s WHERE name = ANY(%s) OR %s", (kind, list(pods), not pods))
 
 
-def waits_for_lock(db: psycopg.Connection[Any], work: Future[Any], kind: str = "%") -> bool:
+def await_lock_wait(db: psycopg.Connection[Any], work: Future[Any], kind: str = "%") -> bool:
     """Wait until somebody in this database waits for a lock (of this kind); False if the work ended before that."""
     statement = (
         "SELECT count(*) FROM pg_stat_activity"

@@ -10,7 +10,7 @@ DEADLINE_S = 180.0
 #: Between two looks: a short while, and no more than a part of the waiting, so that looks do not slow down what they
 #: wait for.
 PAUSE_S = 0.02
-PART = 0.05
+PART_OF_WAIT = 0.05
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ def eventually(held: Callable[[], T], why: str | Callable[[], object] = "", seco
     while not (value := held()):
         waited = time.monotonic() - began
         assert waited < seconds, (f"not in {seconds:.0f} s", why() if callable(why) else why)
-        time.sleep(max(PAUSE_S, PART * waited))
+        time.sleep(max(PAUSE_S, PART_OF_WAIT * waited))
     return value
 
 

@@ -20,7 +20,7 @@ from coordinator.storage.port import ObjectReader, ObjectStore
 from coordinator.storage.s3 import S3ObjectStore
 from coordinator.survey import adopt, tree
 from coordinator.survey.adopt import AdoptionResult, Trust
-from coordinator.survey.adopt_plan import Plan, Why, in_order, plan
+from coordinator.survey.adopt_plan import Plan, Why, children_first, make_plan
 from tests.storage.memory import MemoryObjectStore
 from tests.support.artifacts import make_artifact
 from tests.support.store import FaultyStore
@@ -56,9 +56,9 @@ def run(
     **options: Any,
 ) -> tuple[Plan, AdoptionResult]:
     with ThreadPoolExecutor(threads) as pool:
-        found = adopt.read(source, shared, prefixes, pool, only_owned=options.pop("only_owned", False))
-        planned = plan(found, **options)
-        return planned, adopt.execute(planned, source, shared, pool, trust=trust)
+        found = adopt.read_stores(source, shared, prefixes, pool, only_owned=options.pop("only_owned", False))
+        planned = make_plan(found, **options)
+        return planned, adopt.execute_plan(planned, source, shared, pool, trust=trust)
 
 
 def remarked(found: Plan | AdoptionResult) -> list[tuple[Why, str]]:
@@ -429,9 +429,9 @@ def test_a_tag_that_moves_while_it_is_adopted() -> None:
     source, shared = MemoryObjectStore(), MemoryObjectStore()
     push(source, "team/app", images()[0], "v1")
     with ThreadPoolExecutor(1) as pool:
-        planned = plan(adopt.read(source, shared, [PREFIX], pool))
+        planned = make_plan(adopt.read_stores(source, shared, [PREFIX], pool))
         push(shared, "team/app", images()[1], "v1")
-        outcome = adopt.execute(planned, source, shared, pool)
+        outcome = adopt.execute_plan(planned, source, shared, pool)
     assert pointing(shared) == images()[1].digest
     assert [remark.why for remark in outcome.remarks] == [Why.TAG_KEPT]
 
@@ -578,11 +578,11 @@ def test_children_come_first() -> None:
     """Manifests are ordered so that each comes after what it lists, however deep indexes are nested."""
     graph: dict[Any, Any] = {number: [number + 1, number + 2] for number in range(3000)} | {3000: [], 3001: []}
     seen: set[Any] = set()
-    for manifest in in_order(graph):
+    for manifest in children_first(graph):
         assert seen.issuperset(graph[manifest])
         seen.add(manifest)
     assert seen == graph.keys()
-    assert len(list(in_order(graph))) == len(graph)
+    assert len(list(children_first(graph))) == len(graph)
 
 
 @pytest.mark.parametrize(

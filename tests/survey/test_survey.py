@@ -110,7 +110,7 @@ HOT = Registry({1: 10}, {f"r{number}": Repository({1}, {1} if number % 3 else se
 def test_figures_are_those_of_a_count_by_hand(given_registries: list[Registry], seed: int) -> None:
     """The figures are right in any order of keys, over one root or several, also where trees are broken."""
     stores = [fill(ShuffledStore(seed + number), registry) for number, registry in enumerate(given_registries)]
-    found = survey.survey([Root(f"root-{n}", store) for n, store in enumerate(stores)], top=3)
+    found = survey.survey_roots([Root(f"root-{n}", store) for n, store in enumerate(stores)], top=3)
     assert figures_of(found) == counted_by_hand(given_registries)
 
 
@@ -123,7 +123,7 @@ def test_a_directory_is_counted_as_a_bucket(tmp_path_factory: pytest.TempPathFac
         path = tmp_path_factory.mktemp("root")
         write_files(path, registry)
         roots.append(Root(str(path), FileObjectStore(path)))
-    assert figures_of(survey.survey(roots, top=3)) == counted_by_hand(given_registries)
+    assert figures_of(survey.survey_roots(roots, top=3)) == counted_by_hand(given_registries)
 
 
 def test_many_records_of_a_bucket_are_written_out() -> None:
@@ -136,7 +136,7 @@ def test_many_records_of_a_bucket_are_written_out() -> None:
     store = fill(ShuffledStore(), registry)
     wanted = counted_by_hand([registry])
     for size in (64, 200, 4096):
-        found = survey.survey([Root("root", store)], top=3, chunk_bytes=size)
+        found = survey.survey_roots([Root("root", store)], top=3, chunk_bytes=size)
         assert figures_of(found) == wanted
         assert found.disk_bytes <= survey.DISK_BYTES_PER_KEY * found.keys
 
@@ -149,18 +149,18 @@ def test_a_root_without_a_registry(where: str) -> None:
     with pytest.raises(
         NotFoundError, match=r"docker/registry/v2/, where blobs/ and repositories/ should be. Name"
     ) as raised:
-        survey.survey([Root(f"s3://bucket/x{where}", store)])
+        survey.survey_roots([Root(f"s3://bucket/x{where}", store)])
     assert not where or str(raised.value).endswith("contains `docker`: s3://bucket/x.")
     store.put(f"team/registry/{BASE}/blobs/sha256/x", b"")
     with pytest.raises(NotFoundError, match=r"Did you mean s3://bucket/x.*/team/registry\?"):
-        survey.survey([Root(f"s3://bucket/x{where}/", store)])
+        survey.survey_roots([Root(f"s3://bucket/x{where}/", store)])
 
 
 def test_a_root_named_twice() -> None:
     """A root that is named twice would be counted twice: it is refused."""
     store = fill(MemoryObjectStore(), HOT)
     with pytest.raises(UsageError, match="each once"):
-        survey.survey([Root("one", store), Root("one", store)])
+        survey.survey_roots([Root("one", store), Root("one", store)])
 
 
 class Failing(ShuffledStore):
@@ -185,7 +185,7 @@ def test_a_listing_that_fails(prefix: str) -> None:
     store = fill(Failing(prefix), HOT)
     before = set(threading.enumerate())
     with pytest.raises(UnavailableError):
-        survey.survey([Root("one", store)])
+        survey.survey_roots([Root("one", store)])
     assert not store.ended
     # Of those of other tests some may end meanwhile.
     assert set(threading.enumerate()) <= before
@@ -200,14 +200,16 @@ def test_a_disk_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(BaleenError, match=r"No space left on device.*--tmp-dir"):
-        survey.survey([Root("one", store)])
+        survey.survey_roots([Root("one", store)])
 
 
 def test_nothing_is_left_on_disk(tmp_path: Path) -> None:
     """Records go into the given directory, which is empty at every moment."""
     seen = []
     store = fill(MemoryObjectStore(), HOT)
-    survey.survey([Root("one", store)], directory=tmp_path, progress=lambda _: seen.append(list(tmp_path.iterdir())))
+    survey.survey_roots(
+        [Root("one", store)], directory=tmp_path, progress=lambda _: seen.append(list(tmp_path.iterdir()))
+    )
     assert seen
     assert not any(seen)
 
@@ -216,5 +218,5 @@ def test_progress_reaches_the_number_of_keys() -> None:
     """Progress ends at the number of keys listed."""
     store = fill(MemoryObjectStore(), HOT)
     seen: list[int] = []
-    found = survey.survey([Root("one", store)], progress=seen.append)
+    found = survey.survey_roots([Root("one", store)], progress=seen.append)
     assert max(seen) == found.keys == len(HOT.keys())

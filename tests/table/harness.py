@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 
 import psycopg
 
-from coordinator.audit.check import CheckReport, check
+from coordinator.audit.check import CheckReport, check_counts
 from coordinator.db.engine import connect, temporary_engine
 from coordinator.domain.facts import (
     BlobLinked,
@@ -28,8 +28,8 @@ from coordinator.domain.names import Digest, RepositoryName, format_digest, pars
 from coordinator.domain.progress import Position, Progress
 from coordinator.domain.references import BLOB_MEDIA_TYPE, MANIFEST_KINDS, ManifestContent, ManifestKind, Reference
 from coordinator.table import progress, statements
-from coordinator.table.apply import BatchApply
-from coordinator.table.batch import Applied, Item, Slice
+from coordinator.table.apply import BatchApplier
+from coordinator.table.batch import ApplyResult, Item, Slice
 from schemas.records import ReferenceRecord, RegistryEvent, RenameRecord
 from tests.oracle import Oracle
 
@@ -119,7 +119,7 @@ class Table(Names):
 
     def connect(self) -> psycopg.Connection[Any]:
         connection = connect(self.url, name="test")
-        statements.prepare(connection)
+        statements.prepare_connection(connection)
         return connection
 
     def __enter__(self) -> Self:
@@ -134,7 +134,7 @@ class Table(Names):
         return self.connection.execute(statement, values).fetchall()
 
     def slice(self, facts: Iterable[Fact | None], partition: int = 0) -> Slice:
-        """The next slice of a partition; it counts as applied once `done` says so."""
+        """The next slice of a partition; it counts as applied once `set_applied` says so."""
         if partition not in self._offsets:
             begin(self.connection, self.space, partition)
             self._offsets[partition] = 0
@@ -142,16 +142,16 @@ class Table(Names):
         items = [Item(first + n, 1000 + n, self._pod(fact), fact, None) for n, fact in enumerate(facts)]
         return Slice(self.space, partition, first, first + len(items), first + 17, items)
 
-    def done(self, piece: Slice) -> None:
+    def set_applied(self, piece: Slice) -> None:
         self._offsets[piece.partition] = piece.next_offset
 
-    def apply(self, *facts: Fact, margin: timedelta = NO_MARGIN, partition: int = 0) -> Applied:
+    def apply(self, *facts: Fact, margin: timedelta = NO_MARGIN, partition: int = 0) -> ApplyResult:
         return self.apply_slices([self.slice(facts, partition)], margin)
 
-    def apply_slices(self, slices: Sequence[Slice], margin: timedelta = NO_MARGIN) -> Applied:
-        applied = BatchApply(self.connection, margin).apply(slices)
+    def apply_slices(self, slices: Sequence[Slice], margin: timedelta = NO_MARGIN) -> ApplyResult:
+        applied = BatchApplier(self.connection, margin).apply(slices)
         for piece in slices:
-            self.done(piece)
+            self.set_applied(piece)
         return applied
 
     def emptied(self, repository: str, second: float) -> RepositoryRemoved:
@@ -210,7 +210,7 @@ class Table(Names):
 
     def check(self) -> CheckReport:
         with temporary_engine(self.url, name="test") as engine:
-            return check(engine)
+            return check_counts(engine)
 
     def assert_equals(self, oracle: Oracle) -> None:
         """Every digest's counts, state and date, and all holdings and links, are as the oracle has them."""
@@ -274,7 +274,7 @@ def apply_at_once(table: Table, histories: Sequence[Sequence[Sequence[Fact]]]) -
                 items = [Item(offset + n, 0, table.pods["pod-a"], fact, None) for n, fact in enumerate(batch)]
                 together.wait(60)
                 piece = Slice(table.space, partition, offset, offset + len(items), 0, items)
-                BatchApply(connection, NO_MARGIN).apply([piece])
+                BatchApplier(connection, NO_MARGIN).apply([piece])
                 offset = piece.next_offset
 
     with ThreadPoolExecutor(len(histories)) as pool:
@@ -289,7 +289,7 @@ def deadlocks(table: Table) -> int:
 
 
 def begin(connection: psycopg.Connection[Any], topic: str, partition: int) -> None:
-    assert progress.move(connection, (topic, partition), None, Position(Progress(0, None, None), None))
+    assert progress.set_position(connection, (topic, partition), None, Position(Progress(0, None, None), None))
 
 
 def fact_of(event: RegistryEvent) -> Fact | None:

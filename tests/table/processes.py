@@ -5,17 +5,17 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from coordinator.db.engine import temporary_engine
-from coordinator.db.session import reading
+from coordinator.db.session import read_connection
 from coordinator.doctor import table as findings
 from coordinator.domain.names import PodName
 from coordinator.domain.watermarks import PodWatermark, ProcessReport
 from coordinator.jobs import table as jobs
 from coordinator.jobs.table import Job
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
-from coordinator.pods.watermarks import watermarks
+from coordinator.pods.watermarks import read_watermarks
 from coordinator.reconcile import table as reconcile
 from coordinator.table import processes as registry_processes
-from coordinator.table.apply import BatchApply
+from coordinator.table.apply import BatchApplier
 from coordinator.table.batch import Echo, Item, Slice
 from coordinator.table.echoes import KnownProcesses
 from tests.support.tables import add_job, set_kind
@@ -38,11 +38,11 @@ class World:
         for topic, partition in self.offsets:
             begin(self.connection, topic, partition)
         self.connection.execute("UPDATE pods SET registries = %s WHERE id = %s", ([URL], self.pod))
-        self.seen({URL: [HERE]})
+        self.record_names({URL: [HERE]})
 
-    def seen(self, found: Mapping[str, Collection[str]]) -> None:
+    def record_names(self, found: Mapping[str, Collection[str]]) -> None:
         """Names were looked up just now."""
-        registry_processes.endpoints_seen(self.connection, self.pod, found, findings.now(self.connection))
+        registry_processes.record_endpoints(self.connection, self.pod, found, findings.read_clock(self.connection))
 
     def probe(self, address: str = HERE, pod: str = "pod-a", url: str = URL) -> str:
         return registry_processes.insert_probe(self.connection, self.table.pods[pod], url, address)
@@ -57,7 +57,7 @@ class World:
         return Slice(topic, partition, first, first + len(items), first, items, processes)
 
     def apply(self, *pieces: Slice) -> Any:
-        applied = BatchApply(self.connection, NO_MARGIN, self.known).apply(pieces)
+        applied = BatchApplier(self.connection, NO_MARGIN, self.known).apply(pieces)
         for piece in pieces:
             self.offsets[piece.topic, piece.partition] = piece.next_offset
         return applied
@@ -92,7 +92,7 @@ class World:
     def view(self, pod: str = "pod-a", *, looked_up: bool = True) -> PodWatermark:
         if looked_up:
             self.looked_up()
-        return self.by_engine(lambda engine: _watermarks(engine)[pod])
+        return self.by_engine(lambda engine: _read_watermarks(engine)[pod])
 
     def process(self, instance: str = "s") -> ProcessReport:
         return {process.instance_id: process for process in self.view().processes}[instance]
@@ -108,14 +108,14 @@ class World:
     def retire(self, *instances: str, why: str = "it is gone", bound: timedelta = timedelta(hours=1)) -> None:
         with self.connection.transaction():
             for instance in instances:
-                registry_processes.retire(self.connection, PodName("pod-a"), instance, why, bound)
+                registry_processes.retire_process(self.connection, PodName("pod-a"), instance, why, bound)
 
     def linked(self, kind: str) -> None:
         set_kind(self.connection, kind, "pod-a")
 
     def refused(self, nonce: str) -> str | None:
         """Record that a probe's connection was refused; return the process that counts as dead by it."""
-        return registry_processes.probe_failed(self.connection, nonce, "refused", refused=True)
+        return registry_processes.record_probe_failure(self.connection, nonce, "refused", refused=True)
 
     def age_probes(self) -> None:
         """Let the probes that were not echoed be too old to be kept one by one."""
@@ -124,7 +124,7 @@ class World:
     def answered(self, address: str = HERE) -> str:
         """A probe that the registry answers."""
         nonce = self.probe(address)
-        registry_processes.probe_answered(self.connection, nonce)
+        registry_processes.record_probe_answer(self.connection, nonce)
         return nonce
 
     def unechoed(self) -> list[str]:
@@ -134,19 +134,19 @@ class World:
         )
         return [row[0].hex for row in found]
 
-    def reconcile_taken(self) -> Job:
+    def take_reconcile(self) -> Job:
         add_job(self.connection, self.pod)
-        job = jobs.take(self.connection, ["reconcile"])
+        job = jobs.take_job(self.connection, ["reconcile"])
         assert job is not None
         return job
 
-    def reconciled(self) -> None:
+    def run_reconcile(self) -> None:
         """A reconcile that begins now ends; no request takes any time."""
-        job = self.reconcile_taken()
-        reconcile.end(self.connection, job, timedelta())
-        jobs.finish(self.connection, job, {})
+        job = self.take_reconcile()
+        reconcile.write_result(self.connection, job, timedelta())
+        jobs.finish_job(self.connection, job, {})
 
 
-def _watermarks(engine: Any) -> dict[str, PodWatermark]:
-    with reading(engine) as connection:
-        return watermarks(connection, SILENCE)
+def _read_watermarks(engine: Any) -> dict[str, PodWatermark]:
+    with read_connection(engine) as connection:
+        return read_watermarks(connection, SILENCE)

@@ -10,10 +10,10 @@ import pytest
 from coordinator.db import locks
 from coordinator.domain.facts import Fact
 from coordinator.table import expiry
-from coordinator.table.apply import BatchApply
+from coordinator.table.apply import BatchApplier
 from coordinator.table.batch import OutOfStepError
 from tests.oracle import Oracle
-from tests.support.tables import waits_for_lock
+from tests.support.tables import await_lock_wait
 from tests.table.harness import NO_MARGIN, Table, apply_at_once, before_statements, begin, deadlocks
 from tests.table.shared_digests import Shared, slices
 
@@ -35,7 +35,7 @@ def test_no_deadlock_and_no_miscount(fresh: Table) -> None:
         together.wait(10)
         with fresh.connect() as connection:
             for piece in slices(fresh, partition, histories[partition]):
-                BatchApply(connection, NO_MARGIN).apply([piece])
+                BatchApplier(connection, NO_MARGIN).apply([piece])
 
     def keep_house() -> int:
         """Do what housekeeping does; nothing is old enough to expire."""
@@ -43,10 +43,10 @@ def test_no_deadlock_and_no_miscount(fresh: Table) -> None:
         turns = 0
         with fresh.connect() as connection:
             while not working.is_set():
-                expiry.expire_links(connection, timedelta(days=1))
-                expiry.forget_removals(connection, timedelta(days=1))
+                expiry.delete_expired_links(connection, timedelta(days=1))
+                expiry.delete_old_removals(connection, timedelta(days=1))
                 report = fresh.check()
-                assert report.agrees, report
+                assert report.is_healthy, report
                 turns += 1
         return turns
 
@@ -64,7 +64,7 @@ def test_no_deadlock_and_no_miscount(fresh: Table) -> None:
     for history in histories:
         oracle.take(event for batch in history for event in batch)
     fresh.assert_equals(oracle)
-    assert fresh.check().agrees
+    assert fresh.check().is_healthy
 
 
 def test_a_batch_that_always_collides(table: Table) -> None:
@@ -93,7 +93,7 @@ def test_a_batch_that_always_collides(table: Table) -> None:
     other.close()
     assert 0 < len(spoiled) < len(names)
     assert len(table.links()) == len(names)
-    assert table.check().agrees
+    assert table.check().is_healthy
 
 
 @pytest.mark.lengthy
@@ -125,7 +125,7 @@ def test_lists_that_grow_while_others_write(fresh: Table) -> None:
         row = fresh.row(blob)
         needs = sum(blob in manifests[name] for _, digest in held for name in manifests if fresh.text(name) == digest)
         assert row.references == needs
-    assert fresh.check().agrees
+    assert fresh.check().is_healthy
 
 
 def test_a_partition_that_another_worker_has(table: Table) -> None:
@@ -135,7 +135,7 @@ def test_a_partition_that_another_worker_has(table: Table) -> None:
         with other.transaction():
             other.execute("SELECT FROM partition_progress WHERE topic = %s FOR UPDATE", (table.space,))
             done = pool.submit(table.apply_slices, [piece])
-            assert waits_for_lock(watcher, done, "transactionid")
+            assert await_lock_wait(watcher, done, "transactionid")
             other.execute("UPDATE partition_progress SET next_offset = 1 WHERE topic = %s", (table.space,))
         with pytest.raises(OutOfStepError):
             done.result(30)
@@ -152,16 +152,16 @@ def test_alone(table: Table, kind: str) -> None:
         fact = table.renamed("a", "z", 5)
     with ThreadPoolExecutor(1) as pool, table.connect() as other, table.connect() as watcher:
         with other.transaction():
-            locks.enter(other)
+            locks.lock_facts(other)
             done = pool.submit(table.apply, fact)
-            assert waits_for_lock(watcher, done, "advisory")
+            assert await_lock_wait(watcher, done, "advisory")
         done.result(30)
     assert [table.holds(name, "m") for name in "abz"] == {
         "removed": [False, False, False],
         "renamed": [False, False, True],
         "widened": [True, True, False],
     }[kind]
-    assert table.check().agrees
+    assert table.check().is_healthy
 
 
 def test_new_digests_in_any_order(fresh: Table) -> None:
@@ -186,4 +186,4 @@ def test_new_digests_in_any_order(fresh: Table) -> None:
     assert len(fresh.holdings()) == WORKERS * 4 * 20
     counts = "SELECT reference_count, count(*) FROM blobs GROUP BY 1"
     assert fresh.rows(counts) == [(WORKERS, 4 * 20 * 3)]
-    assert fresh.check().agrees
+    assert fresh.check().is_healthy

@@ -17,7 +17,7 @@ from coordinator.pods import clock
 from coordinator.pods import table as registry
 from coordinator.reconcile import table as reconcile
 from coordinator.table import dead_letters
-from coordinator.table.apply import BatchApply
+from coordinator.table.apply import BatchApplier
 from coordinator.table.batch import DeadLetterFound, DeadLetterLimits
 from tests.support.tables import add_gap, add_job, add_prefixes, set_kind
 from tests.table.harness import NO_MARGIN, Table
@@ -44,15 +44,15 @@ def store(table: Table, *found: DeadLetterFound, limits: DeadLetterLimits = LIMI
     """Apply a batch of dead letters; return how many were not kept."""
     piece = table.slice([None] * len(found))
     items = [item._replace(dead_letter=each) for item, each in zip(piece.items, found, strict=True)]
-    applied = BatchApply(table.connection, NO_MARGIN, limits=limits).apply([piece._replace(items=items)])
-    table.done(piece)
+    applied = BatchApplier(table.connection, NO_MARGIN, limits=limits).apply([piece._replace(items=items)])
+    table.set_applied(piece)
     assert applied.dead_letters == len(found)
     return applied.dead_letters_not_kept
 
 
 def begun(table: Table, pod: str = "pod-a") -> Job:
     add_job(table.connection, table.pods[pod])
-    job = jobs.take(table.connection, ["reconcile"])
+    job = jobs.take_job(table.connection, ["reconcile"])
     assert job is not None
     return job
 
@@ -60,8 +60,8 @@ def begun(table: Table, pod: str = "pod-a") -> Job:
 def ended(
     table: Table, job: Job, absent: Collection[RepositoryName] = (), limits: DeadLetterLimits = LIMITS
 ) -> dict[str, Any]:
-    found = reconcile.end(table.connection, job, BOUND, absent, limits)
-    jobs.finish(table.connection, job, {})
+    found = reconcile.write_result(table.connection, job, BOUND, absent, limits)
+    jobs.finish_job(table.connection, job, {})
     return found
 
 
@@ -105,7 +105,7 @@ def test_what_no_pod_owns_is_searched_for(linked: Table) -> None:
     """A dead letter about a repository of no pod stays until storage has nothing of it, or a pod owns it."""
     store(linked, a_dead_letter("elsewhere/x"), a_dead_letter("other/y"))
     job = begun(linked)
-    assert sorted(dead_letters.unlisted(linked.connection, job)) == ["elsewhere/x", "other/y"]
+    assert sorted(dead_letters.read_unlisted_repositories(linked.connection, job)) == ["elsewhere/x", "other/y"]
     ended(linked, job)
     assert opened(linked) == 2
     ended(linked, begun(linked), [RepositoryName("elsewhere/x")])
@@ -183,7 +183,7 @@ def test_it_ends_with_one_reconcile_after_the_last(linked: Table) -> None:
     assert asked_for(linked) == []  # one has just been done
     linked.connection.execute("UPDATE jobs SET finished_at = finished_at - interval '10 seconds'")
     (number,) = asked_for(linked)
-    again = jobs.take(linked.connection, ["reconcile"])
+    again = jobs.take_job(linked.connection, ["reconcile"])
     assert again.id == number
     ended(linked, again)
     assert (opened(linked), gaps(linked)) == (0, [])
@@ -193,7 +193,7 @@ def test_it_ends_with_one_reconcile_after_the_last(linked: Table) -> None:
 
 def asked_for(table: Table) -> list[int]:
     """The reconciles of pod-a that are needed; the others are deleted."""
-    asked = jobs.ask_for_needed(table.connection, timedelta(days=1), BOUND)
+    asked = jobs.request_needed_reconciles(table.connection, timedelta(days=1), BOUND)
     others = table.rows(
         "DELETE FROM jobs WHERE state = 'waiting' AND pod_id <> %s RETURNING id", (table.pods["pod-a"],)
     )
@@ -224,7 +224,7 @@ def test_a_gap_that_does_not_fit_stays(linked: Table) -> None:
     with temporary_engine(linked.url, name="test") as engine:
         registry.resolve_gaps(engine, PodName("pod-a"), "a test")
         with pytest.raises(ConflictError, match="not below its prefixes"):
-            registry.remove(engine, PodName("pod-a"), lambda *_: False)
+            registry.remove_pod(engine, PodName("pod-a"), lambda *_: False)
     assert [gap[0] for gap in gaps(linked)] == ["pod-a"]
     add_prefixes(linked.connection, linked.pods["pod-a"], "pod-ab")
     set_kind(linked.connection, "link")
@@ -239,7 +239,7 @@ def test_a_clock_that_was_set_back(linked: Table) -> None:
         "UPDATE dead_letters SET resolved_at = now() + interval '1 day', stored_at = now() + interval '1 day'"
     )
     linked.connection.execute("UPDATE jobs SET began_at = now() + interval '1 day', state = 'done'")
-    assert clock.void(linked.connection)
+    assert clock.void_if_ahead(linked.connection)
     assert opened(linked) == 1
     assert linked.rows("SELECT stored_at <= clock_timestamp() FROM dead_letters") == [(True,)]
     ended(linked, begun(linked))

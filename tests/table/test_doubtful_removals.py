@@ -33,13 +33,13 @@ def by_report(table: Table) -> None:
 
 def resolve(table: Table, *, held: bool, linked: bool, limit: int = 100) -> int:
     """Resolve this test's doubtful removals as if storage had these links."""
-    removed, after = 0, doubtful_removals.BEGINNING
+    removed, after = 0, doubtful_removals.FIRST_KEY
     with table.connection.transaction():
-        locks.enter(table.connection, alone=True)
-        while found := doubtful_removals.load(table.connection, after, limit):
+        locks.lock_facts(table.connection, alone=True)
+        while found := doubtful_removals.read_doubtful_removals(table.connection, after, limit):
             own = [doubtful for doubtful in found if f"/{table.space}/" in doubtful.repository]
             results = [Confirmation(doubtful, doubtful.held and held, doubtful.linked and linked) for doubtful in own]
-            removed += doubtful_removals.resolve(table.connection, results)
+            removed += doubtful_removals.apply_confirmations(table.connection, results)
             after = found[-1].key
     return removed
 
@@ -80,7 +80,7 @@ def test_resolved_as_gone(table: Table) -> None:
     # A late push makes the removal doubtful again.
     table.apply(table.push("a", "m", ["c", "l"], 0), margin=MARGIN)
     assert table.removal("a", "m") == (at(5), True)
-    assert table.check().agrees
+    assert table.check().is_healthy
 
 
 def test_resolved_as_there(table: Table) -> None:
@@ -89,7 +89,7 @@ def test_resolved_as_there(table: Table) -> None:
     assert resolve(table, held=True, linked=True) == 0
     assert table.holds("a", "m")
     assert table.removals() == {}
-    assert table.check().agrees
+    assert table.check().is_healthy
 
 
 def test_resolved_for_one_of_two(table: Table) -> None:
@@ -100,7 +100,7 @@ def test_resolved_for_one_of_two(table: Table) -> None:
     assert table.holds("a", "m")
     assert not table.linked("a", "m")
     assert table.row("m")[:4] == (1, 0, BlobState.LIVE, False)
-    assert table.check().agrees
+    assert table.check().is_healthy
 
 
 def test_pods_without_links_in_storage(table: Table) -> None:
@@ -141,7 +141,7 @@ def test_an_emptied_repository_is_checked(table: Table) -> None:
     assert (applied.holdings_removed, applied.removals_doubtful) == (0, 2)
     assert resolve(table, held=False, linked=False) == 2
     assert [table.holds("a", name) for name in ("m", "new")] == [False, True]
-    assert table.check().agrees
+    assert table.check().is_healthy
 
 
 def gaps_of_renames(table: Table) -> int:
@@ -237,7 +237,7 @@ def test_a_removal_from_before_a_rename_onto_its_name(table: Table, *, entirely:
     assert table.removal("a/y", "m") == (at(60), True)
     table.apply(removed("a", 61), margin=MARGIN)
     assert not table.holds("a", "m")
-    assert table.check().agrees
+    assert table.check().is_healthy
 
 
 def test_a_removal_before_its_push(table: Table) -> None:
@@ -267,7 +267,7 @@ def test_an_emptied_repository(table: Table) -> None:
     assert table.holds("b", "old")
     assert table.removal("a", "near") == (at(50), True)
     table.apply(table.emptied("never", 50), margin=MARGIN)
-    assert table.check().agrees
+    assert table.check().is_healthy
 
 
 def test_what_a_rename_leaves(table: Table) -> None:
@@ -286,7 +286,7 @@ def test_what_a_rename_leaves(table: Table) -> None:
         assert table.removal("new", "gone") == (at(5), False)
         assert table.removal("old", "gone-late") == (at(98), False)
         assert len(table.holdings()) == len(table.removals()) == 2
-    assert table.check().agrees
+    assert table.check().is_healthy
 
 
 def test_what_both_of_two_merged_have(table: Table) -> None:
@@ -300,7 +300,7 @@ def test_what_both_of_two_merged_have(table: Table) -> None:
     table.apply(table.removed("new", "m", 5), table.removed("new", "l", 5))
     assert table.holds("new", "m")
     assert table.linked("new", "l")
-    assert table.check().agrees
+    assert table.check().is_healthy
 
 
 @pytest.mark.parametrize("removed_in", ["old", "new"])
@@ -312,7 +312,7 @@ def test_a_rename_that_meets_a_removal(table: Table, removed_in: str) -> None:
     table.apply(table.renamed("old", "new", 50, below=False))
     assert table.holds("new", "m")
     assert table.removal("new", "m") == (at(20), True)
-    assert table.check().agrees
+    assert table.check().is_healthy
 
 
 def test_names_that_resemble_patterns(table: Table) -> None:
@@ -327,7 +327,7 @@ def test_a_rename_into_itself(table: Table) -> None:
     table.apply(table.link("a", "l", 0), table.link("a/b", "l2", 0), table.link("a/b/b", "l3", 0))
     table.apply(table.renamed("a", "a/b", 50))
     assert {name for name, _ in table.links()} == {table.repository(name) for name in ("a/b", "a/b/b", "a/b/b/b")}
-    assert table.check().agrees
+    assert table.check().is_healthy
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_a_rename_onto_names_that_it_moves(table: Table, source: str, destinatio
     assert table.links() == moved
     table.apply(table.renamed(source, destination, 50))
     assert table.links() == moved
-    assert table.check().agrees
+    assert table.check().is_healthy
 
 
 @pytest.mark.usefixtures("by_report")
@@ -374,8 +374,8 @@ def test_two_removals_that_a_rename_makes_one(table: Table) -> None:
     table.connection.execute(
         "UPDATE removals r SET seen_at = now() - %s * 2 FROM repositories n"
         " WHERE n.id = r.repository_id AND n.name = %s",
-        (expiry.REMOVALS_KEPT, table.repository("b")),
+        (expiry.REMOVALS_RETENTION, table.repository("b")),
     )
     table.apply(table.renamed("a", "b", 10, below=False))
-    expiry.forget_removals(table.connection, timedelta(0))
+    expiry.delete_old_removals(table.connection, timedelta(0))
     assert table.removal("b", "m") == (at(2), False)

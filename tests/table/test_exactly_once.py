@@ -11,7 +11,7 @@ import pytest
 from coordinator.db.connection import Connections
 from coordinator.errors import UnavailableError
 from coordinator.table import statements
-from coordinator.table.apply import BatchApply
+from coordinator.table.apply import BatchApplier
 from coordinator.table.batch import DeadLetterFound, Item, OutOfStepError, Slice
 from tests.table.harness import NO_MARGIN, Row, Table, before_statements
 
@@ -72,7 +72,7 @@ def test_the_same_slice_again(fresh: Table) -> None:
     assert refused.value.expected == piece.next_offset
     assert refused.value.piece is piece
     assert dump(fresh.url) == before
-    assert fresh.check().agrees
+    assert fresh.check().is_healthy
 
 
 def test_a_slice_that_is_ahead(fresh: Table) -> None:
@@ -125,7 +125,7 @@ def test_two_at_the_same_slice(table: Table) -> None:
     def attempt(connection: psycopg.Connection[Any], piece: Slice) -> bool:
         together.wait(10)
         try:
-            BatchApply(connection, NO_MARGIN).apply([piece])
+            BatchApplier(connection, NO_MARGIN).apply([piece])
         except OutOfStepError:
             return False
         return True
@@ -135,12 +135,12 @@ def test_two_at_the_same_slice(table: Table) -> None:
             piece = table.slice([table.push(f"r{turn}", "m", ["c", "l"]), table.link(f"r{turn}", "l")])
             won = [pool.submit(attempt, connection, piece) for connection in connections]
             assert sorted(each.result(30) for each in won) == [False, True]
-            table.done(piece)
+            table.set_applied(piece)
     for connection in connections:
         connection.close()
     row = table.row("l")
     assert (row.references, row.links) == (15, 15)
-    assert table.check().agrees
+    assert table.check().is_healthy
 
 
 class Nth:
@@ -172,14 +172,14 @@ def test_an_error_at_any_statement(fresh: Table) -> None:
     for statement in range(500):
         try:
             with before_statements(fresh.connection, Nth(statement, cut)):
-                BatchApply(fresh.connection, NO_MARGIN).apply([piece])
+                BatchApplier(fresh.connection, NO_MARGIN).apply([piece])
         except PowerCutError:
             assert dump(fresh.url) == before, f"statement {statement}"
         else:
             break
     assert statement > 30
     assert fresh.blob("l") == Row(3, 0, 0, False, 7)  # type: ignore[arg-type]
-    assert fresh.check().agrees
+    assert fresh.check().is_healthy
 
 
 @pytest.mark.lengthy
@@ -187,7 +187,7 @@ def test_a_connection_killed_at_any_statement(fresh: Table) -> None:
     """A connection that dies between any two statements leaves nothing half done; the next one goes on."""
     piece = everything(fresh)
     before = dump(fresh.url)
-    connections = Connections(fresh.url, name="killed", prepare=statements.prepare)
+    connections = Connections(fresh.url, name="killed", prepare=statements.prepare_connection)
 
     def kill() -> None:
         with connections.use() as connection:
@@ -206,7 +206,7 @@ def test_a_connection_killed_at_any_statement(fresh: Table) -> None:
     for statement in range(0, 500, 5):
         try:
             with connections.use() as connection, before_statements(connection, Nth(statement, kill)):
-                BatchApply(connection, NO_MARGIN).apply([piece])
+                BatchApplier(connection, NO_MARGIN).apply([piece])
         except UnavailableError:
             with connections.use():
                 pass
@@ -215,4 +215,4 @@ def test_a_connection_killed_at_any_statement(fresh: Table) -> None:
             break
     connections.close()
     assert statement > 30
-    assert fresh.check().agrees
+    assert fresh.check().is_healthy

@@ -33,21 +33,21 @@ def test_links_expire(fresh: Table) -> None:
     )
     age(table, "repository_blobs", "linked_at", 2)
     table.apply(table.link("b", "young"), partition=1)
-    assert expiry.expire_links(table.connection, DAY) == 4
+    assert expiry.delete_expired_links(table.connection, DAY) == 4
     assert table.blob("l") == Row(0, 1, BlobState.LIVE, unreferenced=False, size=7)
     assert table.blob("only-l") == Row(0, 1, BlobState.LIVE, unreferenced=False, size=7)
     assert table.blob("kept") == Row(1, 0, BlobState.LIVE, unreferenced=False, size=7)
     assert table.blob("gone") == Row(0, 0, BlobState.UNREFERENCED, unreferenced=True, size=7)
     assert table.blob("young") == Row(0, 1, BlobState.LIVE, unreferenced=False, size=7)
-    assert expiry.expire_links(table.connection, DAY) == 0
-    assert table.check().agrees
+    assert expiry.delete_expired_links(table.connection, DAY) == 0
+    assert table.check().is_healthy
 
 
 def test_the_link_of_what_is_also_a_manifest(table: Table) -> None:
     """Where links cannot be checked, the delete of a blob that is also a manifest never removes the holding."""
     table.apply(table.link("a", "m", 0), table.push("a", "m", ["c"], 0), table.link("a", "l", 0))
     age(table, "repository_blobs", "linked_at", 2)
-    expiry.expire_links(table.connection, DAY)
+    expiry.delete_expired_links(table.connection, DAY)
     assert not table.linked("a", "l")
     table.apply(table.removed("a", "m", 600))
     assert table.holds("a", "m")
@@ -55,7 +55,7 @@ def test_the_link_of_what_is_also_a_manifest(table: Table) -> None:
     # Both are removed.
     table.apply(table.emptied("a", 700))
     assert table.holdings() == table.links() == set()
-    assert table.check().agrees
+    assert table.check().is_healthy
 
 
 def test_links_of_a_repository_with_a_manifest_that_needs_links(fresh: Table) -> None:
@@ -64,16 +64,16 @@ def test_links_of_a_repository_with_a_manifest_that_needs_links(fresh: Table) ->
     kept_by_links = table.push("a", "m", None)._replace(by_links=True)
     table.apply(table.link("a", "l"), table.link("b", "other"), kept_by_links)
     age(table, "repository_blobs", "linked_at", 2)
-    assert expiry.expire_links(table.connection, DAY) == 1
+    assert expiry.delete_expired_links(table.connection, DAY) == 1
     # One that is reported later, by another process, stays, too.
     table.apply(table.link("a", "late"), partition=1)
     age(table, "repository_blobs", "linked_at", 2)
-    assert expiry.expire_links(table.connection, DAY) == 0
+    assert expiry.delete_expired_links(table.connection, DAY) == 0
     assert table.linked("a", "l")
     assert table.linked("a", "late")
     table.apply(table.removed("a", "m", 600))
-    assert expiry.expire_links(table.connection, DAY) == 2
-    assert table.check().agrees
+    assert expiry.delete_expired_links(table.connection, DAY) == 2
+    assert table.check().is_healthy
 
 
 def test_a_link_made_again(table: Table) -> None:
@@ -81,7 +81,7 @@ def test_a_link_made_again(table: Table) -> None:
     table.apply(table.link("a", "again", 1), table.link("a", "same", 1))
     age(table, "repository_blobs", "linked_at", 2)
     table.apply(table.link("a", "again", 2), table.link("a", "same", 1))
-    expiry.expire_links(table.connection, DAY)
+    expiry.delete_expired_links(table.connection, DAY)
     assert table.linked("a", "again")
     assert not table.linked("a", "same")
 
@@ -96,10 +96,10 @@ def test_doubtful_removals_about_nothing_end(table: Table) -> None:
         table.removed("a", "m", 60),
         margin=margin,
     )
-    assert expiry.end_doubtful_removals(table.connection) == 0
+    assert expiry.resolve_needless_removals(table.connection) == 0
     age(table, "repository_blobs", "linked_at", 2)
-    expiry.expire_links(table.connection, DAY)
-    assert expiry.end_doubtful_removals(table.connection) == 1
+    expiry.delete_expired_links(table.connection, DAY)
+    assert expiry.resolve_needless_removals(table.connection) == 1
     assert {name: doubtful for (_, name), (_, doubtful) in table.removals().items()} == {
         table.text("expires"): False,
         table.text("m"): True,
@@ -113,9 +113,9 @@ def test_in_batches(fresh: Table) -> None:
     )
     age(fresh, "repository_blobs", "linked_at", 2)
     age(fresh, "removals", "seen_at", 32)
-    assert expiry.expire_links(fresh.connection, DAY, batch=3) == 10
-    assert expiry.forget_removals(fresh.connection, DAY, batch=3) == 10
-    assert fresh.check().agrees
+    assert expiry.delete_expired_links(fresh.connection, DAY, batch=3) == 10
+    assert expiry.delete_old_removals(fresh.connection, DAY, batch=3) == 10
+    assert fresh.check().is_healthy
 
 
 def test_rows_that_a_batch_has_locked(fresh: Table) -> None:
@@ -130,10 +130,10 @@ def test_rows_that_a_batch_has_locked(fresh: Table) -> None:
         )
         other.execute("SELECT FROM removals WHERE digest = %s FOR UPDATE", (fresh.digest("x0"),))
         fresh.connection.execute("SET lock_timeout = '2s'")
-        assert expiry.expire_links(fresh.connection, DAY) == 2
-        assert expiry.forget_removals(fresh.connection, DAY) == 2
-    assert expiry.expire_links(fresh.connection, DAY) == 1
-    assert expiry.forget_removals(fresh.connection, DAY) == 1
+        assert expiry.delete_expired_links(fresh.connection, DAY) == 2
+        assert expiry.delete_old_removals(fresh.connection, DAY) == 2
+    assert expiry.delete_expired_links(fresh.connection, DAY) == 1
+    assert expiry.delete_old_removals(fresh.connection, DAY) == 1
 
 
 def test_removals_are_forgotten(fresh: Table) -> None:
@@ -141,8 +141,8 @@ def test_removals_are_forgotten(fresh: Table) -> None:
     fresh.apply(fresh.removed("a", "old", 1), fresh.link("a", "doubtful", 1), fresh.removed("a", "doubtful", 1))
     age(fresh, "removals", "seen_at", 32)
     fresh.apply(fresh.removed("a", "young", 1))
-    assert expiry.forget_removals(fresh.connection, 3 * DAY) == 0
-    assert expiry.forget_removals(fresh.connection, DAY) == 1
+    assert expiry.delete_old_removals(fresh.connection, 3 * DAY) == 0
+    assert expiry.delete_old_removals(fresh.connection, DAY) == 1
     assert {digest for _, digest in fresh.removals()} == {fresh.text("doubtful"), fresh.text("young")}
 
 

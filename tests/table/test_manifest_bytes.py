@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from coordinator.domain.facts import ManifestRead
 from coordinator.domain.lifecycle import BlobState
-from coordinator.table.apply import BatchApply
+from coordinator.table.apply import BatchApplier
 from coordinator.table.batch import Item
 from tests.table.harness import NO_MARGIN, Table
 
@@ -79,7 +79,7 @@ def test_reports_are_joined_until_bytes_are_read(
                 listed = set(truth)
         wanted = [len(holders) if name in listed or name == "m" else 0 for name in ("m", *LAYERS)]
         assert counts(table, "m", *LAYERS) == wanted
-        assert table.check().agrees
+        assert table.check().is_healthy
 
 
 def test_a_false_report_that_came_first(table: Table) -> None:
@@ -96,7 +96,7 @@ def test_a_false_report_that_came_first(table: Table) -> None:
     )
     assert state == BlobState.UNREFERENCED
     assert since > before
-    assert table.check().agrees
+    assert table.check().is_healthy
 
 
 def test_reports_after_the_bytes_change_nothing_and_are_counted(fresh: Table) -> None:
@@ -124,7 +124,7 @@ def test_whose_report_was_false(fresh: Table, first: str) -> None:
     assert push.content is not None
     reports = {push.digest: [(fresh.pods[second], push.content)]}
     items = [Item(0, 0, 0, bytes_of(fresh, ["c", "l"]), None)]
-    BatchApply(fresh.connection, NO_MARGIN).apply_found(items, reports)
+    BatchApplier(fresh.connection, NO_MARGIN).apply_stored(items, reports)
     assert false_reports(fresh) == {"pod-b": 1}
 
 
@@ -135,7 +135,7 @@ def test_a_read_of_what_nobody_holds(table: Table) -> None:
     table.apply(table.push("a", "m", ["c"]), table.removed("a", "m", 5))
     table.apply(bytes_of(table, ["c", "l"]))
     assert counts(table, "m", "c", "l") == [0, 0, 0]
-    assert table.check().agrees
+    assert table.check().is_healthy
 
 
 def test_links_are_pending_from_the_batch_on(table: Table) -> None:

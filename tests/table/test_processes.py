@@ -18,10 +18,10 @@ from coordinator.pods import table as pods
 from coordinator.pods.watermarks import PROCESSES_LIMIT, RETIRED_SHOWN
 from coordinator.table import echoes
 from coordinator.table import processes as registry_processes
-from coordinator.table.apply import BatchApply
+from coordinator.table.apply import BatchApplier
 from coordinator.table.batch import Item, OutOfStepError, Slice
 from coordinator.table.echoes import KnownProcesses
-from tests.support.tables import waits_for_lock
+from tests.support.tables import await_lock_wait
 from tests.table.harness import NO_MARGIN, Table, begin, deadlocks
 from tests.table.processes import HERE, THERE, URL, World
 
@@ -43,11 +43,11 @@ def test_found_in_events(world: World) -> None:
     """A process that an event names is known from then on, and W is unknown until a probe reaches it."""
     table = world.table
     piece = table.slice([table.link("r", "l")])._replace(processes=frozenset({(world.pod, "new")}))
-    BatchApply(world.connection, NO_MARGIN, world.known).apply([piece])
-    table.done(piece)
+    BatchApplier(world.connection, NO_MARGIN, world.known).apply([piece])
+    table.set_applied(piece)
     world.return_probe(world.probe())
     again = table.slice([table.link("r", "l")])._replace(processes=frozenset({(world.pod, "new")}))
-    BatchApply(world.connection, NO_MARGIN).apply([again])
+    BatchApplier(world.connection, NO_MARGIN).apply([again])
     assert table.rows("SELECT instance_id FROM processes ORDER BY 1") == [("new",), ("s",)]
     assert world.view().at is None
     assert any("no probe has reached process new" in sentence for sentence in world.view().waits_for)
@@ -81,7 +81,7 @@ def test_what_is_not_known_is_ignored(world: World) -> None:
     other = world.probe(pod="pod-b")
     old = world.probe()
     world.connection.execute("UPDATE probes SET sent_at = now() - interval '25 hours' WHERE nonce = %s::uuid", (old,))
-    assert registry_processes.forget_old_probes(world.connection) == 1
+    assert registry_processes.delete_old_probes(world.connection) == 1
     applied = world.apply(world.piece([world.echo(nonce) for nonce in ("ab" * 16, other, old)]))
     assert (applied.echoes, applied.echoes_unknown) == (0, 3)
     assert world.marks() == {}
@@ -135,7 +135,7 @@ def test_a_failure_forgets_who_is_known(world: World) -> None:
         world.apply(world.piece([])._replace(first_offset=77))
     table = world.table
     piece = table.slice([table.link("r", "l")])._replace(processes=frozenset({(world.pod, "s")}))
-    BatchApply(world.connection, NO_MARGIN, world.known).apply([piece])
+    BatchApplier(world.connection, NO_MARGIN, world.known).apply([piece])
     assert table.rows("SELECT instance_id FROM processes") == [("s",)]
 
 
@@ -154,11 +154,11 @@ def test_who_is_known_is_bounded() -> None:
     crowd = {(1, f"s{number}") for number in range(KnownProcesses.LIMIT)}
     known.add(crowd)
     piece = Slice("t", 0, 0, 0, 0, [], frozenset({(1, "s1"), (1, "other")}))
-    assert known.missing([piece]) == {(1, "other")}
+    assert known.find_unknown([piece]) == {(1, "other")}
     known.add({(1, "other")})
-    assert known.missing([piece]) == {(1, "s1")}
+    assert known.find_unknown([piece]) == {(1, "s1")}
     known.add({*crowd, (1, "other")})
-    assert known.missing([piece]) == {(1, "s1"), (1, "other")}
+    assert known.find_unknown([piece]) == {(1, "s1"), (1, "other")}
 
 
 def test_replaced(world: World) -> None:
@@ -177,10 +177,13 @@ def test_replaced(world: World) -> None:
     assert any(sentence.startswith("process s has been dead") for sentence in view.waits_for)
     bound = timedelta(hours=1)
     early, late = gone.dead_since + bound - timedelta(microseconds=1), gone.dead_since + bound
-    assert registry_processes.retire_dead(world.connection, world.pod, early, bound, "reconciled") == []
-    assert registry_processes.retire_dead(world.connection, world.table.pods["pod-b"], late, bound, "reconciled") == []
-    assert registry_processes.retire_dead(world.connection, world.pod, late, bound, "reconciled") == ["s"]
-    assert registry_processes.retire_dead(world.connection, world.pod, late, bound, "reconciled") == []
+    assert registry_processes.retire_dead_processes(world.connection, world.pod, early, bound, "reconciled") == []
+    assert (
+        registry_processes.retire_dead_processes(world.connection, world.table.pods["pod-b"], late, bound, "reconciled")
+        == []
+    )
+    assert registry_processes.retire_dead_processes(world.connection, world.pod, late, bound, "reconciled") == ["s"]
+    assert registry_processes.retire_dead_processes(world.connection, world.pod, late, bound, "reconciled") == []
     assert world.view().at == world.sent_at(second)
     assert (world.process("s").state, world.process("s").retired_why) == (ProcessState.RETIRED, "reconciled")
 
@@ -188,7 +191,7 @@ def test_replaced(world: World) -> None:
 def test_refused(world: World) -> None:
     """A refused connection proves the death of the process that echoed there last; other failures prove nothing."""
     world.return_probe(world.probe(), "s")
-    assert registry_processes.probe_failed(world.connection, world.probe(), "timed out", refused=False) is None
+    assert registry_processes.record_probe_failure(world.connection, world.probe(), "timed out", refused=False) is None
     assert world.process().state is ProcessState.LIVE
     (shown,) = world.view().endpoints
     assert (shown.error, shown.failing_since is None) == ("timed out", False)
@@ -197,7 +200,7 @@ def test_refused(world: World) -> None:
     assert (world.process().state, world.process().dead_why) == (ProcessState.DEAD, "refused")
     (again,) = world.view().endpoints
     assert (again.error, again.failing_since) == ("refused", shown.failing_since)
-    registry_processes.probe_answered(world.connection, world.probe())
+    registry_processes.record_probe_answer(world.connection, world.probe())
     (answered,) = world.view().endpoints
     assert (answered.error, answered.failing_since) == (None, None)
     assert answered.answered_at is not None
@@ -216,7 +219,7 @@ def test_one_of_two_addresses_refuses(world: World) -> None:
     """A process that one of its addresses no longer reaches is alive as long as it echoes at the other; it is dead once
     that refuses, too.
     """
-    world.seen({URL: [HERE, THERE]})
+    world.record_names({URL: [HERE, THERE]})
     world.return_probe(world.probe(), "s")
     world.return_probe(world.probe(THERE), "s")
     for _ in range(3):
@@ -230,7 +233,7 @@ def test_one_of_two_addresses_refuses(world: World) -> None:
 
 def test_answers_of_another_kind(world: World) -> None:
     """An answer that is no success shows that a process is there."""
-    registry_processes.probe_failed(world.connection, world.probe(), "401", refused=False, answered=True)
+    registry_processes.record_probe_failure(world.connection, world.probe(), "401", refused=False, answered=True)
     (shown,) = world.view().endpoints
     assert shown.answered_at is not None
     assert shown.failing_since is not None
@@ -238,25 +241,27 @@ def test_answers_of_another_kind(world: World) -> None:
 
 def test_an_address_that_is_left(world: World) -> None:
     """Where the last process is retired, W moves while connections are refused, and stops as soon as they are not."""
-    world.seen({URL: [HERE, THERE]})
+    world.record_names({URL: [HERE, THERE]})
     world.return_probe(world.probe(), "s")
     world.return_probe(world.probe(THERE), "t")
     assert world.refused(world.probe()) == "s"
-    retired = registry_processes.retire_dead(world.connection, world.pod, datetime.now(UTC), timedelta(), "reconciled")
+    retired = registry_processes.retire_dead_processes(
+        world.connection, world.pod, datetime.now(UTC), timedelta(), "reconciled"
+    )
     assert retired == ["s"]
     last = world.probe()
     world.refused(last)
     later = world.probe(THERE)
     world.return_probe(later, "t")
     assert world.view().at == world.sent_at(last)
-    registry_processes.probe_failed(world.connection, world.probe(), "timed out", refused=False)
+    registry_processes.record_probe_failure(world.connection, world.probe(), "timed out", refused=False)
     world.answered()
     assert world.view().at == world.sent_at(last)
     # Another process is there now, and the one that answered before never echoed: it may have accepted a push.
     new = world.probe()
     world.return_probe(new, "new")
     assert world.view().at == world.sent_at(last)
-    world.reconciled()
+    world.run_reconcile()
     assert world.view().at == world.sent_at(later)
 
 
@@ -266,7 +271,7 @@ def test_one_that_answers_and_is_never_echoed(world: World) -> None:
     refused = world.probe()
     assert world.refused(refused) == "s"
     answered = world.answered()
-    world.reconciled()
+    world.run_reconcile()
     assert world.process("s").state is ProcessState.RETIRED
     # It runs on, so it answers on.
     last = world.answered()
@@ -278,10 +283,12 @@ def test_one_that_answers_and_is_never_echoed(world: World) -> None:
     bound = timedelta(hours=1)
     # Not since it was sent: its scheduler may have been stopped before that.
     ((at,),) = world.table.rows("SELECT answered_at FROM probes WHERE nonce = %s::uuid", (last,))
-    registry_processes.resolve_unechoed(world.connection, world.table.pods["pod-b"], at + bound, bound)
-    registry_processes.resolve_unechoed(world.connection, world.pod, at + bound - timedelta(microseconds=1), bound)
+    registry_processes.delete_unechoed_probes(world.connection, world.table.pods["pod-b"], at + bound, bound)
+    registry_processes.delete_unechoed_probes(
+        world.connection, world.pod, at + bound - timedelta(microseconds=1), bound
+    )
     assert world.unechoed() == [last]
-    registry_processes.resolve_unechoed(world.connection, world.pod, at + bound, bound)
+    registry_processes.delete_unechoed_probes(world.connection, world.pod, at + bound, bound)
     assert world.unechoed() == []
     assert answered not in world.unechoed()
     now = world.probe()
@@ -292,16 +299,16 @@ def test_one_that_answers_and_is_never_echoed(world: World) -> None:
 def test_one_that_is_never_echoed_where_nobody_is_listed(world: World) -> None:
     """A process that came with a new address, answered and went with it keeps W unknown until a reconcile."""
     world.return_probe(world.probe(), "s")
-    world.seen({URL: [HERE, THERE]})
+    world.record_names({URL: [HERE, THERE]})
     world.answered(THERE)
-    world.seen({URL: [HERE]})
+    world.record_names({URL: [HERE]})
     world.return_probe(world.probe(), "s")
     assert world.view().at is None
     (shown,) = world.view().waits_for
     assert shown.startswith(f"{URL} at {THERE} has answered probes")
     world.connection.execute("DELETE FROM endpoints WHERE address = %s", (THERE,))
     assert world.view().at is None
-    world.reconciled()
+    world.run_reconcile()
     assert world.view().at is not None
 
 
@@ -310,7 +317,7 @@ def test_one_of_two_that_is_cut_off(world: World) -> None:
     world.return_probe(world.probe(), "s")
     other = world.probe()
     world.return_probe(other, "t")
-    world.reconciled()
+    world.run_reconcile()
     assert world.process("s").state is ProcessState.RETIRED
     unechoed = world.answered()
     for _ in range(2):
@@ -335,7 +342,7 @@ def test_an_echo_that_is_there_before_the_answer(world: World) -> None:
     """An echo that is applied before the answer is recorded counts as the answer's."""
     nonce = world.probe()
     world.apply(world.piece([world.echo(nonce)]))
-    registry_processes.probe_answered(world.connection, nonce)
+    registry_processes.record_probe_answer(world.connection, nonce)
     assert world.unechoed() == []
 
 
@@ -347,14 +354,14 @@ def test_what_is_kept_of_probes_that_are_never_echoed(world: World) -> None:
     sent = [world.answered() for _ in range(5)]
     there = [world.answered(THERE) for _ in range(2)]
     world.age_probes()
-    assert registry_processes.forget_old_probes(world.connection) == 2
+    assert registry_processes.delete_old_probes(world.connection) == 2
     (other,) = set(world.unechoed()) - set(sent) - set(there)
     assert world.unechoed() == [sent[0], other, sent[-1], *there]
-    assert registry_processes.forget_old_probes(world.connection) == 0
+    assert registry_processes.delete_old_probes(world.connection) == 0
     applied = world.apply(world.piece([world.echo(nonce) for nonce in sent]))
     assert (applied.echoes, applied.echoes_unknown) == (2, 3)
     assert world.unechoed() == [other, *there]
-    assert registry_processes.forget_old_probes(world.connection) == 2
+    assert registry_processes.delete_old_probes(world.connection) == 2
 
 
 def test_a_late_echo_before_probes_that_were_forgotten(world: World) -> None:
@@ -371,7 +378,7 @@ def test_a_late_echo_before_probes_that_were_forgotten(world: World) -> None:
     world.age_probes()
     ((known,),) = world.table.rows("SELECT known_until FROM probes WHERE nonce = %s::uuid", (others[0],))
     world.answered()
-    registry_processes.forget_old_probes(world.connection)
+    registry_processes.delete_old_probes(world.connection)
     world.return_probe(first, "late")
     world.return_probe(world.probe(), "late")
     for nonce in others:
@@ -381,10 +388,10 @@ def test_a_late_echo_before_probes_that_were_forgotten(world: World) -> None:
     # Probes that are forgotten later do not change that.
     world.age_probes()
     world.answered()
-    registry_processes.forget_old_probes(world.connection)
+    registry_processes.delete_old_probes(world.connection)
     assert world.view().at == known
     world.connection.execute("UPDATE probes SET sent_at = now() - interval '1 minute' WHERE NOT echoed")
-    world.reconciled()
+    world.run_reconcile()
     last = world.probe()
     world.return_probe(last, "healthy")
     world.return_probe(world.probe(), "late")
@@ -405,9 +412,9 @@ def test_a_reconcile_that_takes_more_than_a_day(world: World) -> None:
         )
         unechoed.append(nonce)
     ((known,),) = world.table.rows("SELECT known_until FROM probes WHERE nonce = %s::uuid", (unechoed[1],))
-    registry_processes.forget_old_probes(world.connection)
+    registry_processes.delete_old_probes(world.connection)
     began = datetime.now(UTC) - timedelta(hours=31)
-    registry_processes.resolve_unechoed(world.connection, world.pod, began, timedelta(hours=1))
+    registry_processes.delete_unechoed_probes(world.connection, world.pod, began, timedelta(hours=1))
     assert world.view().at == known
 
 
@@ -417,8 +424,8 @@ def test_one_for_all_was_answered_as_the_last_of_them(world: World) -> None:
     late = [world.answered() for _ in range(4)][1]
     world.age_probes()
     world.connection.execute("UPDATE probes SET answered_at = sent_at WHERE NOT echoed AND nonce <> %s::uuid", (late,))
-    assert registry_processes.forget_old_probes(world.connection) == 1
-    registry_processes.resolve_unechoed(
+    assert registry_processes.delete_old_probes(world.connection) == 1
+    registry_processes.delete_unechoed_probes(
         world.connection, world.pod, datetime.now(UTC) - timedelta(hours=2), timedelta()
     )
     assert len(world.unechoed()) == 1
@@ -432,7 +439,7 @@ def test_forgotten_where_nothing_was_known(world: World) -> None:
     world.answered()
     world.age_probes()
     world.answered()
-    assert registry_processes.forget_old_probes(world.connection) == 1
+    assert registry_processes.delete_old_probes(world.connection) == 1
     world.return_probe(first)
     world.return_probe(world.unechoed()[-1])
     assert len(world.unechoed()) == 1
@@ -447,8 +454,8 @@ def test_forgotten_while_an_echo_is_applied(world: World) -> None:
     piece = world.piece([world.echo(sent[2])])
     with world.table.connect() as other:
         with other.transaction():
-            BatchApply(other, NO_MARGIN, world.known).apply([piece])
-            assert registry_processes.forget_old_probes(world.connection) == 1
+            BatchApplier(other, NO_MARGIN, world.known).apply([piece])
+            assert registry_processes.delete_old_probes(world.connection) == 1
         first, between, newest = world.unechoed()
     assert (first, newest) == (sent[0], sent[4])
     assert between not in sent
@@ -469,11 +476,11 @@ def test_what_a_name_leads_to_now_is_not_known(world: World) -> None:
 
 def test_a_look_up_that_was_overtaken(world: World) -> None:
     """A look-up that is recorded late, by a delayed scheduler, does not replace a newer one."""
-    asked_at = findings.now(world.connection)
-    world.seen({URL: [HERE, THERE]})
+    asked_at = findings.read_clock(world.connection)
+    world.record_names({URL: [HERE, THERE]})
     known = world.table.rows("SELECT address, resolved_at FROM endpoints ORDER BY address")
     assert {row[0] for row in known} == {HERE, THERE}
-    registry_processes.endpoints_seen(world.connection, world.pod, {URL: [HERE, "10.0.0.3"]}, asked_at)
+    registry_processes.record_endpoints(world.connection, world.pod, {URL: [HERE, "10.0.0.3"]}, asked_at)
     now_known = world.table.rows("SELECT address, resolved_at FROM endpoints ORDER BY address")
     assert now_known == [*known, ("10.0.0.3", asked_at)]
     waits = world.view(looked_up=False).waits_for
@@ -494,7 +501,7 @@ def test_a_clock_that_is_set_back(world: World) -> None:
 def test_probes_of_an_endpoint_that_is_gone(world: World) -> None:
     """The echo of a probe whose address is no longer listed still counts for its process."""
     nonce = world.probe(THERE)
-    registry_processes.probe_answered(world.connection, nonce)
+    registry_processes.record_probe_answer(world.connection, nonce)
     assert world.refused(nonce) is None
     world.return_probe(nonce)
     assert world.process().at == world.sent_at(nonce)
@@ -534,13 +541,13 @@ def test_two_at_one_probe(world: World) -> None:
 def test_retired_by_an_operator(world: World) -> None:
     """A process that an operator retires, with a reason, no longer counts until it echoes again."""
     world.return_probe(world.probe(), "s")
-    world.seen({URL: [HERE, THERE]})
+    world.record_names({URL: [HERE, THERE]})
     nonce = world.probe(THERE)
     world.return_probe(nonce, "t")
     world.retire("s")
     assert (world.process("s").state, world.process("s").retired_why) == (ProcessState.RETIRED, "it is gone")
     assert world.view().at < world.sent_at(nonce)  # type: ignore[operator]
-    world.seen({URL: [THERE]})
+    world.record_names({URL: [THERE]})
     assert world.view().at == world.sent_at(nonce)
     for instance, why, error in (("s", "x", NotFoundError), ("nobody", "x", NotFoundError), ("t", " ", UsageError)):
         with pytest.raises(error):
@@ -599,11 +606,11 @@ def test_one_that_may_have_been_paused(world: World) -> None:
     world.return_probe(world.probe())
     assert world.view().paused_until is None
     world.connection.execute("UPDATE watermarks SET at = at - interval '31 minutes' WHERE at > '-infinity'")
-    before = findings.now(world.connection)
+    before = findings.read_clock(world.connection)
     world.return_probe(world.probe())
     paused = world.view().paused_until
     assert paused is not None
-    assert before < paused < findings.now(world.connection)
+    assert before < paused < findings.read_clock(world.connection)
     world.return_probe(world.probe())
     world.return_probe(world.probe(), "new")
     world.retire("s")
@@ -615,17 +622,17 @@ def test_where_names_lead(world: World) -> None:
     world.return_probe(world.probe())
     known = world.view().at
     assert known is not None
-    world.seen({URL: [HERE, THERE]})
+    world.record_names({URL: [HERE, THERE]})
     assert world.view().at is None
-    world.seen({URL: [HERE]})
+    world.record_names({URL: [HERE]})
     assert world.view().at == known
     other = "http://r2:5000"
     world.connection.execute("UPDATE pods SET registries = %s WHERE id = %s", ([URL, other], world.pod))
     assert world.view().at is None
-    world.seen({other: [THERE]})
+    world.record_names({other: [THERE]})
     world.connection.execute("UPDATE pods SET registries = %s WHERE id = %s", ([URL], world.pod))
     assert world.view().at == known
-    world.seen({URL: [HERE]})
+    world.record_names({URL: [HERE]})
     assert [(endpoint.url, endpoint.address) for endpoint in world.view().endpoints] == [(URL, HERE), (URL, THERE)]
 
 
@@ -641,12 +648,12 @@ def test_partitions_that_nobody_reads_yet(world: World) -> None:
 
 def test_many_processes(world: World) -> None:
     """With more processes than the limit W is unknown; of retired ones the last are shown."""
-    world.seen({URL: [HERE, THERE]})
+    world.record_names({URL: [HERE, THERE]})
     world.return_probe(world.probe(), "s")
     world.return_probe(world.probe(THERE), "t")
     assert world.view().at is not None
     more = [f"more{number:03}" for number in range(PROCESSES_LIMIT)]
-    echoes.discover(world.connection, {(world.pod, instance) for instance in more})
+    echoes.insert_processes(world.connection, {(world.pod, instance) for instance in more})
     assert world.view().at is None
     assert any("2 processes are beyond the limit" in sentence for sentence in world.view().waits_for)
     world.retire(*more)
@@ -659,7 +666,7 @@ def test_a_pod_that_goes(world: World) -> None:
     world.return_probe(world.probe())
     nonce = world.probe()
     world.connection.execute("DELETE FROM pod_prefixes WHERE pod_id = %s", (world.pod,))
-    world.by_engine(lambda engine: pods.remove(engine, PodName("pod-a"), nothing_stored))
+    world.by_engine(lambda engine: pods.remove_pod(engine, PodName("pod-a"), nothing_stored))
     for name in ("processes", "watermarks", "endpoints", "probes"):
         assert world.table.rows(f"SELECT * FROM {name}") == []
     applied = world.apply(world.piece([world.echo(nonce, "late")]))
@@ -672,8 +679,10 @@ def test_a_pod_that_is_probed_while_it_goes(world: World) -> None:
     with world.table.connect() as other, ThreadPoolExecutor(1) as pool:
         with other.transaction():
             registry_processes.insert_probe(other, world.pod, URL, HERE)
-            done = pool.submit(world.by_engine, lambda engine: pods.remove(engine, PodName("pod-a"), nothing_stored))
-            waits_for_lock(world.connection, done)
+            done = pool.submit(
+                world.by_engine, lambda engine: pods.remove_pod(engine, PodName("pod-a"), nothing_stored)
+            )
+            await_lock_wait(world.connection, done)
         with pytest.raises(ConflictError):
             done.result(30)
 
@@ -682,7 +691,7 @@ def test_no_deadlock(world: World) -> None:
     """Workers that apply the same probes in other partitions never deadlock, nor do probers (scenario 26)."""
     table, workers, rounds = world.table, 4, 40
     addresses = [f"10.0.0.{number}" for number in range(6)]
-    world.seen({URL: addresses})
+    world.record_names({URL: addresses})
     for partition in range(2, workers):
         begin(table.connection, EVENTS, partition)
     before = deadlocks(table)
@@ -702,7 +711,7 @@ def test_no_deadlock(world: World) -> None:
                 items = [Item(offset + n, 0, pod, None, None, echo) for n, (pod, echo) in enumerate(found)]
                 processes = frozenset((pod, echo.instance_id) for pod, echo in found)
                 piece = Slice(EVENTS, partition, offset, offset + len(items), 0, items, processes)
-                BatchApply(connection, NO_MARGIN).apply([piece])
+                BatchApplier(connection, NO_MARGIN).apply([piece])
                 offset = piece.next_offset
 
     def meanwhile(seed: int) -> None:
@@ -711,14 +720,14 @@ def test_no_deadlock(world: World) -> None:
         with table.connect() as connection:
             while not ended.is_set():
                 nonce = registry_processes.insert_probe(connection, world.pod, URL, chance.choice(addresses))
-                registry_processes.probe_failed(connection, nonce, "refused", refused=True)
-                registry_processes.endpoints_seen(
-                    connection, world.pod, {URL: chance.sample(addresses, 3)}, findings.now(connection)
+                registry_processes.record_probe_failure(connection, nonce, "refused", refused=True)
+                registry_processes.record_endpoints(
+                    connection, world.pod, {URL: chance.sample(addresses, 3)}, findings.read_clock(connection)
                 )
-                registry_processes.probe_answered(connection, nonce)
-                registry_processes.resolve_unechoed(connection, world.pod, a_quarter, timedelta())
-                registry_processes.retire_dead(connection, world.pod, datetime.now(UTC), timedelta(), "x")
-                registry_processes.forget_old_probes(connection)
+                registry_processes.record_probe_answer(connection, nonce)
+                registry_processes.delete_unechoed_probes(connection, world.pod, a_quarter, timedelta())
+                registry_processes.retire_dead_processes(connection, world.pod, datetime.now(UTC), timedelta(), "x")
+                registry_processes.delete_old_probes(connection)
 
     with ThreadPoolExecutor(workers + 2) as pool:
         applying = [pool.submit(work, partition) for partition in range(workers)]

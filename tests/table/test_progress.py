@@ -19,16 +19,16 @@ def test_begun_and_moved(table: Table) -> None:
     """A partition begins at the decided position, and moves on from the position that was read."""
     partition = (table.space, 3)
     begun, moved = Progress(4, None, "a"), Progress(9, 77, "b")
-    assert progress.read(table.connection, [partition]) == {}
-    assert progress.move(table.connection, partition, None, Position(begun, None))
-    assert progress.move(table.connection, partition, begun, Position(moved, None))
-    assert progress.read(table.connection, [partition, (table.space, 4)]) == {partition: moved}
+    assert progress.read_progress(table.connection, [partition]) == {}
+    assert progress.set_position(table.connection, partition, None, Position(begun, None))
+    assert progress.set_position(table.connection, partition, begun, Position(moved, None))
+    assert progress.read_progress(table.connection, [partition, (table.space, 4)]) == {partition: moved}
     assert gaps(table) == []
 
 
 def test_gaps_concern_every_pod(table: Table) -> None:
     """A gap is recorded for every pod, open."""
-    assert progress.move(table.connection, (table.space, 0), None, Position(Progress(0, None, None), GAP))
+    assert progress.set_position(table.connection, (table.space, 0), None, Position(Progress(0, None, None), GAP))
     assert gaps(table) == [(name, "log-replaced", 10, None, None) for name in ("pod-a", "pod-b", "pod-l")]
 
 
@@ -36,21 +36,21 @@ def test_moved_meanwhile(table: Table) -> None:
     """A decision on an outdated position changes nothing."""
     partition, stands = (table.space, 0), Progress(10, 5, "a")
     target = Position(Progress(0, None, "b"), GAP)
-    assert not progress.move(table.connection, partition, stands, target)
-    assert progress.read(table.connection, [partition]) == {}
-    assert progress.move(table.connection, partition, None, Position(stands, None))
+    assert not progress.set_position(table.connection, partition, stands, target)
+    assert progress.read_progress(table.connection, [partition]) == {}
+    assert progress.set_position(table.connection, partition, None, Position(stands, None))
     for seen in (None, stands._replace(next_offset=11), stands._replace(fingerprint=6), stands._replace(topic_id=None)):
-        assert not progress.move(table.connection, partition, seen, target)
-    assert progress.read(table.connection, [partition]) == {partition: stands}
+        assert not progress.set_position(table.connection, partition, seen, target)
+    assert progress.read_progress(table.connection, [partition]) == {partition: stands}
     assert gaps(table) == []
 
 
 def test_a_second_cut_is_as_open_as_the_first(table: Table) -> None:
     """A second cut adds no gap to a pod with an open one; only a reconcile that begins later resolves that."""
-    assert progress.record_cut(table.connection, table.space) == 3
+    assert progress.record_log_cut(table.connection, table.space) == 3
     before = resolved_from(table)
     between = table.rows("SELECT clock_timestamp()")[0]
-    assert progress.record_cut(table.connection, table.space) == 3
+    assert progress.record_log_cut(table.connection, table.space) == 3
     after = resolved_from(table)
     assert len(before) == len(after) == 3
     assert max(before) < between < min(after)
@@ -59,10 +59,10 @@ def test_a_second_cut_is_as_open_as_the_first(table: Table) -> None:
 def test_a_gap_that_is_resolved_later_stays_so(table: Table) -> None:
     """Another cut does not make a gap resolvable earlier."""
     table.connection.execute("DELETE FROM gaps")
-    progress.record_cut(table.connection, table.space)
+    progress.record_log_cut(table.connection, table.space)
     table.connection.execute("UPDATE gaps SET resolves_from = now() + interval '1 hour'")
     before = resolved_from(table)
-    progress.record_cut(table.connection, table.space)
+    progress.record_log_cut(table.connection, table.space)
     assert resolved_from(table) == before
 
 

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from coordinator.domain.access import Access, Grant
-from coordinator.tokens.keys import parse_trusted
-from coordinator.tokens.sign import Signer, SigningKeys, parse_signing
+from coordinator.tokens.keys import parse_trusted_keys
+from coordinator.tokens.sign import Signer, SigningKeys, parse_signing_keys
 from coordinator.tokens.verify import TokenRefusedError, TokenVerifier
 from tests.support.registries import running_distribution
 from tests.support.sink import NotificationSink
@@ -93,7 +93,7 @@ def test_rotation(tmp_path: Path) -> None:
         ([new_certificate], [during, after], [before]),
     ):
         content = forge.pem(*bundle)
-        trusted = parse_trusted(content)
+        trusted = parse_trusted_keys(content)
         verifier = TokenVerifier(lambda trusted=trusted: trusted, issuer=ISSUER, audience=AUDIENCE)  # type: ignore[misc]
         with running(tmp_path, content) as registry:
             for token in taken:
@@ -110,7 +110,7 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "TOKENS.md").read_text()
     (commands,) = (block for block in re.findall(r"```\n(.*?)```", page, re.DOTALL) if "openssl" in block)
     subprocess.run(["bash", "-ec", commands], cwd=tmp_path, check=True, capture_output=True)
-    held = parse_signing((tmp_path / "signing.pem").read_bytes())
+    held = parse_signing_keys((tmp_path / "signing.pem").read_bytes())
     signer = Signer(lambda: held, issuer=ISSUER, audience=AUDIENCE, lifetime=300)
     signed = signer.sign("alice", Access((Grant("team/app", frozenset({"pull"})),)))
     with running(tmp_path, (tmp_path / "baleen.crt").read_bytes()) as registry:

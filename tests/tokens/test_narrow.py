@@ -27,9 +27,9 @@ def settings(tmp_path: Path, **more: str) -> Settings:
 def test_to_pull_from_the_source_and_nothing_else(tmp_path: Path) -> None:
     """The token permits a pull from the source alone, and ends when the client's does."""
     known = settings(tmp_path)
-    signing = compose_api.signing_keys(known)
+    signing = compose_api.open_signing_keys(known)
     assert signing is not None
-    shown = compose_api.shown_to_sources(known, compose_api.token_verifier(known, signing), signing)
+    shown = compose_api.make_token_narrower(known, compose_api.make_token_verifier(known, signing), signing)
     assert shown is not None
     ends = now() + 30
     granted = [
@@ -53,6 +53,6 @@ def test_to_pull_from_the_source_and_nothing_else(tmp_path: Path) -> None:
 def test_the_clients_own(tmp_path: Path, mounts: str) -> None:
     """Without tokens, or without a key of ours to sign with, a client's token is not narrowed."""
     known = settings(tmp_path, mounts=mounts)
-    signing = compose_api.signing_keys(known)
-    verifier = compose_api.token_verifier(known, signing)
-    assert compose_api.shown_to_sources(known, verifier, signing if mounts == "open" else None) is None
+    signing = compose_api.open_signing_keys(known)
+    verifier = compose_api.make_token_verifier(known, signing)
+    assert compose_api.make_token_narrower(known, verifier, signing if mounts == "open" else None) is None

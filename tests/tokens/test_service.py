@@ -21,9 +21,9 @@ from coordinator.domain.pods import TokenIssuer
 from coordinator.errors import BaleenError, ForbiddenError, UnavailableError, UsageError
 from coordinator.tokens import issuers as asking
 from coordinator.tokens.issuers import ANSWER_LIMIT, Credentials, Issuers
-from coordinator.tokens.service import Asked, BusyError, CredentialsRefusedError, TokenService
-from coordinator.tokens.sign import Signed, Signer, SigningKeys
-from coordinator.tokens.verify import TokenVerifier, Verified
+from coordinator.tokens.service import BusyError, CredentialsRefusedError, TokenRequest, TokenService
+from coordinator.tokens.sign import SignedToken, Signer, SigningKeys
+from coordinator.tokens.verify import TokenVerifier, VerifiedToken
 from tests.tokens import cases, forge
 from tests.tokens.forge import ec_key, rsa_key
 from tests.tokens.issuer import Issuer, Reply, Request, basic, now
@@ -75,11 +75,13 @@ class World:
 
         return asyncio.run(done())
 
-    def issue(self, *scopes: str, credentials: Credentials = ALICE, **more: Any) -> Signed:
-        signed: Signed = self.run(lambda service: service.issue(Asked(parse_scopes(scopes), credentials, **more)))
+    def issue(self, *scopes: str, credentials: Credentials = ALICE, **more: Any) -> SignedToken:
+        signed: SignedToken = self.run(
+            lambda service: service.issue(TokenRequest(parse_scopes(scopes), credentials, **more))
+        )
         return signed
 
-    def verified(self, signed: Signed) -> Verified:
+    def verified(self, signed: SignedToken) -> VerifiedToken:
         return TokenVerifier(lambda: self.keys.public, issuer=OURS, audience=AUDIENCE).verify(signed.token)
 
     def granted(self, *scopes: str, **more: Any) -> dict[str, list[str]]:
@@ -212,7 +214,7 @@ def test_what_an_issuer_receives(world: World, credentials: Credentials) -> None
 
     async def twice(service: TokenService) -> None:
         for _ in range(2):
-            await service.issue(Asked(parse_scopes([A_APP]), credentials))
+            await service.issue(TokenRequest(parse_scopes([A_APP]), credentials))
 
     world.run(twice)
     shown = {"user-agent": "baleen", "accept": "application/json", "accept-encoding": "identity"}
@@ -383,19 +385,19 @@ def test_a_slow_one_does_not_pile_up(world: World) -> None:
 
     world.two.reply = hang
     world.seconds, world.in_flight = 20, asking.IN_FLIGHT + 2
-    asked = Asked(parse_scopes([B_BASE]), ALICE)
+    asked = TokenRequest(parse_scopes([B_BASE]), ALICE)
 
     async def crowd(service: TokenService) -> None:
         crowd = [asyncio.create_task(service.issue(asked)) for _ in range(asking.IN_FLIGHT)]
         assert await asyncio.to_thread(lambda: all(arrived.acquire(timeout=20) for _ in range(asking.IN_FLIGHT)))
         with pytest.raises(UnavailableError):
             await service.issue(asked)
-        both = await service.issue(Asked(parse_scopes([A_APP, B_BASE]), ALICE))
+        both = await service.issue(TokenRequest(parse_scopes([A_APP, B_BASE]), ALICE))
         assert [grant.name for grant in world.verified(both).access.grants] == ["team-a/app"]
         assert len(world.two.asked) == asking.IN_FLIGHT
         service._in_flight = asking.IN_FLIGHT
         with pytest.raises(BusyError):
-            await service.issue(Asked(parse_scopes([A_APP]), ALICE))
+            await service.issue(TokenRequest(parse_scopes([A_APP]), ALICE))
         waiting.set()
         await asyncio.gather(*crowd)
 
@@ -441,7 +443,7 @@ def test_our_keys_change_under_requests(world: World) -> None:
         known = service.jwks()
         for stage in ([old], [old, new], [new, old], [new]):
             world.keys = SigningKeys(stage)
-            made = await asyncio.gather(*(service.issue(Asked(parse_scopes([A_APP]), ALICE)) for _ in range(10)))
+            made = await asyncio.gather(*(service.issue(TokenRequest(parse_scopes([A_APP]), ALICE)) for _ in range(10)))
             before, known = known, service.jwks()
             for signed in made:
                 name = jwt.get_unverified_header(signed.token)["kid"]
@@ -495,7 +497,7 @@ def test_never_more_than_granted(
         granted = owners.get(name.partition("/")[0], {}).get(name, set())
         for action in ("pull", "push", "delete"):
             both = bool({action, "*"} & granted) and bool({action, "*"} & asked.get(name, set()))
-            assert made.access.may(name, action) == both, (name, action)
+            assert made.access.permits(name, action) == both, (name, action)
 
 
 def test_time_is_bounded(world: World) -> None:

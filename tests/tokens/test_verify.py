@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.errors import BaleenError
-from coordinator.tokens.keys import parse_trusted
+from coordinator.tokens.keys import parse_trusted_keys
 from coordinator.tokens.verify import TOKEN_LIMIT, TokenRefusedError, TokenVerifier
 from tests.tokens import forge
 from tests.tokens.cases import BAD, BUNDLE, EC, GOOD, RSA, header, tampered
 from tests.tokens.forge import AUDIENCE, ISSUER, claims, token
 
-TRUSTED = parse_trusted(BUNDLE)
+TRUSTED = parse_trusted_keys(BUNDLE)
 VERIFIER = TokenVerifier(lambda: TRUSTED, issuer=ISSUER, audience=AUDIENCE)
 
 
@@ -22,9 +22,9 @@ VERIFIER = TokenVerifier(lambda: TRUSTED, issuer=ISSUER, audience=AUDIENCE)
 def test_good(name: str) -> None:
     """A token grants its access to its subject, whichever way it names the key."""
     verified = VERIFIER.verify(GOOD[name].make())
-    assert verified.access.may("team/app", "pull")
-    assert verified.access.may("team/app", "push") is (name == "everything")
-    assert not verified.access.may("team/other", "pull")
+    assert verified.access.permits("team/app", "pull")
+    assert verified.access.permits("team/app", "push") is (name == "everything")
+    assert not verified.access.permits("team/other", "pull")
     assert verified.subject == ("" if name in {"no subject", "null for the subject"} else "alice")
 
 
@@ -131,12 +131,12 @@ def test_whatever_header_comes(stated: dict[str, object]) -> None:
 
 def test_keys_of_now() -> None:
     """A removed key is refused with the next token, and an added one is accepted."""
-    keys = parse_trusted(forge.public_pem(RSA))
+    keys = parse_trusted_keys(forge.public_pem(RSA))
     verifier = TokenVerifier(lambda: keys, issuer=ISSUER, audience=AUDIENCE)
     assert verifier.verify(token(RSA)).subject == "alice"
     with pytest.raises(TokenRefusedError):
         verifier.verify(token(EC))
-    keys = parse_trusted(forge.public_pem(EC))
+    keys = parse_trusted_keys(forge.public_pem(EC))
     assert verifier.verify(token(EC)).subject == "alice"
     with pytest.raises(TokenRefusedError):
         verifier.verify(token(RSA))

@@ -29,17 +29,17 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from coordinator.compose import store as compose_store
-from coordinator.ingest.normalise import Accepted, Origin, Outcome, normalise
+from coordinator.ingest.normalise import Accepted, Origin, Outcome, normalise_body
 from coordinator.kafka.producer import EventProducer
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
-from coordinator.settings import Settings, build
+from coordinator.settings import Settings, make_settings
 from coordinator.storage.port import ObjectStore
-from schemas.records import RegistryEvent, key_of
+from schemas.records import RegistryEvent, partition_key_of
 from tests.oracle import Counts, Oracle
 from tests.support.tables import add_pod
 from tests.support.wait import eventually
 from workers import build as building
-from workers.run import run
+from workers.run import run_worker
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures" / "distribution-2.8.3-notifications.jsonl"
@@ -56,13 +56,13 @@ class Place:
     values: Mapping[str, str]
 
     def settings(self) -> Settings:
-        return build(self.values)
+        return make_settings(self.values)
 
     def but(self, **values: str) -> Place:
         return Place({**self.values, **values})
 
     def store(self) -> ObjectStore:
-        return compose_store.object_store(self.settings())
+        return compose_store.make_object_store(self.settings())
 
     def environ(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("BALEEN_")}
@@ -124,7 +124,7 @@ class InProcess:
     """A worker in a thread of this process: starts in a second, and tests may look inside."""
 
     def __init__(self, place: Place) -> None:
-        self.worker = building.build(place.settings())
+        self.worker = building.make_worker(place.settings())
         self.error: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -136,7 +136,7 @@ class InProcess:
             self._loop = asyncio.get_running_loop()
             self._stop = asyncio.Event()
             self._ready.set()
-            await run(self.worker, self._stop)
+            await run_worker(self.worker, self._stop)
 
         try:
             asyncio.run(main())
@@ -240,7 +240,7 @@ class Log:
 
     def write_events(self, events: Sequence[RegistryEvent], *, partition: int | None = None) -> None:
         """Write events as a pod with Kafka credentials of its own does."""
-        self._send(EVENTS, ((key_of(event), encoded(event)) for event in events), partition=partition)
+        self._send(EVENTS, ((partition_key_of(event), encoded(event)) for event in events), partition=partition)
 
     def _send(self, topic: str, records: Iterable[tuple[bytes | None, bytes]], **where: int | None) -> None:
         producer = KafkaProducer(bootstrap_servers=self._bootstrap, acks="all", max_request_size=16 * 1024 * 1024)
@@ -404,7 +404,7 @@ def captured() -> list[Outcome]:
         entry = json.loads(line)
         received = dt.datetime.fromtimestamp(entry["received"], dt.UTC)
         origin = Origin(entry["pod"], (entry["pod"],), received, entry["content_type"])
-        outcomes += normalise(json.dumps(entry["envelope"]).encode(), origin)
+        outcomes += normalise_body(json.dumps(entry["envelope"]).encode(), origin)
     return outcomes
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from coordinator.stack.guard import Child, Guard, identity
+from coordinator.stack.guard import Child, Guard, read_identity
 from coordinator.stack.noida import EmbeddedKafka
 from coordinator.stack.ports import Ports
 from coordinator.stack.postgres import EmbeddedPostgres
@@ -25,7 +25,7 @@ class GuardedProcess:
     def start(self) -> None:
         self._process = self._make()
         pid = self._process.spawn()
-        started = identity(pid)
+        started = read_identity(pid)
         if started is not None:
             self._guard.add(Child(pid, started, signal.SIGKILL))
         self._process.wait_ready()
@@ -40,13 +40,13 @@ class GuardedProcess:
     def stop(self) -> None:
         if self._process is not None:
             self._process.stop()
-            self._guard.gone(self._process.pid)
+            self._guard.remove(self._process.pid)
             self._process = None
 
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._guard.gone(self._process.pid)
+            self._guard.remove(self._process.pid)
             self._process = None
 
 

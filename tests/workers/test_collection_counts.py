@@ -12,7 +12,7 @@ from coordinator.gc.collect import TooMuchError
 from coordinator.gc.table import StoppedCollectingError
 from coordinator.jobs.table import TakenOverError
 from coordinator.jobs.work import StoppedError, Work
-from workers.scheduler import counted
+from workers.scheduler import count_outcomes
 
 DID = {"hidden": {"blobs": 3, "bytes": 30}, "purged": {"blobs": 2, "bytes": 20}, "restored": 1, "blocked_by": []}
 
@@ -36,7 +36,7 @@ def run(progress: Mapping[str, Any], error: Exception | None = None, **options: 
         return lambda _: progress
 
     work = SimpleNamespace(progress=lambda: progress, job=SimpleNamespace(options=options))
-    counted(runner)(cast("Work", work))
+    count_outcomes(runner)(cast("Work", work))
 
 
 @pytest.mark.parametrize(

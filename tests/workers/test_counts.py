@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from coordinator.audit.check import check
+from coordinator.audit.check import check_counts
 from coordinator.db.engine import temporary_engine
 from coordinator.domain.names import RepositoryName, parse_digest
 from coordinator.ingest.normalise import Outcome
@@ -30,8 +30,8 @@ DEAD_LETTERS = [("pod-b", "not-owned")]
 def assert_agrees(table: Table, oracle: Oracle) -> None:
     assert table.counts() == oracle.counts()
     with temporary_engine(table.url, name="test") as engine:
-        report = check(engine)
-    assert report.agrees, report.differences
+        report = check_counts(engine)
+    assert report.is_healthy, report.differences
 
 
 def interleaved(outcomes: Sequence[Outcome], chance: random.Random) -> list[Outcome]:
@@ -160,6 +160,6 @@ def test_doubtful_deletes_are_resolved_from_storage(place: Place, table: Table, 
     with worker(place) as running:
         publish(place.settings(), outcomes)
         table.applied(log)
-        running.worker.resolver.resolve()
+        running.worker.resolver.resolve_all()
     assert table.rows("SELECT count(*) FROM removals WHERE doubtful_since IS NOT NULL") == [(0,)]
     assert_agrees(table, Oracle().take(accepted(outcomes)))

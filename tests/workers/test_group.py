@@ -13,7 +13,7 @@ import pytest
 from kafka import KafkaProducer
 
 from coordinator.kafka.topics import EVENTS, ensure_topics
-from schemas.records import RegistryEvent, key_of
+from schemas.records import RegistryEvent, partition_key_of
 from tests.oracle import Oracle
 from tests.support.wait import eventually
 from tests.workers.harness import (
@@ -82,7 +82,7 @@ def test_markers_of_transactions_are_no_gap(place: Place, table: Table, log: Log
             for number in range(8):
                 producer.begin_transaction()
                 for event in blobs(maker, f"transaction-{number}", 3):
-                    producer.send(EVENTS, key=key_of(event), value=encoded(event), partition=0)
+                    producer.send(EVENTS, key=partition_key_of(event), value=encoded(event), partition=0)
                 producer.commit_transaction()
                 time.sleep(0.05)  # so that fetches begin behind a marker too
             table.applied(log, markers=1)
@@ -109,7 +109,7 @@ def test_what_a_transaction_aborted_was_never_published(place: Place, table: Tab
                 aborted = msgspec.structs.replace(
                     event, action="delete", timestamp=event.timestamp + dt.timedelta(hours=1)
                 )
-                producer.send(EVENTS, key=key_of(aborted), value=encoded(aborted), partition=0)
+                producer.send(EVENTS, key=partition_key_of(aborted), value=encoded(aborted), partition=0)
             producer.flush()
             producer.abort_transaction()
             log.write_events(blobs(maker, "later", 3), partition=0)

@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.errors import UnavailableError
 from coordinator.jobs.leases import Leases
-from workers.periodic import END_S, Periodic, Periodically
+from workers.periodic import END_S, PeriodicThreads, PeriodicWork
 
 DEADLINE = 20.0
 
@@ -26,10 +26,10 @@ class NoLeases(Leases):
         pass
 
 
-def run(works: Sequence[Periodic], leases: Leases, until: threading.Event, end_s: float = END_S) -> None:
+def run(works: Sequence[PeriodicWork], leases: Leases, until: threading.Event, end_s: float = END_S) -> None:
     """Do the work until the event is set."""
     stop = threading.Event()
-    running = Periodically(works, leases, stop, end_s)
+    running = PeriodicThreads(works, leases, stop, end_s)
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()
     reached = until.wait(DEADLINE)
@@ -60,13 +60,16 @@ def test_failures_are_survived(error: Exception) -> None:
         raise error
 
     enough = threading.Event()
-    run([Periodic("fails", 0.01, counting(enough, 3, fail))], NoLeases(), enough)
+    run([PeriodicWork("fails", 0.01, counting(enough, 3, fail))], NoLeases(), enough)
 
 
 def test_work_that_hangs_delays_no_other() -> None:
     """Each piece of work has a thread of its own."""
     enough, hanging = threading.Event(), threading.Event()
-    works = [Periodic("hangs", 0.01, lambda: hanging.wait(DEADLINE)), Periodic("goes on", 0.01, counting(enough, 5))]
+    works = [
+        PeriodicWork("hangs", 0.01, lambda: hanging.wait(DEADLINE)),
+        PeriodicWork("goes on", 0.01, counting(enough, 5)),
+    ]
     threading.Thread(target=lambda: (enough.wait(DEADLINE), hanging.set()), daemon=True).start()
     run(works, NoLeases(), enough)
 
@@ -74,7 +77,7 @@ def test_work_that_hangs_delays_no_other() -> None:
 def test_work_that_hangs_does_not_hold_the_process() -> None:
     """When stopped, the process waits a moment for its work and no longer."""
     begun, hanging = threading.Event(), threading.Event()
-    works = [Periodic("hangs", 0.01, lambda: (begun.set(), hanging.wait(DEADLINE)))]
+    works = [PeriodicWork("hangs", 0.01, lambda: (begun.set(), hanging.wait(DEADLINE)))]
     run(works, NoLeases(), begun, end_s=0.1)
     hanging.set()
 
@@ -84,7 +87,7 @@ def test_without_the_lease_nothing_is_done() -> None:
     done: set[str] = set()
     enough = threading.Event()
     names = ("ours", "theirs", "shared")
-    works = [Periodic(name, 0.01, lambda n=name: done.add(n), alone=name != "shared") for name in names]
+    works = [PeriodicWork(name, 0.01, lambda n=name: done.add(n), alone=name != "shared") for name in names]
     left = 10
 
     def ours(name: str) -> bool:
@@ -110,5 +113,5 @@ def test_leases_that_cannot_be_asked_for() -> None:
         raise UnavailableError("away")
 
     done: list[int] = []
-    run([Periodic("probes", 0.01, lambda: done.append(1))], NoLeases(away), enough)
+    run([PeriodicWork("probes", 0.01, lambda: done.append(1))], NoLeases(away), enough)
     assert not done

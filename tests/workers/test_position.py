@@ -23,7 +23,7 @@ class Inspector(LogInspector):
     then: Callable[[], None] | None = None
 
     def state(self, topic: str) -> TopicState:
-        answer = super().state(topic)
+        answer = super().read_state(topic)
         if self.then is not None:
             self.then()
         return answer
@@ -51,7 +51,7 @@ def stand_at(table: Table, inspector: LogInspector, offset: int) -> None:
     table.do(
         "UPDATE partition_progress SET next_offset = %s, fingerprint = %s WHERE topic = %s AND partition = %s",
         offset,
-        inspector.fingerprint(EVENTS, 0, offset - 1),
+        inspector.read_fingerprint(EVENTS, 0, offset - 1),
         *PARTITION,
     )
 
@@ -61,7 +61,7 @@ def test_records_applied_during_a_check_do_not_make_the_log_seem_shorter(
 ) -> None:
     """Records that a worker applies after the log's end was read are no proof of another log."""
     write(log, "first", 3)
-    positions.of([PARTITION])
+    positions.find_offsets([PARTITION])
     stand_at(table, inspector, 3)
 
     def apply_more() -> None:
@@ -69,7 +69,7 @@ def test_records_applied_during_a_check_do_not_make_the_log_seem_shorter(
         stand_at(table, inspector, 5)
 
     inspector.then = apply_more
-    positions.of([PARTITION])
+    positions.find_offsets([PARTITION])
     assert table.gaps() == []
     assert table.progress()[PARTITION] == 5
 
@@ -77,13 +77,13 @@ def test_records_applied_during_a_check_do_not_make_the_log_seem_shorter(
 def test_another_log_of_the_same_length(table: Table, log: Log, inspector: LogInspector, positions: Positions) -> None:
     """A new topic that grew past the known offset before the next check is still another log."""
     write(log, "old", 5)
-    positions.of([PARTITION])
+    positions.find_offsets([PARTITION])
     stand_at(table, inspector, 5)
-    positions.of([PARTITION])
+    positions.find_offsets([PARTITION])
     log.make_anew(EVENTS, 4)
     write(log, "new", 9)
     stand_at(table, inspector, 9)
-    assert positions.of([PARTITION]) == {PARTITION: 0}
+    assert positions.find_offsets([PARTITION]) == {PARTITION: 0}
     assert table.gaps() == [(pod, EVENTS, 0, "log-replaced", 9, None) for pod in PODS]
 
 
@@ -92,12 +92,12 @@ def test_applied_records_that_are_removed(
 ) -> None:
     """Neither the last applied record nor that of the last check has to be kept."""
     write(log, "all", 6)
-    positions.of([PARTITION])
+    positions.find_offsets([PARTITION])
     for stands, kept in ((2, 0), (4, 3), (6, 6)):
         stand_at(table, inspector, stands)
         if kept:
             log.remove_before(EVENTS, 0, kept)
-        assert positions.of([PARTITION]) == {PARTITION: stands}
+        assert positions.find_offsets([PARTITION]) == {PARTITION: stands}
     assert table.gaps() == []
 
 

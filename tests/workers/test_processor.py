@@ -22,7 +22,7 @@ PARTITION = (EVENTS, 0)
 def process(place: Place, chunks: Sequence[Chunk]) -> list[tuple[Partition, int]]:
     """Give chunks to a processor; return where it sought to."""
     sought: list[tuple[Partition, int]] = []
-    worker = building.build(place.settings())
+    worker = building.make_worker(place.settings())
 
     async def seek(partition: Partition, offset: int) -> None:
         sought.append((partition, offset))
@@ -33,7 +33,7 @@ def process(place: Place, chunks: Sequence[Chunk]) -> list[tuple[Partition, int]
         for chunk in chunks:
             await worker.processor.submit(chunk)
         async with asyncio.timeout(DEADLINE):
-            while not worker.processor.idle and not pump.done():  # noqa: ASYNC110 - it has no event
+            while not worker.processor.is_idle and not pump.done():  # noqa: ASYNC110 - it has no event
                 await asyncio.sleep(0.01)
         pump.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -17,7 +17,7 @@ from coordinator.ingest.normalise import LATEST, Accepted
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.storage.layout import blob_key
 from coordinator.table import statements
-from coordinator.table.apply import BatchApply
+from coordinator.table.apply import BatchApplier
 from coordinator.table.batch import Item
 from tests.oracle import Counts, Oracle
 from tests.support.wait import eventually
@@ -104,8 +104,8 @@ def test_reports_of_an_unread_manifest(place: Place, table: Table, log: Log, the
     ((pod,),) = table.rows("UPDATE pods SET kind = 'link' WHERE name = 'pod-a' RETURNING id")
     found = ManifestPushed(RepositoryName("pod-a/x"), parse_digest(digest), datetime.now(UTC), None, None)
     with worker(place), connect(table.url, name="reconcile") as connection:
-        statements.prepare(connection)
-        BatchApply(connection, timedelta()).apply_found([Item(0, 0, pod, found, None)])
+        statements.prepare_connection(connection)
+        BatchApplier(connection, timedelta()).apply_stored([Item(0, 0, pod, found, None)])
         log.write_events([Maker("pod-b").manifest("pod-b/x", digest, [digest_of("something else")])])
         table.applied(log)
         eventually(lambda: table.rows("SELECT refs IS NULL, by_links FROM manifests") == [(False, not there)])

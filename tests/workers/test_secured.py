@@ -17,7 +17,7 @@ MECHANISMS = ("PLAIN", "SCRAM-SHA-512")
 
 def secured(place: Place, server: ApacheKafka, mechanism: str, password: str = PASSWORD) -> Place:
     return place.but(
-        kafka_bootstrap=server.secured,
+        kafka_bootstrap=server.secured_address,
         kafka_security_protocol="SASL_SSL",
         kafka_sasl_mechanism=mechanism,
         kafka_sasl_username=USER,

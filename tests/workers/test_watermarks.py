@@ -11,12 +11,12 @@ import psycopg
 import pytest
 
 from coordinator.db.engine import connect, temporary_engine
-from coordinator.db.session import reading
+from coordinator.db.session import read_connection
 from coordinator.doctor import table as findings
 from coordinator.domain.watermarks import PodWatermark, ProcessState
-from coordinator.ingest.normalise import Origin, Outcome, normalise
+from coordinator.ingest.normalise import Origin, Outcome, normalise_body
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
-from coordinator.pods.watermarks import watermarks
+from coordinator.pods.watermarks import read_watermarks
 from coordinator.table import processes
 from tests.support.wait import eventually
 from tests.workers.harness import Log, Maker, Place, Table, digest_of, publish, worker
@@ -40,7 +40,7 @@ class Registry:
         self.numbers = iter(range(10**6))
 
     def look_up(self) -> None:
-        self.do(processes.endpoints_seen, self.pod, {URL: [HERE]}, self.do(findings.now))
+        self.do(processes.record_endpoints, self.pod, {URL: [HERE]}, self.do(findings.read_clock))
 
     def do(self, work: Any, *arguments: Any, **more: Any) -> Any:
         with connect(self.table.url, name="test") as connection:
@@ -66,7 +66,7 @@ class Registry:
 
     def outcomes(self, *events: dict[str, Any]) -> list[Outcome]:
         origin = Origin("pod-a", {"pod-a"}, dt.datetime.now(dt.UTC), V2)
-        return normalise(json.dumps({"events": events}).encode(), origin)
+        return normalise_body(json.dumps({"events": events}).encode(), origin)
 
     def post(self, *events: dict[str, Any]) -> None:
         publish(self.place.settings(), self.outcomes(*events))
@@ -75,8 +75,8 @@ class Registry:
         # As the prober does all the time.
         self.look_up()
 
-        with temporary_engine(self.table.url, name="test") as engine, reading(engine) as connection:
-            return watermarks(connection, dt.timedelta(seconds=60))["pod-a"]
+        with temporary_engine(self.table.url, name="test") as engine, read_connection(engine) as connection:
+            return read_watermarks(connection, dt.timedelta(seconds=60))["pod-a"]
 
 
 @pytest.fixture
