@@ -486,4 +486,4 @@ def _environment() -> dict[str, str]:
 
     Registries that are listed are probed often; silence is told soon.
     """
-    return program_environment({"safety_clock_skew": "1s", "probe_every": "200ms", "probe_silence": "3s"})
+    return program_environment({"safety_clock_skew": "1s", "probe_every": "500ms", "probe_silence": "3s"})

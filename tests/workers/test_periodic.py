@@ -19,7 +19,7 @@ class NoLeases(Leases):
     def __init__(self, ours: Callable[[str], bool] = lambda _: True) -> None:
         self._ours = ours
 
-    def hold(self, name: str) -> bool:
+    def take(self, name: str) -> bool:
         return self._ours(name)
 
     def beat(self) -> None:

@@ -22,7 +22,7 @@ class Inspector(LogInspector):
 
     then: Callable[[], None] | None = None
 
-    def state(self, topic: str) -> TopicState:
+    def read_state(self, topic: str) -> TopicState:
         answer = super().read_state(topic)
         if self.then is not None:
             self.then()
