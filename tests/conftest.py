@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from tests.scenarios.harness import Stage
 
 T = TypeVar("T")
+
+# A shell starts commands in the background with SIGINT ignored. Programs that tests interrupt would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Which tests share a running Baleen, by what their files begin with. The scenarios have two: one would be done last.
 SHARED = {
