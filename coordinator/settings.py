@@ -126,7 +126,7 @@ class SomeOf(OneOf):
 
 
 class TextForm(NamedTuple):
-    """Marks a setting that is text of this form; `choices` describes the form in error messages."""
+    """Marks a setting that is text of this form; `description` describes the form in error messages."""
 
     pattern: str
     description: str

@@ -1,8 +1,8 @@
 """Decode Kafka records into the facts, dead letters and echoes that the database applies.
 
-Route: processor.py -> `Interpreter.slices(chunks)` -> `BatchApply`. A record of registry.events becomes a fact, one of
-registry.dead-letters a row of that table, a watermark in either an echo. A record that cannot be understood becomes a
-dead letter itself. Nothing is skipped: every offset of a chunk is in its slice.
+Route: processor.py -> `Interpreter.slices(chunks)` -> `BatchApplier`. A record of registry.events becomes a fact, one
+of registry.dead-letters a row of that table, a watermark in either an echo. A record that cannot be understood becomes
+a dead letter itself. Nothing is skipped: every offset of a chunk is in its slice.
 Ingest has checked most of this already, but a pod may produce to the topic itself.
 Not here: what a fact does (coordinator/domain/fold.py), manifests' contents (contents.py).
 """

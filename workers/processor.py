@@ -1,7 +1,7 @@
 """The reference processor: takes chunks, applies them in batches, and retries when a service is away.
 
 Route: app.py's agent -> `submit` -> one pump: gather waiting chunks -> decode while the previous batch is being
-applied -> read manifests whose event lists nothing -> `BatchApply` -> manifests about which reports differ, children
+applied -> read manifests whose event lists nothing -> `BatchApplier` -> manifests about which reports differ, children
 of new indexes, new doubtful removals. All off the event loop.
 
 What interrupts a batch, and the reaction:

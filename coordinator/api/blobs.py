@@ -1,6 +1,6 @@
 """`/v1/blobs`: look up blobs, their references and history, and restore hidden ones.
 
-Not here: the queries (lookup/blobs.py, references.py, explain.py), the restore (gc/restore.py).
+Not here: the queries (lookup/blobs.py, lookup/references.py, lookup/explain.py), the restore (gc/restore.py).
 """
 
 from typing import Annotated, Any

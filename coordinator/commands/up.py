@@ -226,8 +226,8 @@ class _Processes:
             raise StackError(f"{died} again after {RESTARTS} restarts; {tail}")
         pause = min(FIRST_PAUSE * 2 ** (self._failures[name] - 1), LONGEST_PAUSE)
         again = f"It is restarted in {pause:.1f} s."
-        describe_addresses = f"{died}; {tail}\n{again}" if self._failures[name] == 1 else f"{died} again. {again}"
-        stderr_console().print(describe_addresses, soft_wrap=True)
+        notice = f"{died}; {tail}\n{again}" if self._failures[name] == 1 else f"{died} again. {again}"
+        stderr_console().print(notice, soft_wrap=True)
         time.sleep(pause)
         self._start_process(name)
 

@@ -7,5 +7,5 @@ Experiments run at every address of the pod's registry, because each process has
 what they made themselves: random content, in repositories `<prefix>/baleen-doctor-<random>`.
 What a finding means for the pod, and how to repair it, is data (texts.py). A check that could not be carried out to
 its end is *unproved*, and blocks GC like a refuted one: not proved is not safe.
-Not here: which findings block GC (domain/findings.py), the prober, which probes between visits (prober.py).
+Not here: which findings block GC (domain/findings.py), the prober, which probes between visits (pods/prober.py).
 """

@@ -33,7 +33,7 @@ log = structlog.get_logger()
 REMOVING: Final = "removing all scratch data"
 #: Gets the name of the next step. An error that it raises ends the visit, except while everything is removed.
 OnStep = Callable[[str], None]
-#: Writes the findings, in the block of `findings.concluding`.
+#: Writes the findings, in the block of `lock_processes`.
 Conclude = Callable[[Any, ExaminedPod, Sequence[Finding]], None]
 
 

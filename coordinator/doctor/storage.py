@@ -68,6 +68,6 @@ def check_repositories_owned(visit: Visit) -> Finding:
         owned = proved("", "a listing of the root shows no repository that no pod owns")
         return make_finding(Check.REPOSITORIES_OWNED, [owned], visit.pod_facts)
     sentence = describe_unowned(listing, NAMES_LIMIT)
-    # `finding` shortens its parts; the proof is to have all the names that are known.
+    # `make_finding` shortens its parts; the proof is to have all the names that are known.
     found = make_finding(Check.REPOSITORIES_OWNED, [refuted("", sentence)], visit.pod_facts)
     return found._replace(proof=sentence)

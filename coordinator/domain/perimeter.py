@@ -37,7 +37,7 @@ class Listing(NamedTuple):
     began_at: datetime
     #: Repositories, or folders of repositories, that no pod owns.
     unowned: Sequence[str] = ()
-    #: `describe_unowned` has all of them.
+    #: `unowned` has all of them.
     complete: bool = True
 
     @property

@@ -101,7 +101,7 @@ def undelete(engine: Engine, digest: Digest, why: str, *, pin: bool) -> Undelete
     """Ask for a hidden blob back, whether or not anything needs it.
 
     Its time without references starts again, so that its hide is *disturbed*: a collection gets no more permits for it
-    (gc/table.py). `set_pin` prevents that it is hidden again after the grace.
+    (gc/table.py). `pin` prevents that it is hidden again after the grace.
     Raises NotFoundError, and ConflictError for a blob that is not hidden, or whose bytes are deleted.
     """
     why = check_reason(why)

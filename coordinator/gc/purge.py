@@ -159,7 +159,10 @@ class Purger:
         return Concealment.SHOWN
 
     def _check_concealed_or_unknown(self, hide: Hide) -> Concealment:
-        """As `check`, but return UNKNOWN if the store refuses this one and answers. Raises UnavailableError."""
+        """As `check_concealed`, but return UNKNOWN if the store refuses this one and answers.
+
+        Raises UnavailableError.
+        """
         try:
             return self.check_concealed(hide)
         except UnavailableError:

@@ -1,7 +1,7 @@
 """Process one posted body: authenticate, read it within limits, normalise it, write it to Kafka.
 
 Route: api/events.py -> `Ingest.receive` -> normalise -> drop made-up probes (probes.py) -> delay what a doctor asks to
-delay (holding.py) -> EventProducer.publish -> Receipt.
+delay (delays.py) -> EventProducer.publish -> Receipt.
 Invariants: a Receipt is returned only after Kafka has acknowledged every outcome of the body; an authenticated body is
 refused (UnavailableError) only if sending it again can help, because a registry repeats forever whatever is not
 answered with 2xx, and its later events wait meanwhile.

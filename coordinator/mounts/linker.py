@@ -34,7 +34,7 @@ class MountJob(NamedTuple):
         return self.source.kind.links_in_store or self.source.id == self.pod.id
 
     def __repr__(self) -> str:
-        return f"Job({self.repository}, {format_digest(self.digest)}, from {self.source_repository})"
+        return f"MountJob({self.repository}, {format_digest(self.digest)}, from {self.source_repository})"
 
 
 class BlobLinker(Protocol):

@@ -108,10 +108,8 @@ class OpenItems(NamedTuple):
                 unread,
             ),
         )
-        describe_blocks = [
-            f"{n} {what}{'' if n == 1 else 's'}{more}: {remedy}" for n, what, more, remedy in counts if n
-        ]
-        return describe_blocks + self.describe_vanished(pod)
+        reasons = [f"{n} {what}{'' if n == 1 else 's'}{more}: {remedy}" for n, what, more, remedy in counts if n]
+        return reasons + self.describe_vanished(pod)
 
     def describe_vanished(self, pod: str) -> list[str]:
         """Return a sentence about links that vanished; empty if none did."""
@@ -173,15 +171,15 @@ class PodState(NamedTuple):
 
         `waits_at`: where everything that the watermark waits for is shown, if not by `pods show`.
         """
-        describe_blocks = self.open_items.describe_blocks(pod, is_reconcilable=self.is_reconcilable)
+        reasons = self.open_items.describe_blocks(pod, is_reconcilable=self.is_reconcilable)
         compared_at = self.reconciled_at if self.is_reconcilable else self.resolved_at
         if compared_at is None:
-            describe_blocks.append(
+            reasons.append(
                 f"never reconciled: what it held before its first event is not known; {self._describe_remedy(pod)}"
             )
         elif self.managed and self.first_echo is not None and compared_at < self.first_echo + self.request_bound:
             after = f"after {self.first_echo + self.request_bound:%Y-%m-%d %H:%M:%S} UTC"
-            describe_blocks.append(
+            reasons.append(
                 "reconciled before its first event, or before the requests of that time had ended: "
                 + (
                     f"the scheduler starts another reconcile {after}"
@@ -193,21 +191,21 @@ class PodState(NamedTuple):
             first, *others = self.watermark.waits_for
             where = waits_at or f"`baleen pods show {pod}`"
             more = f" (and {len(others)} more: {where})" if others else ""
-            describe_blocks.append(f"watermark: {first}{more}")
+            reasons.append(f"watermark: {first}{more}")
         if (
             self.managed
             and self.retried_at is not None
             and (self.watermark.at is None or self.watermark.at <= self.retried_at)
         ):
             # Until then its events may still be in Kafka, although the watermark is past their own times.
-            describe_blocks.append(
+            reasons.append(
                 "dead letter retried and perhaps not applied yet: wait until the watermark has passed "
                 f"{self.retried_at:%Y-%m-%d %H:%M:%S} UTC"
             )
         examined = {found.check: found.result for found in self.findings}
         if (not_proved := self._describe_unproved(examined, pod)) is not None:
-            describe_blocks.append(not_proved)
-        return describe_blocks
+            reasons.append(not_proved)
+        return reasons
 
 
 _OPEN = text("""

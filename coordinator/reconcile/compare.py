@@ -12,7 +12,7 @@ incomplete.
 
 Links that are compared: those of manifests and, in pods of mode `link`, those of blobs, both ways. In mode `manifest` a
 link of a blob counts only for a grace period, so missing young links are added, and all others left to the sweep. What
-an index or a tag names may be a manifest that is linked only as a blob (layered.py), whatever its age.
+an index or a tag names may be a manifest that is linked only as a blob (linked_manifests.py), whatever its age.
 Not here: the parts (plan.py), running them side by side and again (reconcile.py).
 """
 

@@ -12,9 +12,9 @@ An empty listing proves nothing where no registry stores: the job fails unless t
 begin and at its end, and at its end as much of the pod as at its begin: links, or any objects. So a pod whose registry
 has stored nothing yet, in a root without other pods, is reconciled once it has; the prober's image is enough.
 
-The bytes of manifests say what they list (kept.py): those whose references are known only from reports are read, so
-that no false report outlives a reconcile of a pod that holds the manifest. Each manifest is read once and marked, so a
-resumed reconcile, and the next one, continue with the others.
+The bytes of manifests say what they list (link_keeper.py): those whose references are known only from reports are read,
+so that no false report outlives a reconcile of a pod that holds the manifest. Each manifest is read once and marked, so
+a resumed reconcile, and the next one, continue with the others.
 
 A part that fails because a service is away is tried again; if it keeps failing the job fails, and nothing is resolved.
 The parts that a killed scheduler has done stay done: the next one does the others, and `began_at` stays.

@@ -153,7 +153,7 @@ class Resolver:
         )
         asked = doubtful.linked or (doubtful.held and not revision)
         layer = asked and self._store.head(layer_link_key(doubtful.repository, doubtful.digest)) is not None
-        # A registry serves a manifest by either link (layered.py).
+        # A registry serves a manifest by either link (linked_manifests.py).
         return Confirmation(doubtful, held=revision or (doubtful.held and layer), linked=doubtful.linked and layer)
 
     def _find_proved(self, places: Iterable[Prefixes], named: Sequence[RepositoryName]) -> set[Prefixes]:

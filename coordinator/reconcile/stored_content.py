@@ -42,7 +42,7 @@ def has_any_link(
         on_progress=lambda _keys, _links: None,
         tagged=lambda repository, _: tags.append(repository),
     )
-    # A tag may point to a manifest that is linked as a layer (layered.py).
+    # A tag may point to a manifest that is linked as a layer (linked_manifests.py).
     return any(each.folder.kind in counting for each in found) or bool(tags)
 
 

@@ -29,7 +29,7 @@ DELETE_LIMIT = 1000
 #: S3 and SeaweedFS refuse a request signed longer ago, or as far in the future (RequestTimeTooSkewed).
 SIGNATURE_S = 15 * 60
 CHUNK_BYTES = 1 << 20
-#: The most states of one key that `versions` returns, the newest first; a key with more takes several rounds.
+#: The most states of one key that `list_versions` returns, the newest first; a key with more takes several rounds.
 VERSIONS_LIMIT = 10_000
 #: S3's name of the version, or marker, written while a bucket keeps no versions: the only name that is used again.
 UNVERSIONED = "null"
@@ -217,7 +217,10 @@ class ObjectStore(ObjectReader, Protocol):
         ...
 
     def open_version(self, key: str, version: str) -> AbstractContextManager[OpenObject]:
-        """Open a version with bytes that `versions` returned, as `open`; raises ObjectNotFoundError if it is gone."""
+        """Open a version with bytes, of those that `list_versions` returned, as `open`.
+
+        Raises ObjectNotFoundError if it is gone.
+        """
         ...
 
     def remove_marker(self, key: str, version: str) -> bool:
@@ -231,8 +234,8 @@ class ObjectStore(ObjectReader, Protocol):
         """Yield every state of every object whose key begins with prefix, also markers; those of one key together.
 
         In the store's own order, page by page, so that memory does not grow with them. A store without versions has one
-        state of each object, as in `versions`. Only for prefixes below which no name is another one's continuation by a
-        character that sorts before the slash (`a/x`, `a-b`), as below `_uploads/` and `_layers/`: with versions
+        state of each object, as in `list_versions`. Only for prefixes below which no name is another one's continuation
+        by a character that sorts before the slash (`a/x`, `a-b`), as below `_uploads/` and `_layers/`: with versions
         SeaweedFS walks directories, skips keys that are not greater than the last key of the previous page, and so
         loses some of those.
         """

@@ -16,7 +16,7 @@ reconcile that change the same known rows of one repository), and one of the two
 Invariants: counts are sizes of sets, changed only by rows that this transaction added or removed; a reference is added
 before the offset visibly moves on; a watermark moves with the records before it, or after them; if another writer
 changed rows in between, the batch is repeated.
-Not here: Kafka, JSON, storage. A manifest's content is found before the transaction begins (contents.py).
+Not here: Kafka, JSON, storage. A manifest's content is found before the transaction begins (workers/contents.py).
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence

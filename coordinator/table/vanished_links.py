@@ -4,8 +4,9 @@ If storage shows that a link is gone, it is removed from the counts, so that the
 `doubtful_removals.resolve` records in the same transaction that no event reported it. So a transaction that sees a blob
 as unreferenced because of it also sees this record, and hides nothing (pods/view.py). The record ends when
 
-- the registry pushes it again: the push deletes the removal, or makes it doubtful until storage confirms it (fold.py)
-- the delete event arrives late (fold.py, repository_facts.py)
+- the registry pushes it again: the push deletes the removal, or makes it doubtful until storage confirms it
+  (domain/fold.py)
+- the delete event arrives late (domain/fold.py, repository_facts.py)
 - an operator accepts it (`accept_vanished`)
 
 Blobs of accepted links get a whole grace: in its transaction, `accept_vanished` sets the time of everything that is

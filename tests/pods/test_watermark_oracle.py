@@ -1,9 +1,9 @@
 """Watermarks against an oracle that knows which request finished when, and which of its events are applied.
 
-Real are the rules of ingest (normalise.py), the producer's order, the worker's reading of records, the batch apply in a
-real database and the question for W. Only Kafka's client and the registries are played: requests, probes, lost, late
-and repeated deliveries, brokers that fail in the middle, processes that are killed with all that they had not
-delivered, that nobody ever hears, that share an address, that come and go with addresses of the registry's name,
+Real are the rules of ingest (ingest/normalise.py), the producer's order, the worker's reading of records, the batch
+apply in a real database and the question for W. Only Kafka's client and the registries are played: requests, probes,
+lost, late and repeated deliveries, brokers that fail in the middle, processes that are killed with all that they had
+not delivered, that nobody ever hears, that share an address, that come and go with addresses of the registry's name,
 partitions that are added, batches that are applied in any order.
 """
 

@@ -2,7 +2,7 @@
 
 Route: `World.started` (store, three registries, a stand-in of Baleen) -> `World.behind` (nginx or Envoy) -> `client`,
 or `raw`, which writes bytes as they are -> `Pod.seen`, the registry's own access log.
-Not here: what runs (proxies.py), what Baleen answers to a mount (stand_in.py), real clients (clients.py).
+Not here: what runs (proxies.py), what Baleen answers to a mount (stand_in.py), real clients (test_clients.py).
 """
 
 from __future__ import annotations

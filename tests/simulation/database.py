@@ -306,7 +306,7 @@ class Connections:
 
 
 class Engine:
-    """The engine that changes are made with (`writing`, coordinator/db/session.py)."""
+    """The engine that changes are made with (`write_transaction`, coordinator/db/session.py)."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
