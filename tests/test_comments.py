@@ -73,7 +73,7 @@ def words_of_code() -> frozenset[str]:
 
 
 def test_files_that_remarks_name_exist() -> None:
-    """A file that a docstring or comment names exists: beside it, or from the root, `coordinator/` or its own top folder."""
+    """A file that a docstring or comment names exists: beside it, or from the root or `coordinator/` on."""
     wrong = []
     for remark in remarks(*PRODUCT, "tests", "bench"):
         top = ROOT / remark.path.relative_to(ROOT).parts[0]
