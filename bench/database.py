@@ -1,6 +1,6 @@
-"""Measure the database alone: the workload's facts are given to BatchApply directly, without Kafka.
+"""Measure the database alone: the workload's facts are given to BatchApplier directly, without Kafka.
 
-Route: `Loader` -> `load(count)` -> `Applied`. The time is that of `apply` only, which ends with a durable commit;
+Route: `Loader` -> `load(count)` -> `LoadResult`. The time is that of `apply` only, which ends with a durable commit;
 `wall` includes making the facts.
 """
 

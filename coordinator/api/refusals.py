@@ -21,7 +21,7 @@ class _Type(NamedTuple):
     marks: Sequence[Any] = ()
 
     def find_mark(self, name: str) -> Any:
-        return next((found for find_mark in self.marks if (found := getattr(find_mark, name, None)) is not None), None)
+        return next((found for mark in self.marks if (found := getattr(mark, name, None)) is not None), None)
 
 
 def hints_of(handler: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 from sqlalchemy import Connection, Engine, exc
 
-from coordinator.db.errors import unavailable
+from coordinator.db.errors import away, unavailable
 from coordinator.errors import UnavailableError
 
 #: The type by which other packages, which do not import the driver, pass an engine on.
@@ -28,8 +28,12 @@ def translate_errors() -> Iterator[None]:
         cause = error.orig if isinstance(error, exc.DBAPIError) else error
         if isinstance(cause, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
             raise UnavailableError("The database has another release's schema: run `baleen db migrate`.") from error
-        if (away := unavailable(cause)) is not None:
-            raise away from error
+        if (unavailable_error := unavailable(cause)) is not None:
+            raise unavailable_error from error
+        # The server failed within (a damaged index, a catalogue that changes, a pooler): what callers do while the
+        # database is away is right then, too. In a failed transaction the defect is ours.
+        if isinstance(cause, psycopg.InternalError) and not isinstance(cause, psycopg.errors.InFailedSqlTransaction):
+            raise away(cause) from error
         raise
 
 

@@ -52,7 +52,7 @@ def read_switch(connection: Connection[Any]) -> SwitchState:
 
 @contextmanager
 def changing(engine: Engine) -> Iterator[Connection[Any]]:
-    """Yield the driver's connection for a change, as table/epochs.py `changing` does."""
+    """Yield the driver's connection for a change, as table/epochs.py `epoch_transaction` does."""
     with epochs.epoch_transaction(engine) as connection:
         yield driver_connection(connection)
 

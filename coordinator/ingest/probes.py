@@ -3,7 +3,7 @@
 A watermark record is written to every partition, so a made-up nonce would cost a client one request and Baleen sixteen
 records. Each nonce is first looked up in the table of probes, whose row is committed before the probe is sent.
 
-Route: normalise.py finds nonces, whatever the action -> `Probes.verified` -> outcomes without made-up reports.
+Route: normalise.py finds nonces, whatever the action -> `Probes.filter_reports` -> outcomes without made-up reports.
 Invariants: one look-up runs at a time, for all waiting requests and for a bounded number of nonces; a request waits for
 it no longer than `PATIENCE`, and not at all while the database is known to be away. A report that a registry process
 already made is not written again.

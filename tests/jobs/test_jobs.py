@@ -445,7 +445,7 @@ from coordinator.reconcile import reconcile
 from coordinator.reconcile.sizes import Sizes
 from coordinator.storage.s3 import S3ObjectStore
 
-reconcile.Reconcile = partial(reconcile.Reconcile, sizes=Sizes(parts=4, parts_at_once=1))
+reconcile.Reconciler = partial(reconcile.Reconciler, sizes=Sizes(parts=4, parts_at_once=1))
 walk, walked = S3ObjectStore.walk, []
 
 def walk_one(self, prefix):

@@ -186,7 +186,7 @@ class ApacheKafka:
             SERVER.format(
                 host=HOST,
                 port=self._port,
-                secured_address=self._secured,
+                secured=self._secured,
                 controller=self._controller,
                 logs=logs,
                 certificate=certificate,
