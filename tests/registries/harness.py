@@ -195,7 +195,7 @@ class Baleen:
         """Register a pod; `reconciled` as if its first reconcile were done, so that none repairs what a test breaks."""
         added = self.ask("POST", "/v1/pods", {"name": name, "prefixes": [name]} | others)
         if reconciled:
-            with self._connection() as connection:
+            with self._open_database() as connection:
                 add_done_job(connection, id_of(name))
             # One may have been asked for in between.
             eventually(lambda: not self._reconciling(name), why=lambda: self._reconciling(name))
@@ -418,10 +418,10 @@ class Baleen:
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(metric) and label in line)
 
     def rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
-        with self._connection() as connection:
+        with self._open_database() as connection:
             return connection.execute(statement, parameters).fetchall()
 
-    def _connection(self) -> psycopg.Connection[Any]:
+    def _open_database(self) -> psycopg.Connection[Any]:
         return psycopg.connect(self._database(), autocommit=True, connect_timeout=5)
 
     def _pairs(self, table: str, column: str) -> Pairs:
