@@ -5,11 +5,11 @@ import io
 import re
 import tokenize
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.support.pages import ROOT
+from tests.support.prose import find_comments, find_docstrings, read_modules
 
 PRODUCT = ("coordinator", "workers", "schemas")
 #: Names of other programs and of their settings, and examples.
@@ -30,42 +30,27 @@ class Remark(NamedTuple):
         return f"{self.path.relative_to(ROOT)}:{self.line}"
 
 
-@cache
-def remarks(*folders: str) -> tuple[Remark, ...]:
-    return tuple(each for path in python_files(*folders) for each in remarks_of(path))
+def remarks(*folders: str) -> Iterator[Remark]:
+    for path in python_files(*folders):
+        source = path.read_text(encoding="utf-8")
+        found = [(each.lineno, each.value) for each in find_docstrings(ast.parse(source))]
+        for line, text in (*found, *find_comments(source)):
+            yield Remark(path, line, text)
 
 
-def remarks_of(path: Path) -> Iterator[Remark]:
-    source = path.read_text(encoding="utf-8")
-    for docstring in docstrings(ast.parse(source)):
-        yield Remark(path, docstring.lineno, docstring.value)
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            yield Remark(path, token.start[0], token.string)
+def python_files(*folders: str) -> Iterator[Path]:
+    return (module.path for folder in folders for module in read_modules(folder))
 
 
-def docstrings(tree: ast.Module) -> Iterator[ast.Constant]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            match node.body:
-                case [ast.Expr(value=ast.Constant(value=str()) as found), *_]:
-                    yield found
-
-
-def python_files(*folders: str) -> list[Path]:
-    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
-
-
-@cache
 def words_of_code() -> frozenset[str]:
     """Every word of the code and of strings that are no docstring: names, columns, fields, commands."""
     found: set[str] = set()
     for path in python_files(*PRODUCT, "tests", "bench"):
         source = path.read_text(encoding="utf-8")
         tree = ast.parse(source)
-        left_out = set(map(id, docstrings(tree)))
+        left_out = set(find_docstrings(tree))
         for node in ast.walk(tree):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in left_out:
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in left_out:
                 found.update(re.findall(r"\w+", node.value))
         tokens = tokenize.generate_tokens(io.StringIO(source).readline)
         found.update(token.string for token in tokens if token.type == tokenize.NAME)

@@ -125,6 +125,12 @@ RECONCILABLE: Final = frozenset({PodKind.LINK})
 UPLOADED_TO: Final = frozenset({PodKind.RELAY})
 
 
+def check_reconcilable(pod: PodName, kind: PodKind) -> None:
+    """Raise ConflictError if nothing but its events shows what a pod holds."""
+    if not kind.is_reconcilable:
+        raise ConflictError(f"Only its events show what pod {pod} holds (kind {kind}): it cannot be reconciled.")
+
+
 class ProbeMethod(StrEnum):
     """How Baleen asks a registry process how far it has reported (pods/prober.py)."""
 

@@ -9,7 +9,7 @@ from coordinator.db.schema.jobs import jobs as table
 from coordinator.db.schema.pods import pods
 from coordinator.db.session import read_connection, write_transaction
 from coordinator.domain.names import PodName
-from coordinator.domain.pods import PodKind
+from coordinator.domain.pods import PodKind, check_reconcilable
 from coordinator.domain.reasons import check_reason
 from coordinator.errors import ConflictError, NotFoundError
 from coordinator.jobs.shapes import Job, JobPage
@@ -41,10 +41,8 @@ def request_job(engine: Engine, pod: PodName, kind: JobKind, why: str) -> Job:
             row = connection.execute(_POD, {"name": pod}).one_or_none()
             if row is None:
                 raise NotFoundError(f"There is no pod {pod}: see `baleen pods list`.")
-            if kind == "reconcile" and not PodKind(row.kind).is_reconcilable:
-                raise ConflictError(
-                    f"Only its events show what pod {pod} holds (kind {row.kind}): it cannot be reconciled."
-                )
+            if kind == "reconcile":
+                check_reconcilable(pod, PodKind(row.kind))
             values = {"kind": kind, "pod": row.id, "why": why}
             number = connection.scalar(_ASK, values) or connection.scalar(_OPEN, values)
             # Within the transaction: afterwards the new job may be taken already and look like one that ran before.

@@ -3,8 +3,7 @@
 The cost of a look-up grows with the holdings that need the blob: they are found through the index over manifests'
 references, and their repositories are counted, at 1 to 3 µs each. Blobs of a request are counted at once, those with
 the fewest holdings first, up to `Sizes.live` for one and `Sizes.live_total` for all. The others are *hot*: hot_blobs.py
-counts them,
-and `counted_at` says when that was.
+counts them, and `counted_at` says when that was.
 """
 
 import datetime as dt

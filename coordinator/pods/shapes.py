@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from coordinator.db.shapes import Next, View
+from coordinator.domain.pods import PodKind
 
 
 class Gaps(View, frozen=True, kw_only=True):
@@ -81,7 +82,7 @@ class TokenIssuer(View, frozen=True, kw_only=True):
 class PodView(View, frozen=True, kw_only=True):
     name: str
     mode: Literal["manifest", "link"]
-    kind: Literal["link", "relay"]
+    kind: PodKind
     probe: Annotated[Literal["push", "pull"], Meta(description="How Baleen asks its registry how far it has reported.")]
     prefixes: list[str]
     registries: list[str]

@@ -119,10 +119,8 @@ def set_managed(engine: Engine, name: PodName, unmanaged: Unmanaged | None) -> N
     token = make_token()
     with epoch_transaction(engine) as connection:
         _take_lock(connection, PODS_LOCK)
-        kind = connection.scalar(text("SELECT kind FROM pods WHERE name = :name"), {"name": name})
-        if kind is None:
-            raise _make_not_found(name)
-        if unmanaged is not None and not PodKind(kind).links_in_store:
+        kind = _read_kind(connection, name)
+        if unmanaged is not None and not kind.links_in_store:
             raise UsageError(_RELAY_NEEDS_EVENTS)
         connection.execute(
             text("""
@@ -295,10 +293,8 @@ def resolve_gaps(engine: Engine, name: PodName, why: str) -> None:
     """
     why = check_reason(why, "why nothing is lost")
     with write_transaction(engine) as connection:
-        kind = connection.scalar(text("SELECT kind FROM pods WHERE name = :name"), {"name": name})
-        if kind is None:
-            raise _make_not_found(name)
-        if PodKind(kind).is_reconcilable:
+        kind = _read_kind(connection, name)
+        if kind.is_reconcilable:
             raise ConflictError(
                 f"Pod {name} is of kind {kind}, so a reconcile resolves its gaps: run `baleen pods reconcile {name}`."
             )
@@ -561,6 +557,14 @@ def _take_lock(connection: Connection, key: int) -> None:
 def _read_id(connection: Connection, name: PodName) -> int | None:
     found: int | None = connection.scalar(text("SELECT id FROM pods WHERE name = :name"), {"name": name})
     return found
+
+
+def _read_kind(connection: Connection, name: PodName) -> PodKind:
+    """Return the pod's kind; raises NotFoundError."""
+    kind = connection.scalar(text("SELECT kind FROM pods WHERE name = :name"), {"name": name})
+    if kind is None:
+        raise _make_not_found(name)
+    return PodKind(kind)
 
 
 def _make_not_found(name: PodName) -> NotFoundError:

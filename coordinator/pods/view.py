@@ -17,6 +17,7 @@ from coordinator.db.session import driver_connection, read_connection
 from coordinator.domain.findings import FailedVisit, Result, describe_block, sort_findings
 from coordinator.domain.findings import Finding as Found
 from coordinator.domain.names import Digest, PodName, format_digest
+from coordinator.domain.pods import PodKind
 from coordinator.domain.refusals import Refusals, describe_refusals_of_pod
 from coordinator.domain.watermarks import PodWatermark, ProcessReport
 from coordinator.errors import NotFoundError
@@ -406,7 +407,7 @@ def _make_pod(row: Row[Any], state: PodState, refused: Refusals | None) -> PodVi
     return PodView(
         name=row.name,
         mode=row.mode,
-        kind=row.kind,
+        kind=PodKind(row.kind),
         probe=row.probe,
         prefixes=row.prefixes,
         registries=row.registries,

@@ -36,8 +36,8 @@ import structlog
 from coordinator.db.connection import Connections
 from coordinator.domain.merge import LinkKind
 from coordinator.domain.names import RepositoryName
-from coordinator.domain.pods import PodMode
-from coordinator.errors import BaleenError, ConflictError, NotFoundError, UnavailableError
+from coordinator.domain.pods import PodMode, check_reconcilable
+from coordinator.errors import BaleenError, NotFoundError, UnavailableError
 from coordinator.jobs import table as jobs
 from coordinator.jobs.work import Ending, StoppedError, Work
 from coordinator.reconcile import plan, table
@@ -182,10 +182,7 @@ class Reconciler:
             pod = table.read_pod(connection, work.job.required_pod_id)
         if pod is None:
             raise NotFoundError(f"Pod {work.job.pod} is no longer registered.")
-        if not pod.kind.is_reconcilable:
-            raise ConflictError(
-                f"Only its events show what pod {work.job.pod} holds (kind {pod.kind}): it cannot be reconciled."
-            )
+        check_reconcilable(pod.name, pod.kind)
         return pod
 
     def _plan_parts(self, work: Work, pod: ReconciledPod) -> Mapping[str, Mapping[str, Any] | None]:

@@ -18,7 +18,7 @@ from coordinator.db import locks
 from coordinator.db.arrays import digest_array, integer_array
 from coordinator.db.locks import END_LOCK, PODS_LOCK
 from coordinator.domain.merge import LinkKind, TableLink
-from coordinator.domain.names import Digest, RepositoryName
+from coordinator.domain.names import Digest, PodName, RepositoryName
 from coordinator.domain.pods import PodKind, PodMode
 from coordinator.domain.references import ManifestKind
 from coordinator.jobs.table import Job
@@ -34,6 +34,7 @@ _cursor_numbers = itertools.count(1)
 
 class ReconciledPod(NamedTuple):
     id: int
+    name: PodName
     mode: PodMode
     kind: PodKind
     prefixes: list[RepositoryName]
@@ -56,13 +57,15 @@ def read_pod(connection: Connection[Any], pod_id: int) -> ReconciledPod | None:
         connection.execute("SELECT pg_advisory_xact_lock_shared(%s)", (PODS_LOCK,))
         row = connection.execute(
             """
-            SELECT id, mode, kind, ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id ORDER BY prefix),
+            SELECT id, name, mode, kind, ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id ORDER BY prefix),
                    managed
             FROM pods p WHERE id = %s
             """,
             (pod_id,),
         ).fetchone()
-    return None if row is None else ReconciledPod(row[0], PodMode(row[1]), PodKind(row[2]), row[3], row[4])
+    if row is None:
+        return None
+    return ReconciledPod(row[0], PodName(row[1]), PodMode(row[2]), PodKind(row[3]), row[4], row[5])
 
 
 def ensure_repositories(

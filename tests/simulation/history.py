@@ -800,7 +800,7 @@ def open_base(place: SavedBase) -> Base:
     return Base(place.name, Session(place.url), Bucket(versioned=place.versioned), place.saved)
 
 
-def _make_base(url: str, name: str, *, versioned: bool) -> Saved:  # noqa: C901 - it is told in one piece
+def _make_base(url: str, name: str, *, versioned: bool) -> Saved:  # noqa: C901 - one sequence of steps
     session, bucket, scheduler = Session(url), Bucket(versioned=versioned), Scheduler(0)
     world = World(session, bucket, scheduler, None)
     populate(world)

@@ -151,7 +151,7 @@ class Registry:
     def __init__(self, bucket: Bucket, scheduler: Scheduler) -> None:
         self._bucket = bucket
         self._scheduler = scheduler
-        #: How probably a link is written and the client told 500, without an event.
+        #: How probably a link is written and the client gets 500, without an event.
         self.lossy = 0.0
         #: A link was written of which no event tells.
         self.lost = False
@@ -204,7 +204,9 @@ class Registry:
             self._link(revision_link_key(repository, image.digest), f"links image {name} in {where}")
             if self._scheduler.roll(self.lossy):
                 self.lost = True
-                self._scheduler.note_current(f"and fails: the client is told 500, and nobody that {where} links {name}")
+                self._scheduler.note_current(
+                    f"and fails: the client gets 500, and no event says that {where} links {name}"
+                )
                 return False
             self._see(f"is about to tell that {where} has image {name}")
             at = self._now(process)

@@ -30,7 +30,7 @@ def caught(on: Ground) -> Mapping[str, Total]:
 
 
 def test_no_history_loses_what_is_needed(on: Ground) -> None:
-    """After every step what is linked has its bytes, and at rest it is served and counted; else the seed is told."""
+    """After every step what is linked has its bytes, and at rest it is served and counted; else the seed is printed."""
     total = simulate(on, histories=HISTORIES, seed=SEED, processes=PROCESSES)
     assert total.histories == HISTORIES
     assert not total.found, str(total.found[0])

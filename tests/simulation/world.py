@@ -10,7 +10,7 @@ Invariants, after every step:
 - so are the bytes of what a link led to that somebody removed beside its registry, until an operator accepts that;
 - a delete names only what an open hide has recorded, or, to hide, the live key of one that is about to.
 At rest: they are served, the table has what storage has, the counts are the sizes of its sets, and `check` agrees.
-*Linked* is more than accepted: also what its client was told 500 for, and what lands after its process died.
+*Linked* is more than accepted: also what its client got 500 for, and what lands after its process died.
 Not here: what happens in which order (history.py).
 """
 
@@ -199,7 +199,7 @@ class World:
             Worker(name, Resolver(self.connections, self.store), self._restorer(), positions)
             for name in ("worker one", "worker two")
         ]
-        #: A process died with what it had not told, or a link came without an event: only a reconcile finds it.
+        #: A process died with what it had not reported, or a link came without an event: only a reconcile finds it.
         self.lost_events = False
         #: Of each blob that is needed and not served, as of the last change of the bucket.
         self.unserved: set[Digest] = set()
@@ -265,7 +265,7 @@ class World:
         try:
             self.mounter.mount(wanted, None)
         except (NotMountedError, UnavailableError) as error:
-            self.scheduler.note_current(f"is told to upload {name} ({error})")
+            self.scheduler.note_current(f"has to upload {name} ({error})")
             return False
         self.scheduler.note_current(f"has {name} mounted in {where}")
         return True
@@ -732,7 +732,7 @@ class World:
         return {(row[0], Digest(row[1])) for row in found}
 
     def holds_too_much(self) -> bool:
-        """A push that was told long after its link had gone again is held until a reconcile: a leak, and no loss."""
+        """A push that was reported long after its link had gone is held until a reconcile: a leak, and no loss."""
         return not self._held_pairs() <= self._linked_pairs()
 
     def inspect_at_rest(self, *, checked: bool) -> None:

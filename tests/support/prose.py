@@ -64,16 +64,19 @@ def find_comments(source: str) -> Iterator[Found]:
         yield Found(begin, "\n".join(lines))
 
 
+def find_docstrings(tree: ast.AST) -> Iterator[ast.Constant]:
+    """Each docstring, as a node of the tree."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            match node.body:
+                case [ast.Expr(value=ast.Constant(value=str()) as found), *_]:
+                    yield found
+
+
 def find_strings(source: str) -> Iterator[Found]:
     """Each docstring, and each string that has a space and no SQL. Strings that stand side by side are one."""
     tree = ast.parse(source)
-    owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    docstrings = {
-        node.body[0].value
-        for node in ast.walk(tree)
-        if isinstance(node, owners) and ast.get_docstring(node, clean=False) is not None
-        if isinstance(node.body[0], ast.Expr)
-    }
+    docstrings = set(find_docstrings(tree))
     for node in find_outer_strings(tree):
         written = ast.get_source_segment(source, node) or ""
         text = _ESCAPE.sub(_make_spaces, _PREFIX.sub(_make_spaces, written))
