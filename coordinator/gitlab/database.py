@@ -1,0 +1,268 @@
+"""Read the metadata database of a GitLab Container Registry: which manifests and blobs its repositories hold.
+
+One connection, one question at a time, at most `per_s` questions a second, each read-only and with a time limit; lists
+are paged by the primary key. So the load on a database that serves an instance of GitLab has a bound.
+A replica lags behind, and what it lacks may exist: each answer is refused unless its server is the primary. So is a
+schema that was never compared with the questions here.
+Only SELECT on the tables that are named here is needed. Digests are stored as one byte for the algorithm (1: sha256)
+and the hash. Repositories that are only marked as deleted count: what they hold may come back.
+Not here: what a row means for the table (reconcile), writing.
+"""
+
+import threading
+import time
+from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import psycopg
+
+from coordinator.domain.merge import LinkKind
+from coordinator.domain.names import DIGEST_BYTES, Digest, PodName, RepositoryName
+from coordinator.errors import BaleenError, UnavailableError
+from coordinator.settings import Secret
+
+CONNECT_TIMEOUT_S: Final = 5
+STATEMENT_TIMEOUT_S: Final = 10
+#: Questions a second, and rows of a page.
+PER_S: Final = 50.0
+PAGE: Final = 1000
+#: The last migrations, before and after the deployment, of the schemas that the questions here were compared with.
+KNOWN_SCHEMAS: Final = frozenset(
+    {("20251021070732_bbm_backfill_blobs_id_column", "20251015074500_post_create_blobs_null_id_index")}
+)
+#: The first byte of a stored digest.
+_SHA256 = b"\x01"
+
+
+class UnknownSchemaError(BaleenError):
+    """The database's schema was never compared with what Baleen reads there."""
+
+
+class Repository(NamedTuple):
+    path: RepositoryName
+    #: Both are the beginning of all keys of its rows.
+    namespace: int
+    id: int
+
+
+class Row(NamedTuple):
+    """A manifest, or a link to a blob, of a repository."""
+
+    id: int
+    digest: Digest
+    created_at: datetime
+    #: Bytes of a manifest; 0 for a link.
+    size: int
+
+
+#: A repository and a digest.
+Named = tuple[RepositoryName, Digest]
+
+
+class LinksFound(NamedTuple):
+    """What a repository has of a digest."""
+
+    revision: bool
+    layer: bool
+
+
+class GitlabDatabase:
+    """Asks the database of one pod; for several threads, which wait for each other."""
+
+    def __init__(
+        self,
+        pod: PodName,
+        url: Secret,
+        *,
+        per_s: float = PER_S,
+        page: int = PAGE,
+        schemas: Collection[tuple[str, str]] = KNOWN_SCHEMAS,
+    ) -> None:
+        self._pod = pod
+        self._url = url
+        self._pause = 1 / per_s
+        self._page = page
+        self._schemas = schemas
+        self._lock = threading.Lock()
+        self._connection: psycopg.Connection[Any] | None = None
+        self._next = 0.0
+
+    def close(self) -> None:
+        with self._lock:
+            self._disconnect()
+
+    def check(self) -> None:
+        """Return if the database answers as a primary with a known schema; else raise.
+
+        Raises UnavailableError and UnknownSchemaError.
+        """
+        self._ask(_ONE)
+
+    # Repositories
+
+    def read_repository(self, path: RepositoryName) -> Repository | None:
+        found = self._ask(f"{_REPOSITORY} AND r.path = %(path)s", {"first": _first_part(path), "path": path})
+        return Repository(RepositoryName(found[0][0]), *found[0][1:]) if found else None
+
+    def read_repositories(self, prefix: RepositoryName) -> Iterator[Repository]:
+        """Yield the repositories that a prefix owns, by id."""
+        after = 0
+        while True:
+            found = self._ask(
+                f"{_REPOSITORY} AND (r.path = %(prefix)s OR starts_with(r.path, %(prefix)s || '/'))"
+                " AND r.id > %(after)s ORDER BY r.id LIMIT %(limit)s",
+                {"first": _first_part(prefix), "prefix": prefix, "after": after, "limit": self._page},
+            )
+            for path, namespace, number in found:
+                yield Repository(RepositoryName(path), namespace, number)
+            if len(found) < self._page:
+                return
+            after = found[-1][2]
+
+    # Links
+
+    def read_links(self, repository: Repository, kind: LinkKind) -> Iterator[Row]:
+        """Yield the manifests, or links to blobs, of a repository, by id."""
+        after = 0
+        while True:
+            found = self._ask(
+                f"{_LINKS[kind]} AND id > %(after)s ORDER BY id LIMIT %(limit)s",
+                {"namespace": repository.namespace, "id": repository.id, "after": after, "limit": self._page},
+            )
+            yield from filter(None, map(_parse_row, found))
+            if len(found) < self._page:
+                return
+            after = found[-1][0]
+
+    def find_links(self, named: Sequence[Named]) -> list[LinksFound]:
+        """Return for each repository and digest whether it holds the manifest, and whether it links the blob.
+
+        All answers are of one moment. A repository that was deleted and made again has another id, so none is kept.
+        """
+        values = {"paths": [path for path, _ in named], "digests": [_SHA256 + digest for _, digest in named]}
+        return [LinksFound(*row) for row in self._ask(_FIND_LINKS, values)]
+
+    def has_link(self, prefix: RepositoryName) -> bool:
+        """Return whether any repository that a prefix owns holds a manifest or links a blob."""
+        return any(
+            next(self.read_links(repository, kind), None) is not None
+            for repository in self.read_repositories(prefix)
+            for kind in LinkKind
+        )
+
+    def read_manifest(self, repository: Repository, digest: Digest) -> bytes | None:
+        """Return a manifest's bytes; None if the repository does not have it."""
+        found = self._ask(
+            f"SELECT payload FROM manifests WHERE {_OF} AND digest = %(digest)s",
+            {"namespace": repository.namespace, "id": repository.id, "digest": _SHA256 + digest},
+        )
+        return bytes(found[0][0]) if found else None
+
+    # Blobs
+
+    def find_known(self, digests: Sequence[Digest]) -> set[Digest]:
+        """Return those of these blobs that have a row: the registry confirms them without a look at storage."""
+        found = self._ask(
+            "SELECT digest FROM blobs WHERE digest = ANY(%(digests)s::bytea[])",
+            {"digests": [_SHA256 + digest for digest in digests]},
+        )
+        return {digest for row in found if (digest := _parse_digest(row[0])) is not None}
+
+    # The connection
+
+    def _ask(self, statement: str, values: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
+        with self._lock:
+            time.sleep(max(0.0, self._next - time.monotonic()))
+            try:
+                connection = self._connection or self._connect()
+                # Both in one round trip: a server that was demoted meanwhile says so.
+                with connection.pipeline(), connection.transaction():
+                    asked = connection.execute(statement, values)
+                    replica = connection.execute("SELECT pg_is_in_recovery()")
+                    found, (is_replica,) = asked.fetchall(), replica.fetchone() or (True,)
+            except psycopg.errors.InsufficientPrivilege as error:
+                raise UnavailableError(f"{self._name} refuses to be read: {error.diag.message_primary}.") from error
+            except psycopg.Error as error:
+                self._disconnect()
+                # Without the cause: its text may show the address and the user.
+                raise UnavailableError(f"{self._name} does not answer ({type(error).__name__}).") from None
+            finally:
+                self._next = time.monotonic() + self._pause
+            if is_replica:
+                self._disconnect()
+                raise UnavailableError(f"{self._name} is a replica, and what it lacks may exist: name its primary.")
+            return found
+
+    @property
+    def _name(self) -> str:
+        return f"The registry database of pod {self._pod}"
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        connection = psycopg.connect(
+            self._url.reveal(),
+            autocommit=True,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            application_name="baleen",
+            options=f"-c statement_timeout={STATEMENT_TIMEOUT_S}s -c default_transaction_read_only=on -c timezone=UTC",
+            keepalives_idle=10,
+            keepalives_interval=5,
+            keepalives_count=3,
+            tcp_user_timeout=30_000,
+        )
+        try:
+            row = connection.execute(_SCHEMA).fetchone()
+        except psycopg.errors.UndefinedTable:
+            row = None
+        if row is None or row not in self._schemas:
+            connection.close()
+            found = "none that Baleen knows the tables of" if row is None else " and ".join(map(str, row))
+            raise UnknownSchemaError(
+                f"{self._name} has a schema that Baleen was not compared with (last migrations: {found}). Baleen reads "
+                "nothing there, and keeps what the pod holds."
+            )
+        self._connection = connection
+        return connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+_ONE: Final = "SELECT 1"
+_SCHEMA: Final = "SELECT (SELECT max(id) FROM schema_migrations), (SELECT max(id) FROM post_deploy_schema_migrations)"
+#: The namespace is looked up by its name: a join through the path alone is planned over every partition.
+_REPOSITORY: Final = """
+    SELECT r.path, r.top_level_namespace_id, r.id FROM repositories r
+    WHERE r.top_level_namespace_id = (SELECT id FROM top_level_namespaces WHERE name = %(first)s)
+"""
+_OF: Final = "top_level_namespace_id = %(namespace)s AND repository_id = %(id)s"
+_LINKS: Final = {
+    LinkKind.REVISION: f"SELECT id, digest, created_at, octet_length(payload) FROM manifests WHERE {_OF}",
+    LinkKind.LAYER: f"SELECT id, blob_digest, created_at, 0 FROM repository_blobs WHERE {_OF}",
+}
+_FIND_LINKS: Final = """
+    SELECT EXISTS (SELECT FROM manifests m WHERE m.top_level_namespace_id = r.top_level_namespace_id
+                   AND m.repository_id = r.id AND m.digest = d.digest),
+           EXISTS (SELECT FROM repository_blobs l WHERE l.top_level_namespace_id = r.top_level_namespace_id
+                   AND l.repository_id = r.id AND l.blob_digest = d.digest)
+    FROM unnest(%(paths)s::text[], %(digests)s::bytea[]) WITH ORDINALITY d (path, digest, number)
+    LEFT JOIN repositories r ON r.path = d.path ORDER BY d.number
+"""
+
+
+def _first_part(path: RepositoryName) -> str:
+    return path.partition("/")[0]
+
+
+def _parse_digest(stored: bytes) -> Digest | None:
+    """Return a stored digest; None for one of another algorithm, which no registry of this schema has written."""
+    if not stored.startswith(_SHA256) or len(stored) != 1 + DIGEST_BYTES:
+        return None
+    return Digest(bytes(stored[1:]))
+
+
+def _parse_row(row: tuple[Any, ...]) -> Row | None:
+    digest = _parse_digest(row[1])
+    return None if digest is None else Row(row[0], digest, row[2], row[3])

@@ -1,0 +1,109 @@
+"""What Baleen reads in a GitLab registry's database is what a real one's rows say."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import psycopg
+import pytest
+
+from coordinator.domain.merge import LinkKind
+from coordinator.domain.names import PodName, RepositoryName, format_digest, parse_digest
+from coordinator.errors import UnavailableError
+from coordinator.gitlab.database import GitlabDatabase, UnknownSchemaError
+from coordinator.settings import Secret
+from tests.gitlab.model import CAPTURED, fill_tables, make_tables
+from tests.services.databases import DatabaseServer
+
+POD = PodName("gitlab")
+FAST = 10_000.0
+
+
+@pytest.fixture(scope="module")
+def url(database_server: DatabaseServer) -> Iterator[str]:
+    with database_server.databases() as made:
+        url = made.empty()
+        with psycopg.connect(url, autocommit=True) as connection:
+            make_tables(connection)
+            fill_tables(connection)
+        yield url
+
+
+@pytest.fixture(scope="module")
+def expected() -> Any:
+    return json.loads((CAPTURED / "expected.json").read_text())["repositories"]
+
+
+@pytest.fixture
+def read(url: str) -> Iterator[Callable[..., GitlabDatabase]]:
+    made: list[GitlabDatabase] = []
+
+    def make(**options: Any) -> GitlabDatabase:
+        made.append(GitlabDatabase(POD, Secret(url), per_s=FAST, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.mark.parametrize("page", [1, 3, 1000])
+def test_links_of_all_repositories(read: Callable[..., GitlabDatabase], expected: Any, page: int) -> None:
+    """Every manifest and every link of every repository is read once, in pages of any size."""
+    database = read(page=page)
+    found = {
+        repository.path: tuple(
+            sorted(format_digest(row.digest) for row in database.read_links(repository, kind)) for kind in LinkKind
+        )
+        for prefix in {path.partition("/")[0] for path in expected}
+        for repository in database.read_repositories(RepositoryName(prefix))
+    }
+    assert found == {path: (sorted(each["manifests"]), sorted(each["blob_links"])) for path, each in expected.items()}
+
+
+def test_a_prefix_owns_whole_parts_of_names(read: Callable[..., GitlabDatabase], expected: Any) -> None:
+    """A prefix has the repository of its name and those below it, and no other that begins alike."""
+    database = read()
+    for prefix in expected:
+        found = {repository.path for repository in database.read_repositories(RepositoryName(prefix))}
+        assert found == {path for path in expected if f"{path}/".startswith(f"{prefix}/")}
+
+
+def test_links_are_looked_up(read: Callable[..., GitlabDatabase], expected: Any) -> None:
+    """A look-up of many gives for each whether the repository holds the manifest, and whether it links the blob."""
+    database = read()
+    digests = {digest for each in expected.values() for digest in (*each["manifests"], *each["blob_links"])}
+    named = [(path, digest) for path in [*expected, "fx/none"] for digest in sorted(digests)]
+    found = database.find_links([(RepositoryName(path), parse_digest(digest)) for path, digest in named])
+    for (path, digest), links in zip(named, found, strict=True):
+        held = expected.get(path, {"manifests": {}, "blob_links": []})
+        assert links == (digest in held["manifests"], digest in held["blob_links"]), (path, digest)
+
+
+def test_bytes_of_manifests(read: Callable[..., GitlabDatabase], expected: Any) -> None:
+    """A manifest's bytes have its digest."""
+    database = read()
+    for path, each in expected.items():
+        repository = database.read_repository(RepositoryName(path))
+        assert repository is not None
+        for digest in each["manifests"]:
+            body = database.read_manifest(repository, parse_digest(digest))
+            assert body is not None
+            assert hashlib.sha256(body).digest() == parse_digest(digest)
+
+
+def test_another_schema_is_refused(read: Callable[..., GitlabDatabase]) -> None:
+    """Nothing is read from a schema that was never compared with what Baleen asks."""
+    with pytest.raises(UnknownSchemaError, match="last migrations: 2025"):
+        read(schemas={("1", "2")}).check()
+
+
+def test_a_database_that_is_away_shows_no_secret() -> None:
+    """The error of a database that does not answer has no part of its URL."""
+    secret = "postgresql://reader:hunter2@127.0.0.1:1/registry"
+    with closing(GitlabDatabase(POD, Secret(secret))) as database, pytest.raises(UnavailableError) as raised:
+        database.check()
+    assert not any(part in str(raised.value) for part in ("hunter2", "reader", "127.0.0.1"))
+    assert raised.value.__cause__ is None
