@@ -18,8 +18,8 @@ from coordinator.db.connection import Connections
 from coordinator.domain.merge import LinkKind
 from coordinator.domain.names import RepositoryName
 from coordinator.jobs.work import run_waiting_jobs
+from coordinator.reconcile.links import BucketLinks, Links
 from coordinator.reconcile.reconcile import JOB_KIND, Reconciler
-from coordinator.reconcile.resolve import Resolver
 from coordinator.storage.layout import link_folder, repository_prefix
 from coordinator.storage.port import ObjectInfo
 from coordinator.table import statements
@@ -109,9 +109,9 @@ def main() -> int:
         store = MadeUpStore(pod, images)
         queue = Connections(url, name="baleen-bench")
         prepared = Connections(url, name="baleen-bench", prepare=statements.prepare_connection)
-        resolver = Resolver(prepared, store)
+        links = Links(BucketLinks(store))
         day = timedelta(days=1)
-        runner = Reconciler(prepared, store, resolver, margin=day, link_grace=day, request_bound=day)
+        runner = Reconciler(prepared, store, links, margin=day, link_grace=day, request_bound=day)
         begun = time.perf_counter()
         run_waiting_jobs(queue, {JOB_KIND: runner}, threading.Event())
         seconds = time.perf_counter() - begun
@@ -121,7 +121,7 @@ def main() -> int:
     if state != "done" or progress["holdings_added"] or progress["holdings_removed"]:
         raise AssertionError(f"{state}, {error}, {progress}")
     print(json.dumps({"keys": progress["keys"], "seconds": round(seconds, 2), "peak_mib": _read_peak_mib()}))
-    for each in (runner, resolver, queue, prepared):
+    for each in (runner, links, queue, prepared):
         each.close()
     return 0
 

@@ -21,7 +21,7 @@ LAYERS = (
     ("kafka", "jobs"),
     ("table", "tokens"),
     ("dead_letters", "mounts", "pods"),
-    ("stack", "reconcile"),
+    ("gitlab", "stack", "reconcile"),
     ("gc",),
     ("leftovers", "lookup", "doctor"),
     ("audit",),

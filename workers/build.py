@@ -15,6 +15,8 @@ from coordinator.db.connection import Connections
 from coordinator.kafka.connection import bootstrap_servers, client_arguments
 from coordinator.kafka.log import LogInspector
 from coordinator.reconcile.link_keeper import LinkKeeper
+from coordinator.reconcile.linked_manifests import ChildAdder
+from coordinator.reconcile.links import BucketLinks, Links
 from coordinator.reconcile.resolve import Resolver
 from coordinator.settings import Settings
 from coordinator.table import statements
@@ -28,7 +30,7 @@ from workers.processor import Processor
 class Worker(NamedTuple):
     app: ReferenceApp
     processor: Processor
-    resolver: Resolver
+    links: Links
     link_keeper: LinkKeeper
     restoring: ExitStack
     connections: Connections
@@ -36,7 +38,7 @@ class Worker(NamedTuple):
 
     def close(self) -> None:
         self.processor.close()
-        self.resolver.close()
+        self.links.close()
         self.link_keeper.close()
         self.restoring.close()
         self.connections.close()
@@ -49,15 +51,17 @@ def make_worker(settings: Settings) -> Worker:
     inspector = LogInspector(settings)
     store = compose_store.make_object_store(settings)
     positions = Positions(connections, inspector)
-    resolver = Resolver(connections, store)
+    links = Links(BucketLinks(store))
+    resolver = Resolver(connections, links)
     margin = timedelta(seconds=settings.safety_clock_skew)
-    link_keeper = LinkKeeper(connections, store, margin)
+    link_keeper = LinkKeeper(connections, links, margin)
     processor = Processor(
         connections,
         store,
         positions,
         resolver,
         link_keeper,
+        ChildAdder(connections, links.bucket, margin),
         margin=margin,
         request_bound=timedelta(seconds=settings.safety_request_bound),
         batch_records=settings.worker_batch,
@@ -82,7 +86,7 @@ def make_worker(settings: Settings) -> Worker:
         group=settings.worker_group,
         fetch_records=settings.worker_batch,
     )
-    return Worker(app, processor, resolver, link_keeper, restoring, connections, inspector)
+    return Worker(app, processor, links, link_keeper, restoring, connections, inspector)
 
 
 def _prepare_connection(connection: Any) -> None:

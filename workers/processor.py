@@ -88,6 +88,7 @@ class Processor:
         positions: Positions,
         resolver: Resolver,
         link_keeper: LinkKeeper,
+        child_adder: ChildAdder,
         *,
         margin: timedelta,
         request_bound: timedelta,
@@ -103,7 +104,7 @@ class Processor:
         self._limits = limits
         self._resolver = resolver
         self._link_keeper = link_keeper
-        self._layered = ChildAdder(connections, store, margin)
+        self._child_adder = child_adder
         self._queue: asyncio.Queue[Chunk] = asyncio.Queue()
         #: Already taken from the queue, for the next batch.
         self._held: Chunk | None = None
@@ -155,7 +156,6 @@ class Processor:
     def close(self) -> None:
         for pool in (self._decoding, self._reading, self._applying):
             pool.shutdown(wait=False, cancel_futures=True)
-        self._layered.close()
 
     async def _gather_chunks(self) -> list[Chunk]:
         """Wait for a chunk and join the other waiting chunks, so that each partition's records are contiguous."""
@@ -211,7 +211,7 @@ class Processor:
                     reports = contents.find_reports(waiting, applied.disputed)
                     await self._do_if_storage_answers(self._link_keeper.read_disputed, applied.disputed, reports)
                 if indexes := contents.find_indexes(waiting):
-                    await self._do_if_storage_answers(self._layered.add_children, indexes)
+                    await self._do_if_storage_answers(self._child_adder.add_children, indexes)
                 if applied.removals_doubtful:
                     await self._do_if_storage_answers(self._resolver.resolve_new)
                 return

@@ -23,8 +23,8 @@ from coordinator.leftovers.links import write_needed_links_back
 from coordinator.leftovers.run import LeftoversDeleter
 from coordinator.pods.prober import make_probe_image
 from coordinator.reconcile import reconcile
+from coordinator.reconcile.links import BucketLinks, Links
 from coordinator.reconcile.presence import Presence
-from coordinator.reconcile.resolve import Resolver
 from coordinator.settings import Settings
 from coordinator.storage.port import ObjectStore
 from coordinator.table import statements
@@ -39,11 +39,11 @@ def open_job_runners(settings: Settings) -> Iterator[Mapping[str, Runner]]:
     """The runner of each kind of job, for coordinator/jobs/work.py. To add a kind, add it here."""
     store = make_object_store(settings)
     connected = make_connections(settings, name="baleen-reconcile", prepare=statements.prepare_connection)
-    resolver = Resolver(connected, store)
+    links = Links(BucketLinks(store))
     reconciler = reconcile.Reconciler(
         connected,
         store,
-        resolver,
+        links,
         margin=timedelta(seconds=settings.safety_clock_skew),
         link_grace=timedelta(seconds=settings.safety_link_grace),
         request_bound=timedelta(seconds=settings.safety_request_bound),
@@ -75,7 +75,7 @@ def open_job_runners(settings: Settings) -> Iterator[Mapping[str, Runner]]:
     finally:
         leftovers.close()
         reconciler.close()
-        resolver.close()
+        links.close()
         connected.close()
 
 

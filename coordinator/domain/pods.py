@@ -102,6 +102,8 @@ class PodKind(StrEnum):
     LINK = "link"
     #: Elsewhere: only its events show what it holds.
     RELAY = "relay"
+    #: In the metadata database of a GitLab Container Registry, which Baleen reads.
+    GITLAB = "gitlab"
 
     @property
     def links_in_store(self) -> bool:
@@ -121,8 +123,8 @@ class PodKind(StrEnum):
 
 #: Columns of `pods` say the same to SQL (db/schema/pods.py).
 LINKS_IN_STORE: Final = frozenset({PodKind.LINK})
-RECONCILABLE: Final = frozenset({PodKind.LINK})
-UPLOADED_TO: Final = frozenset({PodKind.RELAY})
+RECONCILABLE: Final = frozenset({PodKind.LINK, PodKind.GITLAB})
+UPLOADED_TO: Final = frozenset({PodKind.RELAY, PodKind.GITLAB})
 
 
 def check_reconcilable(pod: PodName, kind: PodKind) -> None:

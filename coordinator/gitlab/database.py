@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import psycopg
@@ -27,6 +28,8 @@ STATEMENT_TIMEOUT_S: Final = 10
 #: Questions a second, and rows of a page.
 PER_S: Final = 50.0
 PAGE: Final = 1000
+#: Manifests that are read together: each may have four million bytes.
+MANIFESTS_PAGE: Final = 32
 #: The last migrations, before and after the deployment, of the schemas that the questions here were compared with.
 KNOWN_SCHEMAS: Final = frozenset(
     {("20251021070732_bbm_backfill_blobs_id_column", "20251015074500_post_create_blobs_null_id_index")}
@@ -60,11 +63,14 @@ class Row(NamedTuple):
 Named = tuple[RepositoryName, Digest]
 
 
-class LinksFound(NamedTuple):
-    """What a repository has of a digest."""
+class LinkTimes(NamedTuple):
+    """When a repository got the manifest of a digest, and the link to its blob; None where it has none."""
 
-    revision: bool
-    layer: bool
+    revision: datetime | None
+    layer: datetime | None
+
+    def of(self, kind: LinkKind) -> datetime | None:
+        return self.revision if kind is LinkKind.REVISION else self.layer
 
 
 class GitlabDatabase:
@@ -135,29 +141,29 @@ class GitlabDatabase:
                 return
             after = found[-1][0]
 
-    def find_links(self, named: Sequence[Named]) -> list[LinksFound]:
-        """Return for each repository and digest whether it holds the manifest, and whether it links the blob.
+    def find_links(self, named: Sequence[Named]) -> list[LinkTimes]:
+        """Return for each repository and digest since when it holds the manifest, and since when it links the blob.
 
         All answers are of one moment. A repository that was deleted and made again has another id, so none is kept.
         """
-        values = {"paths": [path for path, _ in named], "digests": [_SHA256 + digest for _, digest in named]}
-        return [LinksFound(*row) for row in self._ask(_FIND_LINKS, values)]
+        return [LinkTimes(*row) for row in self._ask(_FIND_LINKS, _make_values(named))]
 
-    def has_link(self, prefix: RepositoryName) -> bool:
-        """Return whether any repository that a prefix owns holds a manifest or links a blob."""
+    def has_link(self, prefixes: Collection[RepositoryName]) -> bool:
+        """Return whether any repository that these prefixes own holds a manifest or links a blob."""
         return any(
             next(self.read_links(repository, kind), None) is not None
+            for prefix in prefixes
             for repository in self.read_repositories(prefix)
             for kind in LinkKind
         )
 
-    def read_manifest(self, repository: Repository, digest: Digest) -> bytes | None:
-        """Return a manifest's bytes; None if the repository does not have it."""
-        found = self._ask(
-            f"SELECT payload FROM manifests WHERE {_OF} AND digest = %(digest)s",
-            {"namespace": repository.namespace, "id": repository.id, "digest": _SHA256 + digest},
-        )
-        return bytes(found[0][0]) if found else None
+    def read_manifests(self, named: Collection[Named]) -> dict[Digest, bytes]:
+        """Return the bytes of those of these manifests that their repositories hold."""
+        found: dict[Digest, bytes] = {}
+        remaining = iter(named)
+        while batch := list(islice(remaining, MANIFESTS_PAGE)):
+            found |= {Digest(bytes(row[0][1:])): bytes(row[1]) for row in self._ask(_MANIFESTS, _make_values(batch))}
+        return found
 
     # Blobs
 
@@ -243,13 +249,23 @@ _LINKS: Final = {
     LinkKind.LAYER: f"SELECT id, blob_digest, created_at, 0 FROM repository_blobs WHERE {_OF}",
 }
 _FIND_LINKS: Final = """
-    SELECT EXISTS (SELECT FROM manifests m WHERE m.top_level_namespace_id = r.top_level_namespace_id
-                   AND m.repository_id = r.id AND m.digest = d.digest),
-           EXISTS (SELECT FROM repository_blobs l WHERE l.top_level_namespace_id = r.top_level_namespace_id
-                   AND l.repository_id = r.id AND l.blob_digest = d.digest)
+    SELECT (SELECT m.created_at FROM manifests m WHERE m.top_level_namespace_id = r.top_level_namespace_id
+            AND m.repository_id = r.id AND m.digest = d.digest),
+           (SELECT l.created_at FROM repository_blobs l WHERE l.top_level_namespace_id = r.top_level_namespace_id
+            AND l.repository_id = r.id AND l.blob_digest = d.digest)
     FROM unnest(%(paths)s::text[], %(digests)s::bytea[]) WITH ORDINALITY d (path, digest, number)
     LEFT JOIN repositories r ON r.path = d.path ORDER BY d.number
 """
+_MANIFESTS: Final = """
+    SELECT m.digest, m.payload FROM unnest(%(paths)s::text[], %(digests)s::bytea[]) d (path, digest)
+    JOIN repositories r ON r.path = d.path
+    JOIN manifests m ON m.top_level_namespace_id = r.top_level_namespace_id AND m.repository_id = r.id
+     AND m.digest = d.digest
+"""
+
+
+def _make_values(named: Sequence[Named]) -> dict[str, Any]:
+    return {"paths": [path for path, _ in named], "digests": [_SHA256 + digest for _, digest in named]}
 
 
 def _first_part(path: RepositoryName) -> str:

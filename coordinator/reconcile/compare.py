@@ -32,7 +32,7 @@ from coordinator.errors import BaleenError
 from coordinator.jobs.table import Job
 from coordinator.pods import directory
 from coordinator.reconcile import linked_manifests, resolve, scan, table
-from coordinator.reconcile.linked_manifests import Named
+from coordinator.reconcile.links import Named, PodLinks
 from coordinator.reconcile.resolve import Resolver
 from coordinator.reconcile.scan import ListedLink
 from coordinator.reconcile.sizes import PRODUCTION, Sizes
@@ -48,7 +48,6 @@ from coordinator.storage.layout import (
     parse_tags_folder,
     repository_prefix,
 )
-from coordinator.storage.manifests import StoredManifest, read_stored_manifest
 from coordinator.storage.port import ObjectInfo, ObjectStore
 from coordinator.table.apply import BatchApplier
 from coordinator.table.batch import Item
@@ -83,6 +82,7 @@ class Comparison:
         scope: Scope,
         connection: Any,
         store: ObjectStore,
+        links: PodLinks,
         resolver: Resolver,
         lookups: Executor,
         tally: Tally,
@@ -93,6 +93,7 @@ class Comparison:
         self._sizes = scope.sizes
         self._connection = connection
         self._store = store
+        self._links = links
         self._resolver = resolver
         self._lookups = lookups
         self._tally = tally
@@ -128,7 +129,7 @@ class Comparison:
         self._tally.begin_part(prefix)
         scope = self._scope
         grown = scope.pod.mode is PodMode.LINK
-        objects = self._store.walk(prefix)
+        objects = self._links.walk(prefix)
         found = scan.find_links(
             objects if lacking is None else lacking.forget_listed(objects),
             # Before that the grace of a link has certainly ended, whatever the clocks say.
@@ -166,7 +167,7 @@ class Comparison:
         with table.read_reported_manifests(self._connection, self._scope.pod.id, self._sizes.fetched) as held:
             for batch in _split_batches(held, self._sizes.read):
                 self._check()
-                contents = self._read_manifests([digest for _, digest in batch])
+                contents = self._links.read_manifests(batch)
                 facts: list[Item] = []
                 for repository, digest in batch:
                     stored = contents[digest]
@@ -211,13 +212,13 @@ class Comparison:
         lacking, self._lacking = self._lacking, _LackingLinks(self._sizes.lacking_kept)
         for prefix in sorted(lacking.prefixes):
             self._list_part(prefix, lacking)
-        for key, modified_at in lacking.links.items():
-            link = self._store.head(key)
+        for link in self._links.find(list(lacking.links)):
             # Another object by now was written after the listing had passed its key.
-            if link is not None and link.modified_at == modified_at:
+            if link is not None and link.modified_at == lacking.links[link.key]:
                 raise PartialListingError(
-                    f"Storage has {key}, but two listings did not show it: the object store's listings are incomplete, "
-                    "so nothing was removed. Find out what is wrong with the store; the reconcile is tried again."
+                    f"Storage has {link.key}, but two listings did not show it: the object store's listings are "
+                    "incomplete, so nothing was removed. Find out what is wrong with the store; the reconcile is tried "
+                    "again."
                 )
         # A link that only the second listing lacked is known already, and may have been written since.
         self._lacking = _LackingLinks(self._sizes.lacking_kept)
@@ -272,7 +273,7 @@ class Comparison:
 
     def _add_named(self, named: Sequence[Named | Child]) -> list[Named]:
         """Add those of these manifests that are held by the link of a blob, or by an index; return them."""
-        found = linked_manifests.find_linked_manifests(self._store, self._lookups, named)
+        found = linked_manifests.find_linked_manifests(self._links, named)
         for fact in found:
             self._facts.add(fact)
         return [(fact.repository, fact.digest) for fact in found]
@@ -329,9 +330,12 @@ class Comparison:
 
     def _fill_facts(self, facts: Sequence[Fact]) -> list[Fact]:
         """Add what no event has reported: the references of new manifests, and sizes."""
-        pushed = {fact.digest for fact in facts if isinstance(fact, ManifestPushed) and fact.content is None}
-        contents = self._read_manifests(
-            list(pushed - directory.find_verified_manifests(self._connection, pushed)) if pushed else []
+        pushed = {
+            fact.digest: fact.repository for fact in facts if isinstance(fact, ManifestPushed) and fact.content is None
+        }
+        known = directory.find_verified_manifests(self._connection, set(pushed)) if pushed else set()
+        contents = self._links.read_manifests(
+            [(repository, digest) for digest, repository in pushed.items() if digest not in known]
         )
         linked = {fact.digest for fact in facts if isinstance(fact, BlobLinked)}
         unsized = table.read_unsized(self._connection, list(linked)) if linked else []
@@ -345,18 +349,9 @@ class Comparison:
 
         return [filled(fact) for fact in facts]
 
-    def _read_manifests(self, wanted: Sequence[Digest]) -> dict[Digest, StoredManifest]:
-        return dict(
-            zip(
-                wanted, self._lookups.map(lambda digest: read_stored_manifest(self._store, digest), wanted), strict=True
-            )
-        )
-
     def _resolve_unlisted(self, missed: Sequence[tuple[LinkKind, table.UnlistedLink]]) -> None:
         """Look up links that were not listed; those that do not exist are doubted and resolved under the lock."""
-        present = self._lookups.map(
-            self._store.head, [link_key(thing.repository, kind, thing.digest) for kind, thing in missed]
-        )
+        present = self._links.find([link_key(thing.repository, kind, thing.digest) for kind, thing in missed])
         unlinked: list[table.UnlistedLink] = []
         for (_, thing), link in zip(missed, present, strict=True):
             if link is None:
@@ -365,15 +360,15 @@ class Comparison:
                 self._tally.count_change(Change.STILL_LINKED)
                 self._lacking.add(link, self._part_of_key(thing.repository, link.key))
         # A manifest may be held by the link of a blob alone.
-        layers = self._lookups.map(
-            self._store.head, [layer_link_key(thing.repository, thing.digest) for thing in unlinked]
-        )
+        layers = self._links.find([layer_link_key(thing.repository, thing.digest) for thing in unlinked])
         absent = dict.fromkeys(
             (thing.repository_id, thing.digest) for thing, layer in zip(unlinked, layers, strict=True) if layer is None
         )
         for batch in _split_batches(absent, resolve.BATCH_SIZE):
             self._check()
-            results = self._resolver.resolve_unlisted(batch, self._scope.job.began_at, self._scope.pod.prefixes)
+            results = self._resolver.resolve_unlisted(
+                self._scope.pod.linked, batch, self._scope.job.began_at, self._scope.pod.prefixes
+            )
             self._tally.count_removed(results)
 
 

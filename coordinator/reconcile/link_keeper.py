@@ -26,7 +26,6 @@ Not here: SQL (table/kept_by_links.py), what bytes say (storage/manifests.py).
 
 import threading
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from itertools import islice
 
@@ -35,8 +34,9 @@ import structlog
 from coordinator.db.connection import Connections
 from coordinator.domain.facts import BlobLinked, ManifestRead
 from coordinator.domain.merge import LinkKind
-from coordinator.domain.names import Digest, RepositoryName, format_digest, parse_digest
-from coordinator.errors import InvalidNameError, UnavailableError, UsageError
+from coordinator.domain.names import Digest, RepositoryName, format_digest
+from coordinator.errors import UnavailableError
+from coordinator.reconcile.links import Links, PodLinks
 from coordinator.storage.layout import (
     layers_folder,
     link_folder,
@@ -44,15 +44,14 @@ from coordinator.storage.layout import (
     parse_layer_link,
     parse_link_name,
 )
-from coordinator.storage.manifests import StoredManifest, read_stored_manifest
-from coordinator.storage.port import ObjectInfo, ObjectNotFoundError, ObjectStore
+from coordinator.storage.manifests import StoredManifest
+from coordinator.storage.port import ObjectInfo
 from coordinator.table import kept_by_links
 from coordinator.table.apply import BatchApplier
 from coordinator.table.batch import Item, Reports
 
 log = structlog.get_logger()
 
-LOOKUPS_AT_ONCE = 8
 #: Manifests that are read together, and links that one transaction adds.
 READ_BATCH = 64
 LINK_BATCH = 500
@@ -62,19 +61,16 @@ HOLDINGS_LIMIT = 10_000
 OTHERS_LIMIT = 64
 #: Manifests that are read after one batch; reconciles read the others.
 DISPUTED_LIMIT = 1000
-#: Largest content of a link, which is a digest.
-LINK_BYTES = 300
 
 
 class LinkKeeper:
     """Reads manifests, and keeps links. Safe to use from several threads."""
 
-    def __init__(self, connections: Connections, store: ObjectStore, margin: timedelta) -> None:
+    def __init__(self, connections: Connections, links: Links, margin: timedelta) -> None:
         self._connections = connections
-        self._store = store
+        self._links = links
         self._margin = margin
         self._stopped = threading.Event()
-        self._lookups = ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="kept")
 
     def stop(self) -> None:
         """Make calls that are under way end soon: what is done stays done, and the rest stays pending."""
@@ -86,7 +82,6 @@ class LinkKeeper:
 
     def close(self) -> None:
         self.stop()
-        self._lookups.shutdown(wait=False, cancel_futures=True)
 
     def read_disputed(self, disputed: Collection[Digest], reports: Reports) -> None:
         """Read manifests whose reports differ: their bytes decide. Raises UnavailableError."""
@@ -127,11 +122,14 @@ class LinkKeeper:
             log.info("links are no longer kept", links=released)
 
     def _read_manifests(self, wanted: Sequence[Digest]) -> dict[Digest, StoredManifest]:
-        return dict(
-            zip(
-                wanted, self._lookups.map(lambda digest: read_stored_manifest(self._store, digest), wanted), strict=True
-            )
-        )
+        """Read manifests where a pod that holds them keeps their bytes."""
+        with self._connections.use() as connection:
+            held = kept_by_links.read_holders(connection, wanted)
+        found: dict[Digest, StoredManifest] = {}
+        for pod, named in held.items():
+            found |= self._links.of(pod.kind, pod.name).read_manifests(named)
+        nobodys = [(RepositoryName(""), digest) for digest in wanted if digest not in found]
+        return found | self._links.bucket.read_manifests(nobodys)
 
     def _apply_manifests(self, found: dict[Digest, StoredManifest], reports: Reports | None = None) -> None:
         for digest, stored in found.items():
@@ -154,13 +152,16 @@ class LinkKeeper:
             found = kept_by_links.read_holdings(connection, repository_id, HOLDINGS_LIMIT, pending=pending)
         if not found:
             return 0
-        _, repository, pod, *_ = found[0]
-        links: dict[Digest, ObjectInfo] = {}
+        repository, pod = found[0].repository, found[0].pod
+        links = self._links.of(pod.kind, pod.name)
+        named: dict[Digest, ObjectInfo] = {}
         others: dict[str, None] = {}
         whole = False
         for start in range(0, len(found), READ_BATCH):
             self._check_not_stopped()
-            stored = self._read_manifests([holding.digest for holding in found[start : start + READ_BATCH]])
+            stored = links.read_manifests(
+                [(repository, holding.digest) for holding in found[start : start + READ_BATCH]]
+            )
             self._apply_manifests(stored)
             for each in stored.values():
                 if not each.by_links:
@@ -170,16 +171,15 @@ class LinkKeeper:
                 else:
                     others |= dict.fromkeys(each.others)
         if not whole:
-            keys = [other_link_key(repository, other) for other in others]
-            named = list(self._lookups.map(self._read_other_link, keys))
-            links = dict(each for each in named if each is not None)
-            whole = None in named
+            targets = links.read_targets([other_link_key(repository, other) for other in others])
+            named = dict(each for each in targets if each is not None)
+            whole = None in targets
         if whole:
             with self._connections.use() as connection:
                 kept_by_links.keep_known_links(connection, repository_id)
-            self._add_links(repository, pod, self._list_links(repository))
+            self._add_links(repository, pod.id, self._list_links(links, repository))
         else:
-            self._add_links(repository, pod, iter(links.items()))
+            self._add_links(repository, pod.id, iter(named.items()))
         with self._connections.use() as connection:
             ended = kept_by_links.mark_holdings_listed(connection, found)
         log.info("links are kept for manifests", repository=repository, manifests=len(found), all=whole)
@@ -195,32 +195,19 @@ class LinkKeeper:
             with self._connections.use() as connection:
                 BatchApplier(connection, self._margin).apply_kept_links(repository, items)
 
-    def _list_links(self, repository: RepositoryName) -> Iterator[tuple[Digest, ObjectInfo]]:
+    def _list_links(self, links: PodLinks, repository: RepositoryName) -> Iterator[tuple[Digest, ObjectInfo]]:
         """Give everything that a repository links: layers, by any algorithm, and manifests."""
         waiting: list[str] = []
-        for entry in self._store.walk(layers_folder(repository)):
+        for entry in links.walk(layers_folder(repository)):
             if (layer := parse_layer_link(entry.key)) is not None:
                 yield layer[1], entry
             elif entry.key.endswith("/link"):
                 waiting.append(entry.key)
             if len(waiting) == LINK_BATCH:
-                yield from self._read_other_links(waiting)
+                yield from filter(None, links.read_targets(waiting))
                 waiting.clear()
-        yield from self._read_other_links(waiting)
+        yield from filter(None, links.read_targets(waiting))
         folder = link_folder(repository, LinkKind.REVISION)
-        for entry in self._store.walk(folder):
+        for entry in links.walk(folder):
             if (digest := parse_link_name(entry.key[len(folder) :])) is not None:
                 yield digest, entry
-
-    def _read_other_links(self, keys: Sequence[str]) -> Iterator[tuple[Digest, ObjectInfo]]:
-        return (found for found in self._lookups.map(self._read_other_link, keys) if found is not None)
-
-    def _read_other_link(self, key: str) -> tuple[Digest, ObjectInfo] | None:
-        """Return the sha256 that a link of another algorithm names; None if there is no such link, or it names none."""
-        try:
-            content = self._store.get(key, limit=LINK_BYTES)
-            digest = parse_digest(content.decode(errors="replace").strip())
-        except (ObjectNotFoundError, UsageError, InvalidNameError):
-            return None
-        link = self._store.head(key)
-        return None if link is None else (digest, link)

@@ -12,7 +12,6 @@ Not here: which children are not held (reconcile/table.py).
 """
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import timedelta
 
 import structlog
@@ -20,38 +19,30 @@ import structlog
 from coordinator.db.arrays import EARLIEST
 from coordinator.db.connection import Connections
 from coordinator.domain.facts import ManifestPushed
-from coordinator.domain.names import Digest, RepositoryName
+from coordinator.domain.names import Digest
 from coordinator.reconcile import table
+from coordinator.reconcile.links import Named, PodLinks
 from coordinator.reconcile.table import Child
 from coordinator.storage.layout import layer_link_key
-from coordinator.storage.manifests import read_stored_manifest
-from coordinator.storage.port import ObjectStore
 from coordinator.table.apply import BatchApplier
 from coordinator.table.batch import Item
 
 log = structlog.get_logger()
 
-LOOKUPS_AT_ONCE = 8
 #: Blobs that a worker remembers as no manifests.
 OTHERS_LIMIT = 100_000
-
-#: A manifest that a repository may have.
-Named = tuple[RepositoryName, Digest]
 
 
 class ChildAdder:
     """Adds the children of new indexes to the table. Safe to use from several threads."""
 
-    def __init__(self, connections: Connections, store: ObjectStore, margin: timedelta) -> None:
+    def __init__(self, connections: Connections, links: PodLinks, margin: timedelta) -> None:
+        """`links`: those in the shared bucket, where such manifests are."""
         self._connections = connections
-        self._store = store
+        self._links = links
         self._margin = margin
-        self._lookups = ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="layered")
         #: Blobs whose bytes are no manifest. Without them each push of a build cache would read all its blobs again.
         self._others: set[Digest] = set()
-
-    def close(self) -> None:
-        self._lookups.shutdown(wait=False, cancel_futures=True)
 
     def add_children(self, indexes: Sequence[Named]) -> int:
         """Add holdings of the children that the indexes' repositories have by the link of a blob; return how many.
@@ -63,7 +54,7 @@ class ChildAdder:
             with self._connections.use() as connection:
                 children = table.read_unheld_children(connection, indexes)
             asked = [child for child in children if child.digest not in self._others]
-            found = find_linked_manifests(self._store, self._lookups, asked, self._others)
+            found = find_linked_manifests(self._links, asked, self._others)
             if len(self._others) > OTHERS_LIMIT:
                 self._others.clear()
             pods = {child.repository: child.pod_id for child in children}
@@ -79,7 +70,7 @@ class ChildAdder:
 
 
 def find_linked_manifests(
-    store: ObjectStore, lookups: Executor, named: Iterable[Named | Child], others: set[Digest] | None = None
+    links: PodLinks, named: Iterable[Named | Child], others: set[Digest] | None = None
 ) -> list[ManifestPushed]:
     """Return those of these that are manifests which their repositories link as blobs; raises UnavailableError.
 
@@ -88,29 +79,27 @@ def find_linked_manifests(
     A child without any link, not known as a manifest, is returned if its bytes are a manifest: the registry accepted
     the index while it had the child.
     """
-    found = lookups.map(lambda each: _find_linked_manifest(store, each, others), dict.fromkeys(named))
-    return [fact for fact in found if fact is not None]
+    asked = [(*_name(each), each) for each in dict.fromkeys(named)]
+    found = links.find([layer_link_key(repository, digest) for repository, digest, _ in asked])
+    read = [
+        (repository, digest, link)
+        for (repository, digest, each), link in zip(asked, found, strict=True)
+        if link is not None or (isinstance(each, Child) and not each.implied)
+    ]
+    stored = links.read_manifests([(repository, digest) for repository, digest, _ in read])
+    facts: list[ManifestPushed] = []
+    for repository, digest, link in read:
+        manifest = stored[digest]
+        if not manifest.could_be:
+            # A blob that is too large was not read, so its bytes are not known.
+            if others is not None and manifest.size is not None:
+                others.add(digest)
+        elif link is not None:
+            facts.append(manifest.fill(ManifestPushed(repository, digest, link.modified_at, None, None)))
+        elif manifest.content is not None:
+            facts.append(manifest.fill(ManifestPushed(repository, digest, EARLIEST, None, None, linked=False)))
+    return facts
 
 
-def _find_linked_manifest(
-    store: ObjectStore, named: Named | Child, others: set[Digest] | None
-) -> ManifestPushed | None:
-    if isinstance(named, Child):
-        _, repository, digest, implied = named
-        needed = not implied
-    else:
-        (repository, digest), needed = named, False
-    link = store.head(layer_link_key(repository, digest))
-    if link is None and not needed:
-        return None
-    stored = read_stored_manifest(store, digest)
-    if not stored.could_be:
-        # A blob that is too large was not read, so its bytes are not known.
-        if others is not None and stored.size is not None:
-            others.add(digest)
-        return None
-    if link is not None:
-        return stored.fill(ManifestPushed(repository, digest, link.modified_at, None, None))
-    if stored.content is None:
-        return None
-    return stored.fill(ManifestPushed(repository, digest, EARLIEST, None, None, linked=False))
+def _name(named: Named | Child) -> Named:
+    return (named.repository, named.digest) if isinstance(named, Child) else named

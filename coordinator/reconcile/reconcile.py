@@ -40,16 +40,16 @@ from coordinator.domain.pods import PodMode, check_reconcilable
 from coordinator.errors import BaleenError, NotFoundError, UnavailableError
 from coordinator.jobs import table as jobs
 from coordinator.jobs.work import Ending, StoppedError, Work
-from coordinator.reconcile import plan, table
+from coordinator.reconcile import table
 from coordinator.reconcile.compare import Comparison, Scope
-from coordinator.reconcile.evidence import Evidence
 from coordinator.reconcile.link_keeper import LinkKeeper
+from coordinator.reconcile.links import Links, PodLinks
 from coordinator.reconcile.resolve import NotHereError, Resolver
 from coordinator.reconcile.sizes import PRODUCTION, Sizes
 from coordinator.reconcile.stored_content import is_stored
 from coordinator.reconcile.table import ReconciledPod
 from coordinator.reconcile.tally import Change, Tally
-from coordinator.storage.layout import BASE, repository_prefix
+from coordinator.storage.layout import BASE
 from coordinator.storage.port import ObjectStore
 from coordinator.table import dead_letters
 from coordinator.table.batch import DeadLetterLimits
@@ -81,7 +81,7 @@ class Reconciler:
         self,
         connections: Connections,
         store: ObjectStore,
-        resolver: Resolver,
+        links: Links,
         *,
         margin: timedelta,
         link_grace: timedelta,
@@ -91,14 +91,14 @@ class Reconciler:
     ) -> None:
         self._connections = connections
         self._store = store
-        self._resolver = resolver
+        self._links = links
+        self._resolver = Resolver(connections, links)
         self._margin = margin
         self._link_grace = link_grace
         self._request_bound = request_bound
         self._limits = limits or DeadLetterLimits()
         self._sizes = sizes
-        self._link_keeper = LinkKeeper(connections, store, margin)
-        self._evidence = Evidence(store)
+        self._link_keeper = LinkKeeper(connections, links, margin)
         self._lookups = ThreadPoolExecutor(sizes.lookups_at_once, thread_name_prefix="reconcile-lookup")
 
     def close(self) -> None:
@@ -110,6 +110,7 @@ class Reconciler:
         work.follow_progress(tally.progress)
         pod = self._read_pod(work)
         self._store.check()
+        self._links_of(pod).check()
         presence = self._check_content(pod)
         parts = self._plan_parts(work, pod)
         scope = Scope(work.job, pod, tuple(parts), self._margin, self._link_grace, self._sizes)
@@ -156,7 +157,7 @@ class Reconciler:
             tally.count_removed(results)
             work.check()
 
-        self._resolver.resolve_all(pod_id=scope.pod.id, prefixes=scope.pod.prefixes, on_resolved=count)
+        self._resolver.resolve_pod(scope.pod.linked, prefixes=scope.pod.prefixes, on_resolved=count)
 
     def _find_absent(self, work: Work) -> list[RepositoryName]:
         """Return the repositories of open dead letters that no reconcile lists and of which storage has nothing."""
@@ -166,9 +167,10 @@ class Reconciler:
 
     def _check_content(self, pod: ReconciledPod) -> StoredContent:
         """Return what this bucket and root have of the pod; raises NotHereError if they have no registry's objects."""
-        if self._evidence.has_link(tuple(pod.prefixes)):
+        links = self._links_of(pod)
+        if links.find_proved([tuple(pod.prefixes)]):
             return StoredContent.LINKS
-        if any(self._store.list(repository_prefix(prefix), limit=1) for prefix in pod.prefixes):
+        if links.has_objects(pod.prefixes):
             return StoredContent.OBJECTS
         if self._store.list(f"{BASE}/", limit=1):
             return StoredContent.NOTHING
@@ -189,7 +191,7 @@ class Reconciler:
         with self._connections.use() as connection:
             parts = jobs.read_parts(connection, work.job)
             if not parts:
-                jobs.write_parts(connection, work.job, plan.plan_parts(self._store, pod.prefixes, self._sizes.parts))
+                jobs.write_parts(connection, work.job, self._links_of(pod).plan(pod.prefixes, self._sizes.parts))
                 parts = jobs.read_parts(connection, work.job)
         return parts
 
@@ -243,4 +245,8 @@ class Reconciler:
         tally.end_parts()
 
     def _make_comparison(self, scope: Scope, connection: Any, tally: Tally, check: Callable[[], None]) -> Comparison:
-        return Comparison(scope, connection, self._store, self._resolver, self._lookups, tally, check)
+        links = self._links_of(scope.pod)
+        return Comparison(scope, connection, self._store, links, self._resolver, self._lookups, tally, check)
+
+    def _links_of(self, pod: ReconciledPod) -> PodLinks:
+        return self._links.of(pod.kind, pod.name)

@@ -25,6 +25,7 @@ from coordinator.jobs.table import Job
 from coordinator.pods import clock
 from coordinator.table import dead_letters, processes
 from coordinator.table.batch import DeadLetterLimits
+from coordinator.table.doubtful_removals import LinkedPod
 
 #: Sorting millions of a repository's holdings takes longer than other statements may.
 SORT_TIMEOUT = "15min"
@@ -40,6 +41,10 @@ class ReconciledPod(NamedTuple):
     prefixes: list[RepositoryName]
     #: Its registry sends events. If not, only listings show its links, and links vanish without an event.
     managed: bool = True
+
+    @property
+    def linked(self) -> LinkedPod:
+        return LinkedPod(self.id, self.name, self.kind)
 
 
 class UnlistedLink(NamedTuple):

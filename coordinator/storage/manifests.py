@@ -51,6 +51,11 @@ def read_stored_manifest(store: ObjectStore, digest: Digest) -> StoredManifest:
         return StoredManifest(None, None, why=f"No bytes of {format_digest(digest)} are in shared storage.")
     except UsageError as error:
         return StoredManifest(None, None, could_be=False, why=str(error))
+    return parse_stored_manifest(digest, body)
+
+
+def parse_stored_manifest(digest: Digest, body: bytes) -> StoredManifest:
+    """Return what a manifest with these bytes can need."""
     # Only bytes with its digest count: nothing else can have been written into them.
     if hashlib.sha256(body).digest() != digest:
         why = f"The bytes stored for {format_digest(digest)} have another digest."

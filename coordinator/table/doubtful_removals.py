@@ -9,13 +9,21 @@ from typing import Any, NamedTuple
 
 from psycopg import Connection
 
-from coordinator.domain.names import Digest, RepositoryName
+from coordinator.domain.names import Digest, PodName, RepositoryName
 from coordinator.domain.own import is_own
-from coordinator.domain.pods import PodMode
+from coordinator.domain.pods import PodKind, PodMode
 from coordinator.table import implied, statements
 
 RemovalKey = tuple[int, bytes]
 FIRST_KEY: RemovalKey = (-1, b"")
+
+
+class LinkedPod(NamedTuple):
+    """A pod whose links can be read."""
+
+    id: int
+    name: PodName
+    kind: PodKind
 
 
 class DoubtfulRemoval(NamedTuple):
@@ -60,29 +68,46 @@ _DOUBTFUL_REMOVALS = """
            r.reported, p.managed, p.mode
     FROM removals r JOIN repositories n ON n.id = r.repository_id JOIN pods p ON p.id = n.pod_id
     LEFT JOIN blobs b ON b.digest = r.digest
-    WHERE r.doubtful_since IS NOT NULL AND p.links_in_store
+    WHERE r.doubtful_since IS NOT NULL AND p.is_reconcilable
 """
+
+
+def read_doubtful_pods(connection: Connection[Any], newer_than: timedelta | None = None) -> list[LinkedPod]:
+    """Return the pods that can be reconciled and have doubtful removals.
+
+    `newer_than`: only of removals that became doubtful within this time.
+    """
+    found = connection.execute(
+        """
+        SELECT p.id, p.name, p.kind FROM pods p WHERE p.is_reconcilable AND EXISTS (
+            SELECT FROM removals r JOIN repositories n ON n.id = r.repository_id
+            WHERE n.pod_id = p.id AND r.doubtful_since IS NOT NULL
+              AND (%s::interval IS NULL OR r.doubtful_since > now() - %s::interval))
+        ORDER BY p.id
+        """,
+        (newer_than, newer_than),
+    )
+    return [LinkedPod(row[0], PodName(row[1]), PodKind(row[2])) for row in found]
 
 
 def read_doubtful_removals(
     connection: Connection[Any],
+    pod_id: int,
     after: RemovalKey,
     limit: int,
     newer_than: timedelta | None = None,
-    pod_id: int | None = None,
 ) -> list[DoubtfulRemoval]:
-    """Return a page of doubtful removals of pods whose links are in shared storage, after a key.
+    """Return a page of doubtful removals of a pod that can be reconciled, after a key.
 
-    `newer_than`: only those that became doubtful within this time. `pod_id`: only those of one pod.
+    `newer_than`: only those that became doubtful within this time.
     """
     found = connection.execute(
         f"""
-        {_DOUBTFUL_REMOVALS} AND (r.repository_id, r.digest) > (%s, %s)
+        {_DOUBTFUL_REMOVALS} AND p.id = %s AND (r.repository_id, r.digest) > (%s, %s)
           AND (%s::interval IS NULL OR r.doubtful_since > now() - %s::interval)
-          AND (%s::int IS NULL OR p.id = %s)
         ORDER BY r.repository_id, r.digest LIMIT %s
         """,
-        (*after, newer_than, newer_than, pod_id, pod_id, limit),
+        (pod_id, *after, newer_than, newer_than, limit),
     )
     return [_make_doubtful_removal(row) for row in found]
 

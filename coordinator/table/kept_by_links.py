@@ -15,6 +15,8 @@ from psycopg import Connection
 from coordinator.db import locks
 from coordinator.db.arrays import digest_array, integer_array, time_array
 from coordinator.domain.names import Digest, RepositoryName
+from coordinator.domain.pods import PodKind
+from coordinator.table.doubtful_removals import LinkedPod
 
 #: Rows that one transaction keeps or releases.
 BATCH_SIZE = 1000
@@ -23,7 +25,7 @@ BATCH_SIZE = 1000
 class HoldingByLinks(NamedTuple):
     repository_id: int
     repository: RepositoryName
-    pod_id: int
+    pod: LinkedPod
     digest: Digest
     #: By the registry's clock: a different time means that it was pushed again.
     pushed_at: datetime
@@ -39,12 +41,34 @@ def read_unread_manifests(connection: Connection[Any], after: int, limit: int) -
     return [(row[0], Digest(row[1])) for row in found]
 
 
+def read_holders(
+    connection: Connection[Any], manifests: Sequence[Digest]
+) -> dict[LinkedPod, list[tuple[RepositoryName, Digest]]]:
+    """Return for each manifest that is held a repository that holds it, by pods; best one whose links can be read."""
+    found = connection.execute(
+        """
+        SELECT p.id, p.name, p.kind, x.repository, d.digest
+        FROM unnest(%s::bytea[]) d (digest) JOIN blobs b ON b.digest = d.digest
+        CROSS JOIN LATERAL (
+            SELECT r.pod_id, r.name AS repository FROM repository_manifests h
+            JOIN repositories r ON r.id = h.repository_id JOIN pods p ON p.id = r.pod_id
+            WHERE h.manifest_id = b.id ORDER BY p.links_in_store DESC, p.is_reconcilable DESC LIMIT 1
+        ) x JOIN pods p ON p.id = x.pod_id
+        """,
+        (digest_array(manifests),),
+    )
+    held: dict[LinkedPod, list[tuple[RepositoryName, Digest]]] = {}
+    for number, name, kind, repository, digest in found:
+        held.setdefault(LinkedPod(number, name, PodKind(kind)), []).append((RepositoryName(repository), Digest(digest)))
+    return held
+
+
 def read_pending_repositories(connection: Connection[Any]) -> list[int]:
-    """Return the repositories whose links must be listed, of pods whose links are in shared storage."""
+    """Return the repositories whose links must be listed, of pods that can be reconciled."""
     found = connection.execute(
         """
         SELECT DISTINCT h.repository_id FROM repository_manifests h JOIN repositories r ON r.id = h.repository_id
-        JOIN pods p ON p.id = r.pod_id WHERE h.links_pending AND p.links_in_store ORDER BY 1
+        JOIN pods p ON p.id = r.pod_id WHERE h.links_pending AND p.is_reconcilable ORDER BY 1
         """
     )
     return [row[0] for row in found]
@@ -68,20 +92,27 @@ def read_holdings(
     """Return the repository's holdings of manifests marked `by_links`; with `pending`, only pending ones."""
     found = connection.execute(
         """
-        SELECT r.id, r.name, r.pod_id, b.digest, h.pushed_at FROM repository_manifests h
-        JOIN repositories r ON r.id = h.repository_id JOIN blobs b ON b.id = h.manifest_id
+        SELECT r.id, r.name, p.id, p.name, p.kind, b.digest, h.pushed_at FROM repository_manifests h
+        JOIN repositories r ON r.id = h.repository_id JOIN pods p ON p.id = r.pod_id
+        JOIN blobs b ON b.id = h.manifest_id
         WHERE h.repository_id = %s AND h.links_pending LIMIT %s
         """
         if pending
         else """
-        SELECT r.id, r.name, r.pod_id, b.digest, h.pushed_at FROM manifests m
+        SELECT r.id, r.name, p.id, p.name, p.kind, b.digest, h.pushed_at FROM manifests m
         JOIN repository_manifests h ON h.manifest_id = m.id
-        JOIN repositories r ON r.id = h.repository_id JOIN blobs b ON b.id = h.manifest_id
+        JOIN repositories r ON r.id = h.repository_id JOIN pods p ON p.id = r.pod_id
+        JOIN blobs b ON b.id = h.manifest_id
         WHERE m.by_links AND h.repository_id = %s LIMIT %s
         """,
         (repository_id, limit),
     )
-    return [HoldingByLinks(row[0], RepositoryName(row[1]), row[2], Digest(row[3]), row[4]) for row in found]
+    return [
+        HoldingByLinks(
+            row[0], RepositoryName(row[1]), LinkedPod(row[2], row[3], PodKind(row[4])), Digest(row[5]), row[6]
+        )
+        for row in found
+    ]
 
 
 def keep_known_links(connection: Connection[Any], repository_id: int) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest import mock
@@ -26,6 +27,7 @@ from coordinator.mounts.linker import LinkWriter, MountJob
 from coordinator.mounts.mounter import Mounter
 from coordinator.mounts.relay import Relay
 from coordinator.mounts.sources import Sources
+from coordinator.reconcile.links import BucketLinks, Links
 from coordinator.reconcile.resolve import Resolver
 from coordinator.registry.auth import Credentials
 from coordinator.settings import Secret
@@ -34,6 +36,7 @@ from coordinator.storage.port import ObjectStore
 from coordinator.table import statements
 from coordinator.table.apply import BatchApplier
 from coordinator.table.batch import Item
+from coordinator.table.doubtful_removals import LinkedPod
 from tests.gc.harness import Garbage
 from tests.services.databases import Databases
 from tests.services.http import Handler, HTTPServer
@@ -437,13 +440,13 @@ def test_a_check_between_reference_and_link(world: World) -> None:
     class Sought(LinkWriter):
         def link(self, job: MountJob) -> None:
             connections = Connections(world.garbage.url, name="test-settler", prepare=statements.prepare_connection)
-            resolver = Resolver(connections, world.store)
             (key,) = world.garbage.rows("SELECT id FROM repositories WHERE name = %s", (job.repository,))
-            confirmed.extend(
-                resolver.resolve_unlisted([(key[0], digest)], datetime.now(UTC), [RepositoryName("pod-b")])
-            )
-            resolver.close()
-            connections.close()
+            pod = LinkedPod(world.garbage.pods["pod-b"], PodName("pod-b"), PodKind.LINK)
+            with closing(connections), closing(Links(BucketLinks(world.store))) as links:
+                resolver = Resolver(connections, links)
+                confirmed.extend(
+                    resolver.resolve_unlisted(pod, [(key[0], digest)], datetime.now(UTC), [RepositoryName("pod-b")])
+                )
             super().link(job)
 
     world.garbage.connection.execute("UPDATE pods SET kind = 'link'")

@@ -19,17 +19,20 @@ from coordinator.audit.check import check_counts
 from coordinator.db.connection import Connections
 from coordinator.db.engine import temporary_engine
 from coordinator.domain.facts import BlobLinked, Fact, ManifestPushed, Removed
-from coordinator.domain.names import Digest, RepositoryName
+from coordinator.domain.names import Digest, PodName, RepositoryName
+from coordinator.domain.pods import PodKind
 from coordinator.domain.references import parse_manifest
 from coordinator.jobs import table as jobs
 from coordinator.jobs.work import Pulse, run_waiting_jobs
 from coordinator.reconcile.linked_manifests import ChildAdder
+from coordinator.reconcile.links import BucketLinks, Links
 from coordinator.reconcile.reconcile import Reconciler
 from coordinator.reconcile.resolve import Resolver
 from coordinator.reconcile.sizes import PRODUCTION, Sizes
 from coordinator.storage.layout import blob_key, layer_link_key, repository_prefix, revision_link_key
 from coordinator.storage.port import ObjectInfo, ObjectStore
 from coordinator.table import statements
+from coordinator.table.doubtful_removals import LinkedPod
 from tests.storage.memory import MemoryObjectStore
 from tests.support.tables import add_job, add_pod
 from tests.table.harness import Table, at
@@ -272,8 +275,8 @@ class World(Table):
         times = {"margin": MARGIN, "link_grace": self.link_grace, "request_bound": BOUND}
         with (
             self.connections() as connections,
-            closing(Resolver(connections, self.store, self.sizes.lookups_at_once)) as resolver,
-            closing(Reconciler(connections, self.store, resolver, **times, sizes=self.sizes)) as runner,
+            closing(Links(BucketLinks(self.store, self.sizes.lookups_at_once))) as links,
+            closing(Reconciler(connections, self.store, links, **times, sizes=self.sizes)) as runner,
         ):
             yield connections, runner
 
@@ -284,14 +287,15 @@ class World(Table):
         """Confirm the pod's doubtful removals."""
         with (
             self.connections() as connections,
-            closing(Resolver(connections, self.store, self.sizes.lookups_at_once)) as resolver,
+            closing(Links(BucketLinks(self.store, self.sizes.lookups_at_once))) as links,
         ):
-            resolver.resolve_all(pod_id=self.pods[self.pod])
+            pod = LinkedPod(self.pods[self.pod], PodName(self.pod), PodKind.LINK)
+            Resolver(connections, links).resolve_pod(pod)
 
     @contextmanager
     def layered(self) -> Iterator[ChildAdder]:
-        with self.connections() as connections, closing(ChildAdder(connections, self.store, MARGIN)) as layered:
-            yield layered
+        with self.connections() as connections, closing(BucketLinks(self.store)) as links:
+            yield ChildAdder(connections, links, MARGIN)
 
     def add_children(self, pushed: ManifestPushed) -> int:
         """Do what a worker does with an index that it has applied; return how many children were added."""

@@ -42,9 +42,9 @@ from coordinator.jobs.table import Job
 from coordinator.jobs.work import Runner, Work
 from coordinator.leftovers.links import write_needed_links_back
 from coordinator.reconcile import reconcile
+from coordinator.reconcile.links import BucketLinks, Links
 from coordinator.reconcile.presence import Presence
 from coordinator.reconcile.reconcile import Reconciler
-from coordinator.reconcile.resolve import Resolver
 from coordinator.reconcile.sizes import PRODUCTION, Sizes
 from coordinator.registry.client import RegistryClient
 from coordinator.registry.images import Image, Index, Layer, make_image, make_layer
@@ -367,8 +367,8 @@ class Stage(Baleen):
         sizes = PRODUCTION if s3_url is None else Sizes(first_pause_s=0.01)
         with (
             self._connections() as connections,
-            closing(Resolver(connections, store)) as resolver,
-            closing(Reconciler(connections, store, resolver, **times, sizes=sizes)) as runner,
+            closing(Links(BucketLinks(store))) as links,
+            closing(Reconciler(connections, store, links, **times, sizes=sizes)) as runner,
         ):
             return self._run(reconcile.JOB_KIND, runner, connections, member.pod)
 

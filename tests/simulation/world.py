@@ -48,6 +48,7 @@ from coordinator.mounts.linker import LinkWriter
 from coordinator.mounts.mounter import Mounter
 from coordinator.mounts.sources import Sources
 from coordinator.reconcile import reconcile
+from coordinator.reconcile.links import BucketLinks, Links
 from coordinator.reconcile.presence import Presence
 from coordinator.reconcile.resolve import Resolver
 from coordinator.reconcile.sizes import Sizes
@@ -194,9 +195,10 @@ class World:
             relay_limit=0,
             now=scheduler.time,
         )
+        self.links = Links(BucketLinks(self.store))
         positions = [len(records) for records in self.log]
         self.workers = [
-            Worker(name, Resolver(self.connections, self.store), self._restorer(), positions)
+            Worker(name, Resolver(self.connections, self.links), self._restorer(), positions)
             for name in ("worker one", "worker two")
         ]
         #: A process died with what it had not reported, or a link came without an event: only a reconcile finds it.
@@ -304,11 +306,10 @@ class World:
             """,
             (reconcile.JOB_KIND, f"pod-{pod}"),
         )
-        resolver = Resolver(self.connections, self.store)  # type: ignore[arg-type]
         runner = reconcile.Reconciler(
             self.connections,  # type: ignore[arg-type]
             self.store,
-            resolver,
+            self.links,
             margin=MARGIN,
             link_grace=LINK_GRACE,
             request_bound=BOUND,
