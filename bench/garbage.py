@@ -25,6 +25,7 @@ from coordinator.db.connection import Connections
 from coordinator.domain.gc import Amount, Facts, Limits, PodFacts, Times
 from coordinator.domain.names import Digest
 from coordinator.gc import controls
+from coordinator.gc.claims import NO_CLAIMS
 from coordinator.gc.collect import JOB_KIND, Collector
 from coordinator.jobs import table as jobs
 from coordinator.jobs.work import run_waiting_jobs
@@ -125,7 +126,7 @@ def open_collector(settings: Settings, *, rate: int = 0) -> Iterator[tuple[Conne
 
     with compose_scheduler.open_restorer(settings, name="baleen-bench-gc") as restorer:
         store = compose_store.make_object_store(settings)
-        collect = Collector(connections, store, facts, restorer, limits=NO_LIMITS, rate=rate)
+        collect = Collector(connections, store, facts, restorer, claims=NO_CLAIMS, limits=NO_LIMITS, rate=rate)
         try:
             yield connections, collect
         finally:

@@ -8,15 +8,17 @@ import faust
 from faust.auth import Credentials
 
 from coordinator.compose import database as compose_database
+from coordinator.compose import links as compose_links
 from coordinator.compose import scheduler as compose_scheduler
 from coordinator.compose import store as compose_store
 from coordinator.compose import values as compose_values
 from coordinator.db.connection import Connections
+from coordinator.gitlab.databases import GitlabDatabases
 from coordinator.kafka.connection import bootstrap_servers, client_arguments
 from coordinator.kafka.log import LogInspector
 from coordinator.reconcile.link_keeper import LinkKeeper
 from coordinator.reconcile.linked_manifests import ChildAdder
-from coordinator.reconcile.links import BucketLinks, Links
+from coordinator.reconcile.links import Links
 from coordinator.reconcile.resolve import Resolver
 from coordinator.settings import Settings
 from coordinator.table import statements
@@ -31,6 +33,7 @@ class Worker(NamedTuple):
     app: ReferenceApp
     processor: Processor
     links: Links
+    databases: GitlabDatabases
     link_keeper: LinkKeeper
     restoring: ExitStack
     connections: Connections
@@ -39,6 +42,7 @@ class Worker(NamedTuple):
     def close(self) -> None:
         self.processor.close()
         self.links.close()
+        self.databases.close()
         self.link_keeper.close()
         self.restoring.close()
         self.connections.close()
@@ -51,7 +55,8 @@ def make_worker(settings: Settings) -> Worker:
     inspector = LogInspector(settings)
     store = compose_store.make_object_store(settings)
     positions = Positions(connections, inspector)
-    links = Links(BucketLinks(store))
+    databases = compose_links.make_gitlab_databases(settings)
+    links = compose_links.make_links(store, databases)
     resolver = Resolver(connections, links)
     margin = timedelta(seconds=settings.safety_clock_skew)
     link_keeper = LinkKeeper(connections, links, margin)
@@ -86,7 +91,7 @@ def make_worker(settings: Settings) -> Worker:
         group=settings.worker_group,
         fetch_records=settings.worker_batch,
     )
-    return Worker(app, processor, links, link_keeper, restoring, connections, inspector)
+    return Worker(app, processor, links, databases, link_keeper, restoring, connections, inspector)
 
 
 def _prepare_connection(connection: Any) -> None:

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from coordinator.compose.database import database_url, make_connections, make_engine
+from coordinator.compose.links import make_claims, make_gitlab_databases, make_links
 from coordinator.compose.store import make_object_store
 from coordinator.compose.values import collection_limits, dead_letter_limits, leftover_ages, make_facts_reader
 from coordinator.db.connection import Connections
@@ -23,7 +24,6 @@ from coordinator.leftovers.links import write_needed_links_back
 from coordinator.leftovers.run import LeftoversDeleter
 from coordinator.pods.prober import make_probe_image
 from coordinator.reconcile import reconcile
-from coordinator.reconcile.links import BucketLinks, Links
 from coordinator.reconcile.presence import Presence
 from coordinator.settings import Settings
 from coordinator.storage.port import ObjectStore
@@ -39,7 +39,8 @@ def open_job_runners(settings: Settings) -> Iterator[Mapping[str, Runner]]:
     """The runner of each kind of job, for coordinator/jobs/work.py. To add a kind, add it here."""
     store = make_object_store(settings)
     connected = make_connections(settings, name="baleen-reconcile", prepare=statements.prepare_connection)
-    links = Links(BucketLinks(store))
+    databases = make_gitlab_databases(settings)
+    links = make_links(store, databases)
     reconciler = reconcile.Reconciler(
         connected,
         store,
@@ -64,6 +65,7 @@ def open_job_runners(settings: Settings) -> Iterator[Mapping[str, Runner]]:
                 store,
                 make_collection_facts_reader(settings),
                 restoring,
+                claims=make_claims(connected, databases),
                 limits=collection_limits(settings),
                 rate=settings.gc_rate,
                 leftovers=leftovers,
@@ -76,6 +78,7 @@ def open_job_runners(settings: Settings) -> Iterator[Mapping[str, Runner]]:
         leftovers.close()
         reconciler.close()
         links.close()
+        databases.close()
         connected.close()
 
 

@@ -39,6 +39,7 @@ from coordinator.domain.gc import (
 from coordinator.errors import BaleenError, UnavailableError
 from coordinator.gc import mark, plan, root_listing
 from coordinator.gc import table as gc
+from coordinator.gc.claims import Claims
 from coordinator.gc.conditions import FactsReader
 from coordinator.gc.hide import Hider
 from coordinator.gc.leftovers import Leftovers, Tally
@@ -140,6 +141,7 @@ class Collector:
         facts: FactsReader,
         restorer: Restorer,
         *,
+        claims: Claims,
         limits: Limits,
         rate: int = 0,
         leftovers: Leftovers | None = None,
@@ -152,8 +154,8 @@ class Collector:
             restorer,
             limits,
             rate,
-            Hider(connections, store, sizes),
-            Purger(connections, store, sizes),
+            Hider(connections, store, claims, sizes),
+            Purger(connections, store, claims, sizes),
             ThreadPoolExecutor(sizes.pages_at_once, thread_name_prefix="collect"),
             leftovers,
             sizes,
@@ -389,6 +391,8 @@ class _Run:
             )
             if done.linked:
                 self._count.add_kept("linked", len(done.linked))
+            if done.claimed:
+                self._count.add_kept("claimed", len(done.claimed))
 
     def _take_from_budget(self, wanted: Sequence[Candidate]) -> list[Candidate]:
         """Return as many of these as the plan's amount still permits to hide."""

@@ -1,8 +1,9 @@
 """Hide unreferenced blobs: registries no longer see them, and their bytes stay.
 
-One batch: look up the links of former referrers (rule 5), write the intents (rule 13), copy the bytes away if the
-bucket keeps no versions, get a permit for the deletes and send them as one request, list what is below the markers, and
-only then read t_h (rules 1 and 12). An error after the intent leaves a hide that the next job undoes.
+One batch: look up the links of former referrers (rule 5) and the claims of registries (rule 18), write the intents
+(rule 13), copy the bytes away if the bucket keeps no versions, get a permit for the deletes and send them as one
+request, list what is below the markers, and only then read t_h (rules 1 and 12). An error after the intent leaves a
+hide that the next job undoes.
 
     bucket       where the bytes are then                      recorded
     versioned    below a delete marker                         the marker, and all versions below it
@@ -21,9 +22,10 @@ import structlog
 
 from coordinator.db.connection import Connections
 from coordinator.domain.lifecycle import BlobState
-from coordinator.domain.names import Digest, RepositoryName, format_digest
+from coordinator.domain.names import Digest, PodName, RepositoryName, format_digest
 from coordinator.errors import BaleenError, ConflictError, UnavailableError
 from coordinator.gc import table as gc
+from coordinator.gc.claims import Claims, describe_claim
 from coordinator.gc.sizes import PRODUCTION, Sizes
 from coordinator.gc.table import Candidate, DisturbedError, HiddenBlob, Intent, Version
 from coordinator.jobs.table import Job
@@ -49,6 +51,8 @@ class HideResult(NamedTuple):
     hidden: Sequence[HiddenBlob] = ()
     #: Blobs whose link was found in storage: the digest, and the repository that links it.
     linked: Mapping[Digest, str] = {}
+    #: Blobs that a registry would confirm without a look at storage, and its pod.
+    claimed: Mapping[Digest, PodName] = {}
     #: Blobs that were needed again, or for which something failed: their hides are undone later.
     left: int = 0
 
@@ -76,9 +80,10 @@ class CountedPermit:
 class Hider:
     """Hides batches. Safe to use from several threads."""
 
-    def __init__(self, connections: Connections, store: ObjectStore, sizes: Sizes = PRODUCTION) -> None:
+    def __init__(self, connections: Connections, store: ObjectStore, claims: Claims, sizes: Sizes = PRODUCTION) -> None:
         self._connections = connections
         self._store = store
+        self._claims = claims
         self._sizes = sizes
         self._pool = ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="hide")
 
@@ -112,19 +117,17 @@ class Hider:
         are undone later.
         """
         linked = self.find_linked(wanted)
-        if linked:
+        claimed = self._claims.find_claims([each.digest for each in wanted if each.digest not in linked])
+        kept = {
+            digest: f"repository {repository} links it, though its events say otherwise"
+            for digest, repository in linked.items()
+        } | {digest: describe_claim(pod) for digest, pod in claimed.items()}
+        if kept:
             with self._connections.use() as connection:
-                gc.record_kept(
-                    connection,
-                    job,
-                    [
-                        (digest, f"repository {repository} links it, though its events say otherwise", {})
-                        for digest, repository in linked.items()
-                    ],
-                )
-        free = [each for each in wanted if each.digest not in linked]
+                gc.record_kept(connection, job, [(digest, why, {}) for digest, why in kept.items()])
+        free = [each for each in wanted if each.digest not in kept]
         if not free:
-            return HideResult(linked=linked)
+            return HideResult(linked=linked, claimed=claimed)
         if versioned:
             # Check again: looking up links may have taken long, and while versioning is suspended a delete destroys.
             self._store.keeps_versions()
@@ -134,7 +137,7 @@ class Hider:
         with self._connections.use() as connection:
             recorded = gc.record_hidden(connection, job, seen)
         hidden = [each for each in seen if each.id in recorded]
-        return HideResult(hidden, linked, len(intents) - len(hidden))
+        return HideResult(hidden, linked, claimed, len(intents) - len(hidden))
 
     def _delete_versioned(self, job: Job, intents: Sequence[Intent]) -> list[HiddenBlob]:
         markers = self._delete(job, intents, lambda each: blob_key(each.digest))

@@ -45,6 +45,7 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import format_digest
 from coordinator.errors import UnavailableError
 from coordinator.gc import table as gc
+from coordinator.gc.claims import Claims
 from coordinator.gc.hide import CALLS_AT_ONCE, CountedPermit
 from coordinator.gc.sizes import PRODUCTION, Sizes
 from coordinator.gc.table import DisturbedError, Hide, PurgedHide
@@ -70,6 +71,8 @@ class Concealment(Enum):
     UNKNOWN = "the store does not answer for this blob, though it answers for others"
     #: An unversioned bucket does not show which of the two happened.
     SERVED = "it is served again: a client pushed it again, or others than Baleen put it back"
+    #: Rule 18: a mount, or a manifest, may have been accepted on the strength of it since the blob was hidden.
+    CLAIMED = "a registry's database lists it, so clients may rely on it without a look at storage"
     SHOWN = "others than Baleen removed its delete marker, or replaced it, while it was hidden"
 
 
@@ -95,9 +98,10 @@ class PurgeResult(NamedTuple):
 class Purger:
     """Purges batches. Safe to use from several threads."""
 
-    def __init__(self, connections: Connections, store: ObjectStore, sizes: Sizes = PRODUCTION) -> None:
+    def __init__(self, connections: Connections, store: ObjectStore, claims: Claims, sizes: Sizes = PRODUCTION) -> None:
         self._connections = connections
         self._store = store
+        self._claims = claims
         self._sizes = sizes
         self._pool = ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="purge")
 
@@ -171,10 +175,11 @@ class Purger:
 
     def find_unconcealed(self, job: Job, hides: Sequence[Hide]) -> dict[Hide, Concealment]:
         """Check hides just before their deletes; return those that must not be deleted, voided if necessary."""
+        claimed = self._claims.find_claims([hide.digest for hide in hides])
         found: dict[Hide, Concealment] = {
-            hide: check
+            hide: Concealment.CLAIMED if check is Concealment.CONCEALED else check
             for hide, check in zip(hides, self._pool.map(self._check_concealed_or_unknown, hides), strict=True)
-            if check is not Concealment.CONCEALED
+            if check is not Concealment.CONCEALED or hide.digest in claimed
         }
         for hide, check in found.items():
             write = log.error if check is Concealment.SHOWN else log.warning

@@ -11,7 +11,7 @@ Not here: what a row means for the table (reconcile), writing.
 
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime
 from itertools import islice
 from typing import Any, Final, NamedTuple
@@ -74,19 +74,22 @@ class LinkTimes(NamedTuple):
 
 
 class GitlabDatabase:
-    """Asks the database of one pod; for several threads, which wait for each other."""
+    """Asks the database of one pod; for several threads, which wait for each other.
+
+    `read_url` is called for each connection, so that a password may change.
+    """
 
     def __init__(
         self,
         pod: PodName,
-        url: Secret,
+        read_url: Callable[[], Secret],
         *,
         per_s: float = PER_S,
         page: int = PAGE,
         schemas: Collection[tuple[str, str]] = KNOWN_SCHEMAS,
     ) -> None:
         self._pod = pod
-        self._url = url
+        self._read_url = read_url
         self._pause = 1 / per_s
         self._page = page
         self._schemas = schemas
@@ -206,7 +209,7 @@ class GitlabDatabase:
 
     def _connect(self) -> psycopg.Connection[Any]:
         connection = psycopg.connect(
-            self._url.reveal(),
+            self._read_url().reveal(),
             autocommit=True,
             connect_timeout=CONNECT_TIMEOUT_S,
             application_name="baleen",

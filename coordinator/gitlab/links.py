@@ -41,7 +41,7 @@ class GitlabLinks:
         self._database = database
 
     def close(self) -> None:
-        self._database.close()
+        """The database is whoever opened it's to close."""
 
     def check(self) -> None:
         self._database.check()

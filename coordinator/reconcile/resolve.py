@@ -23,7 +23,7 @@ import structlog
 from coordinator.db import locks
 from coordinator.db.connection import Connections
 from coordinator.domain.names import Digest, RepositoryName, format_digest
-from coordinator.errors import BaleenError, UnavailableError
+from coordinator.errors import BaleenError
 from coordinator.reconcile.links import Links, PodLinks
 from coordinator.storage.layout import layer_link_key, revision_link_key
 from coordinator.table import doubtful_removals
@@ -62,7 +62,7 @@ class Resolver:
     def resolve_all(self, newer_than: timedelta | None = None) -> ResolveResult:
         """Resolve all doubtful removals that can be resolved.
 
-        A pod whose links cannot be read delays no other: its UnavailableError is raised at the end.
+        A pod whose links cannot be read delays no other: its error is raised at the end.
         """
         with self._connections.use() as connection:
             pods = doubtful_removals.read_doubtful_pods(connection, newer_than)
@@ -70,7 +70,7 @@ class Resolver:
         for pod in pods:
             try:
                 found = self.resolve_pod(pod, newer_than)
-            except UnavailableError as error:
+            except BaleenError as error:
                 log.warning("doubtful removals of a pod wait", pod=pod.name, reason=str(error))
                 failed = error
             else:

@@ -23,6 +23,7 @@ from coordinator.domain.names import Digest, RepositoryName
 from coordinator.gc import controls, mark, root_listing_table
 from coordinator.gc import mark_view as queries
 from coordinator.gc import table as gc
+from coordinator.gc.claims import NO_CLAIMS
 from coordinator.gc.collect import JOB_KIND, Collector
 from coordinator.gc.mark_table import ClaimResult
 from coordinator.gc.restore import Restorer
@@ -208,7 +209,9 @@ class Garbage(Table):
             closing(Presence(own, store)) as presence,
             closing(Restorer(own, store, presence, give_links_back=write_needed_links_back, **times)) as restorer,
             closing(
-                Collector(connections, store, self.facts, restorer, limits=self.limits, sizes=self.sizes)
+                Collector(
+                    connections, store, self.facts, restorer, claims=NO_CLAIMS, limits=self.limits, sizes=self.sizes
+                )
             ) as collect,
         ):
             yield collect, restorer

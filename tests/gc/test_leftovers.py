@@ -17,6 +17,7 @@ from coordinator.domain.names import Digest, RepositoryName, format_digest, pars
 from coordinator.domain.own import PROBE_REPOSITORY
 from coordinator.errors import UnavailableError
 from coordinator.gc import controls
+from coordinator.gc.claims import NO_CLAIMS
 from coordinator.gc.collect import Collector
 from coordinator.gc.leftovers import LeftoverKind, LeftoverState
 from coordinator.gc.restore import Restorer
@@ -73,7 +74,14 @@ class Litter(Garbage):
             )
             also = None if self.blobs_only else leftovers
             collect = Collector(
-                connections, used, self.facts, restorer, limits=self.limits, leftovers=also, sizes=self.sizes
+                connections,
+                used,
+                self.facts,
+                restorer,
+                claims=NO_CLAIMS,
+                limits=self.limits,
+                leftovers=also,
+                sizes=self.sizes,
             )
             try:
                 yield connections, collect, restorer

@@ -41,7 +41,7 @@ def read(url: str) -> Iterator[Callable[..., GitlabDatabase]]:
     made: list[GitlabDatabase] = []
 
     def make(**options: Any) -> GitlabDatabase:
-        made.append(GitlabDatabase(POD, Secret(url), per_s=FAST, **options))
+        made.append(GitlabDatabase(POD, lambda: Secret(url), per_s=FAST, **options))
         return made[-1]
 
     yield make
@@ -102,7 +102,7 @@ def test_another_schema_is_refused(read: Callable[..., GitlabDatabase]) -> None:
 def test_a_database_that_is_away_shows_no_secret() -> None:
     """The error of a database that does not answer has no part of its URL."""
     secret = "postgresql://reader:hunter2@127.0.0.1:1/registry"
-    with closing(GitlabDatabase(POD, Secret(secret))) as database, pytest.raises(UnavailableError) as raised:
+    with closing(GitlabDatabase(POD, lambda: Secret(secret))) as database, pytest.raises(UnavailableError) as raised:
         database.check()
     assert not any(part in str(raised.value) for part in ("hunter2", "reader", "127.0.0.1"))
     assert raised.value.__cause__ is None

@@ -58,7 +58,7 @@ class Registry:
         times = {"margin": timedelta(seconds=1), "link_grace": EVER, "request_bound": timedelta()}
         with (
             closing(Connections(self.table_url, name="test", prepare=statements.prepare_connection)) as connections,
-            closing(GitlabDatabase(PodName("gitlab"), Secret(self.url), per_s=FAST)) as database,
+            closing(GitlabDatabase(PodName("gitlab"), lambda: Secret(self.url), per_s=FAST)) as database,
             closing(Links(BucketLinks(self.store), {PodKind.GITLAB: lambda _: GitlabLinks(database)})) as links,
             closing(Reconciler(connections, self.store, links, **times)) as runner,
         ):

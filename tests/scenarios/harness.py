@@ -35,6 +35,7 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import PodName, parse_digest
 from coordinator.errors import BaleenError
 from coordinator.gc import collect, controls
+from coordinator.gc.claims import NO_CLAIMS
 from coordinator.gc.collect import Collector
 from coordinator.gc.restore import Restorer
 from coordinator.jobs import work as jobs
@@ -418,7 +419,9 @@ class Stage(Baleen):
             closing(
                 Restorer(connections, store, presence, delete_bound=HOUR, give_links_back=write_needed_links_back)
             ) as restorer,
-            closing(Collector(connections, store, facts, restorer, limits=NO_LIMITS, sizes=SIZES)) as collector,
+            closing(
+                Collector(connections, store, facts, restorer, claims=NO_CLAIMS, limits=NO_LIMITS, sizes=SIZES)
+            ) as collector,
         ):
             yield collector
 

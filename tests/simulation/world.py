@@ -37,6 +37,7 @@ from coordinator.domain.progress import Position, Progress
 from coordinator.errors import NotFoundError, UnavailableError
 from coordinator.gc import collect, controls
 from coordinator.gc import table as gc
+from coordinator.gc.claims import NO_CLAIMS
 from coordinator.gc.conditions import read_facts
 from coordinator.gc.restore import Restorer
 from coordinator.jobs import table as jobs
@@ -340,6 +341,7 @@ class World:
             self.store,
             lambda: self.known(self.facts()),
             self._restorer(),
+            claims=NO_CLAIMS,
             limits=NO_LIMITS,
         )
         self._run_job(collect.JOB_KIND, runner)

@@ -1,0 +1,33 @@
+"""Blobs that a registry would confirm to its clients without a look at storage, because its own database lists them.
+
+Such a registry answers a mount with 201, and accepts a manifest that lists the blob, also while the bytes are hidden.
+So a blob that is claimed in this way is not hidden; and none is purged that is claimed after *t_h + R*, when every
+request that had seen it before it was hidden has ended.
+A claim that cannot be read may exist: `find_claims` then raises, and nothing is hidden or purged.
+Not here: which registries do so (domain/pods.py), reading their databases (gitlab/).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from coordinator.domain.names import Digest, PodName
+
+
+class Claims(Protocol):
+    def find_claims(self, blobs: Sequence[Digest]) -> Mapping[Digest, PodName]:
+        """Return those of these blobs that a pod's registry claims, and one such pod; raises UnavailableError."""
+        ...
+
+
+class NoClaims:
+    """Every registry looks at storage."""
+
+    def find_claims(self, blobs: Sequence[Digest]) -> Mapping[Digest, PodName]:  # noqa: ARG002 - of an interface
+        return {}
+
+
+NO_CLAIMS = NoClaims()
+
+
+def describe_claim(pod: PodName) -> str:
+    return f"the registry database of pod {pod} lists it, so clients may rely on it without a look at storage"
