@@ -110,7 +110,6 @@ class Reconciler:
         work.follow_progress(tally.progress)
         pod = self._read_pod(work)
         self._store.check()
-        self._links_of(pod).check()
         presence = self._check_content(pod)
         parts = self._plan_parts(work, pod)
         scope = Scope(work.job, pod, tuple(parts), self._margin, self._link_grace, self._sizes)
