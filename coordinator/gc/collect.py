@@ -325,12 +325,8 @@ class _Run:
             if begun:
                 with self._tolerate_failures():
                     self._finish_purges(begun)
-            for each in found:
-                if each.purging_at is None or each.disturbed or each.pinned:
-                    with self._tolerate_failures():
-                        self._restore_blob(each, "the run that began to hide it did not finish")
-            with self._tolerate_failures():
-                self._restorer.write_mark()
+            why = "the run that began to hide it did not finish"
+            self._restore([(each, why) for each in found if each.purging_at is None or each.disturbed or each.pinned])
 
     def _finish_purges(self, begun: Sequence[Hide]) -> None:
         """Finish purges that an earlier job has begun, if nothing keeps the blobs now."""
@@ -345,22 +341,20 @@ class _Run:
         if wanted:
             self._purge_batch(wanted)
 
-    def _restore_blob(self, hide: Hide, why: str) -> None:
-        if self._restorer.restore(hide, why):
-            self._count.add(restored=1)
-        else:
-            self._count.add(waiting=1)
+    def _restore(self, wanted: Sequence[tuple[Hide, str]]) -> None:
+        with self._tolerate_failures():
+            done = self._restorer.restore(wanted)
+            self._count.add(restored=done.final, waiting=done.waiting)
+            if (failed := done.unmarked or done.failed) is not None:
+                raise failed
 
     def _purge_page(self, page: list[Hide]) -> None:
         policy = purge_policy(self._read_recent_facts())
         decided = [(each, plan.decide_purge(policy, each).kept) for each in page]
-        for each, kept in decided:
+        for _, kept in decided:
             if kept is not None:
                 self._count.add_kept(kept.why)
-                if each.disturbed:
-                    with self._tolerate_failures():
-                        self._restore_blob(each, kept.detail)
-        self._restorer.write_mark()
+        self._restore([(each, kept.detail) for each, kept in decided if kept is not None and each.disturbed])
         wanted = [each for each, kept in decided if kept is None]
         if wanted:
             self._purge_batch(wanted)
@@ -369,12 +363,9 @@ class _Run:
         done = self._purger.purge(self._work.job, wanted, self._make_evidence())
         freed = sum(each.freed for each in done.purged) + done.freed
         self._count.add(purged=len(done.purged), purged_bytes=freed, left=done.left, shown_by_others=done.shown)
-        for hide, why in done.given_back:
-            self._count.add_kept("given back")
-            with self._tolerate_failures():
-                self._restore_blob(hide, why)
         if done.given_back:
-            self._restorer.write_mark()
+            self._count.add_kept("given back", len(done.given_back))
+        self._restore(done.given_back)
 
     def _hide_page(self, page: list[Candidate]) -> None:
         known = self._recent_facts()

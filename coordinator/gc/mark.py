@@ -9,8 +9,9 @@ it at once.
 The mark is written under a lock of the database, in three steps: commit that it is about to be written, write it,
 read it back and commit that. After a crash the bucket has an earlier mark, which is harmless. Each writer compares
 first: else workers of an older database would conceal that it is older. On a bucket with versions each write adds one.
-What the mark cannot show: a restore that became final after a copy of the database's files was made, whose process died
-before it wrote the mark, with no write since.
+A restore writes it before it is committed, and again after that (restore.py). What the mark cannot show: a copy of the
+database's files that was made between the two, if the restore's process died before the second, with no write since.
+Then a purge still looks before it deletes, and finds the blob served.
 """
 
 import json

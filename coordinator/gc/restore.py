@@ -1,7 +1,8 @@
 """Restore hidden blobs that are needed again, that an operator asked for, or whose hide is unfinished.
 
 Route: workers, all the time -> `Restorer.round`: blobs that are needed, or were asked back, and are not served; the
-collection -> `Restorer.restore` for unfinished or disturbed hides.
+collection -> `Restorer.restore` for unfinished or disturbed hides. Both: make the bytes served, write the mark, end the
+hides that are final.
 
 A restore is *final* only when no delete of the hide can land any more (rule 8): until then the bytes are served again
 and the hide stays, so that the next round checks again. It checks that bound first and the bytes last (rule 14), and
@@ -9,14 +10,17 @@ removes exactly the markers that it listed before it made sure that the hide has
 After commits were lost, a purge of the hide may be under way that the database does not know, and that would delete the
 versions which the hide recorded. Until that has landed no marker is removed: the bytes are written again, on top.
 Several processes may restore the same hide at once: all remove the same markers and write the same bytes.
-The mark in the bucket records each final restore (mark.py): at the end of a round, or by the caller of `restore`.
+The mark in the bucket (mark.py) is written before restores are committed as final, and again after that: a bucket that
+is later rolled back to before a restore has an older mark than the database, and a database that loses the commit has
+an older epoch than the bucket.
 A round also writes links back that turn out to be needed (leftovers/links.py).
 Not here: when a delete was permitted (gc/table.py, `permit`), copies that are no longer needed (leftovers/run.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import NamedTuple, TypeVar
 
 import structlog
 
@@ -34,6 +38,9 @@ from coordinator.storage.port import ObjectNotFoundError, ObjectStore, copy_with
 
 log = structlog.get_logger()
 
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
 #: Hides that are read and restored together.
 ROUND_LIMIT = 500
 RESTORES_AT_ONCE = 16
@@ -43,8 +50,43 @@ MARKERS_LIMIT = 10
 STATES_LIMIT = 100
 
 
+class RestoreResult(NamedTuple):
+    """The result of one attempt to restore some blobs."""
+
+    #: Hides that have ended.
+    final: int = 0
+    #: Hides that stay, so that the next attempt checks them again.
+    waiting: int = 0
+    #: The last failure of a service about one blob.
+    failed: UnavailableError | None = None
+    #: Why the mark could not be written.
+    unmarked: UnavailableError | None = None
+
+    def add(self, *, failed: UnavailableError | None, final: bool = False, waiting: bool = False) -> "RestoreResult":
+        return self._replace(final=self.final + final, waiting=self.waiting + waiting, failed=failed or self.failed)
+
+    def __or__(self, other: "RestoreResult") -> "RestoreResult":
+        return RestoreResult(
+            self.final + other.final,
+            self.waiting + other.waiting,
+            other.failed or self.failed,
+            other.unmarked or self.unmarked,
+        )
+
+
+class Served(NamedTuple):
+    """A hide whose restore is final once it is committed."""
+
+    hide: Hide
+    why: str
+    #: Its bytes are served; else it has none.
+    is_served: bool
+    #: Another process ended it.
+    has_ended: bool = False
+
+
 class Restorer:
-    """Restores blobs. One `round` at a time; `restore` and `write_mark` are safe to use from several threads."""
+    """Restores blobs. One `round` at a time; `restore` is safe to use from several threads."""
 
     def __init__(
         self,
@@ -66,8 +108,6 @@ class Restorer:
         self._delete_bound = delete_bound
         self._per_round = per_round
         self._mark_lock_s = mark_lock_s
-        #: The mark in the bucket does not have a final restore yet.
-        self._is_unwritten = False
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="restore")
 
     def close(self) -> None:
@@ -78,12 +118,12 @@ class Restorer:
 
         Raises UnavailableError and NotHereError, after it has done some of it.
         """
-        final = after = 0
+        done, after = RestoreResult(), 0
         again: dict[Digest, None] = {}
         while True:
             with self._connections.use() as connection:
                 hides, purged = gc.read_concealed(connection, self._per_round, after)
-            final += sum(self._pool.map(self._try_restore, hides))
+            done |= self.restore([(each, _why(each)) for each in hides])
             again |= dict.fromkeys(purged)
             if len(hides) < self._per_round:
                 break
@@ -93,76 +133,97 @@ class Restorer:
         while True:
             with self._connections.use() as connection:
                 asked = gc.read_asked_back(connection, self._per_round, after)
-            final += sum(self._pool.map(self._try_restore, asked))
+            done |= self.restore([(each, _why(each)) for each in asked])
             if len(asked) < self._per_round:
                 break
             after = asked[-1].id
-        failed = None
-        for rest in (self.write_mark, lambda: self._give_links_back(self._connections, self._store)):
-            try:
-                rest()
-            except UnavailableError as error:
-                failed = error  # perhaps one object alone failed: the others must not wait for it
+        failed = done.unmarked
+        try:
+            self._give_links_back(self._connections, self._store)
+        except UnavailableError as error:
+            failed = error  # perhaps one object alone failed: the others must not wait for it
         # A purged blob that is needed again was pushed again: verify its bytes. Do it last, since they may be missing,
         # and nothing else may wait for that.
         self._presence.resolve(again)
         if failed is not None:
             raise failed
-        return final
+        return done.final
 
-    def write_mark(self) -> None:
-        """Write the mark in the bucket if a restore became final since the last write. Raises UnavailableError."""
-        if not self._is_unwritten:
-            return
-        self._is_unwritten = False
+    def restore(self, wanted: Sequence[tuple[Hide, str]]) -> RestoreResult:
+        """Make registries serve hidden blobs again, each for a reason, and end the hides where that is final.
+
+        A failure concerns only some of them, and is in the result.
+        """
+        result = RestoreResult()
+        ready: list[Served] = []
+        for served, failed in self._pool.map(lambda each: self._try(each[0], self._serve, each), wanted):
+            if served is not None:
+                ready.append(served)
+            result = result.add(failed=failed, waiting=served is None)
+        if not ready:
+            return result
         try:
-            mark.write_epoch(self._connections, self._store, self._mark_lock_s)
+            self._write_mark(mark.begin_epoch)
+        except UnavailableError as error:
+            return result._replace(waiting=len(wanted), unmarked=error)
+        for over, failed in self._pool.map(lambda each: self._try(each.hide, self._end, each), ready):
+            result = result.add(failed=failed, final=bool(over), waiting=not over)
+        try:
+            self._write_mark(mark.write_epoch)
+        except UnavailableError as error:
+            # The scheduler writes it again within seconds.
+            result = result._replace(unmarked=error)
+        return result
+
+    def _write_mark(self, write: Callable[[Connections, ObjectStore, float], None]) -> None:
+        try:
+            write(self._connections, self._store, self._mark_lock_s)
         except mark.ForeignBucketError as error:
             # The restored blobs are served all the same, and the next run is refused.
-            log.warning("mark in the bucket was not updated after restores", reason=str(error))
-        except BaseException:
-            self._is_unwritten = True
-            raise
+            log.warning("mark in the bucket was not updated for restores", reason=str(error))
 
-    def _try_restore(self, hide: Hide) -> bool:
+    def _try(self, hide: Hide, step: Callable[[_T], _R | None], value: _T) -> tuple[_R | None, UnavailableError | None]:
         try:
-            return self.restore(hide, "it is needed again" if hide.needed else f"it was asked back: {hide.asked}")
+            return step(value), None
         except UnavailableError as error:
             log.warning("hidden blob is not restored yet", digest=format_digest(hide.digest), reason=str(error))
+            return None, error
         except Exception:
             # It comes first in the next round, too, and must not delay the others for ever.
             log.exception("hidden blob cannot be restored", digest=format_digest(hide.digest))
-        return False
+            return None, None
 
-    def restore(self, hide: Hide, why: str) -> bool:
-        """Make registries serve a hidden blob again; return True once that is final and the hide has ended.
-
-        Raises UnavailableError.
-        """
+    def _serve(self, wanted: tuple[Hide, str]) -> Served | None:
+        """Make a blob's bytes served; return it if its hide may end, and None if more has to be done."""
+        hide, why = wanted
         found = self._read_hide(hide)
         if found is None:
-            return True
+            return Served(hide, why, is_served=True, has_ended=True)
         # Rule 14: the bound first, the bytes last.
         harmless = found.is_harmless(self._delete_bound)
         purging = found.purging_at is not None and not harmless
         # Do not show bytes that a purge may still delete: a registry that saw them could link them.
         if not purging and not self._serve_bytes(found):
             # Another process restored it meanwhile, or the next round will.
-            return False
-        served = self._store.head(blob_key(found.digest)) is not None
-        if not harmless and not (purging and served and self._is_pushed_again(found)):
-            return False
+            return None
+        is_served = self._store.head(blob_key(found.digest)) is not None
+        if not harmless and not (purging and is_served and self._is_pushed_again(found)):
+            return None
+        return Served(found, why, is_served=is_served)
+
+    def _end(self, served: Served) -> bool:
+        """End a hide whose restore is final; return whether it has ended."""
+        if served.has_ended:
+            return True
+        hide, digest = served.hide, format_digest(served.hide.digest)
         with self._connections.use() as connection:
-            over = gc.end_hide(connection, found, why)
-        if over:
-            # Only set it, never clear it here: other threads restore at the same time.
-            self._is_unwritten = True
-        if over and not served:
+            over = gc.end_hide(connection, hide, served.why)
+        if over and not served.is_served:
             # Harmless if nothing needs the blob: verify that again.
-            if self._presence.resolve([found.digest]):
-                log.error("hidden blob is needed and has no bytes", digest=format_digest(found.digest), hide=found.id)
+            if self._presence.resolve([hide.digest]):
+                log.error("hidden blob is needed and has no bytes", digest=digest, hide=hide.id)
         elif over:
-            log.info("blob restored", digest=format_digest(found.digest), hide=found.id, why=why)
+            log.info("blob restored", digest=digest, hide=hide.id, why=served.why)
         return over
 
     def _serve_bytes(self, hide: Hide) -> bool:
@@ -226,3 +287,7 @@ class Restorer:
     def _read_hide(self, hide: Hide) -> Hide | None:
         with self._connections.use() as connection:
             return gc.read_hide(connection, hide.id)
+
+
+def _why(hide: Hide) -> str:
+    return "it is needed again" if hide.needed else f"it was asked back: {hide.asked}"

@@ -503,8 +503,7 @@ class World:
         restorer = self._restorer()
         for _ in range(3):
             hide = gc.read_hide_of_blob(connection, digest)
-            if hide is None or restorer.restore(hide, "an operator asked for it"):
-                restorer.write_mark()
+            if hide is None or restorer.restore([(hide, "an operator asked for it")]).final:
                 self._unpin(digest)
                 return
             self.scheduler.pause("store", "waits for the deletes that may be under way")
