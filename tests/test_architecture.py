@@ -24,7 +24,7 @@ LAYERS = (
     ("gitlab", "stack", "reconcile"),
     ("gc",),
     ("leftovers", "lookup", "doctor"),
-    ("audit",),
+    ("audit", "kinds"),
     ("api",),
     ("compose",),
     ("demo",),

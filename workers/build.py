@@ -8,17 +8,15 @@ import faust
 from faust.auth import Credentials
 
 from coordinator.compose import database as compose_database
-from coordinator.compose import links as compose_links
 from coordinator.compose import scheduler as compose_scheduler
 from coordinator.compose import store as compose_store
 from coordinator.compose import values as compose_values
 from coordinator.db.connection import Connections
-from coordinator.gitlab.databases import GitlabDatabases
 from coordinator.kafka.connection import bootstrap_servers, client_arguments
 from coordinator.kafka.log import LogInspector
+from coordinator.kinds.kinds import Kinds
 from coordinator.reconcile.link_keeper import LinkKeeper
 from coordinator.reconcile.linked_manifests import ChildAdder
-from coordinator.reconcile.links import Links
 from coordinator.reconcile.resolve import Resolver
 from coordinator.settings import Settings
 from coordinator.table import statements
@@ -32,8 +30,7 @@ from workers.processor import Processor
 class Worker(NamedTuple):
     app: ReferenceApp
     processor: Processor
-    links: Links
-    databases: GitlabDatabases
+    kinds: Kinds
     link_keeper: LinkKeeper
     restoring: ExitStack
     connections: Connections
@@ -41,8 +38,7 @@ class Worker(NamedTuple):
 
     def close(self) -> None:
         self.processor.close()
-        self.links.close()
-        self.databases.close()
+        self.kinds.close()
         self.link_keeper.close()
         self.restoring.close()
         self.connections.close()
@@ -55,8 +51,8 @@ def make_worker(settings: Settings) -> Worker:
     inspector = LogInspector(settings)
     store = compose_store.make_object_store(settings)
     positions = Positions(connections, inspector)
-    databases = compose_links.make_gitlab_databases(settings)
-    links = compose_links.make_links(store, databases)
+    kinds = Kinds(settings, store)
+    links = kinds.links
     resolver = Resolver(connections, links)
     margin = timedelta(seconds=settings.safety_clock_skew)
     link_keeper = LinkKeeper(connections, links, margin)
@@ -91,7 +87,7 @@ def make_worker(settings: Settings) -> Worker:
         group=settings.worker_group,
         fetch_records=settings.worker_batch,
     )
-    return Worker(app, processor, links, databases, link_keeper, restoring, connections, inspector)
+    return Worker(app, processor, kinds, link_keeper, restoring, connections, inspector)
 
 
 def _prepare_connection(connection: Any) -> None:

@@ -24,7 +24,7 @@ from coordinator.dead_letters.resolve import FindStored
 from coordinator.domain.access import Access
 from coordinator.domain.mounts import NotMountedError, Reason
 from coordinator.domain.names import RepositoryName
-from coordinator.domain.pods import PodKind, PodMode
+from coordinator.domain.pods import PodMode
 from coordinator.errors import SettingsError, UnavailableError
 from coordinator.gc import mark
 from coordinator.gc.view import FiguresReader
@@ -34,12 +34,13 @@ from coordinator.ingest.service import Ingest
 from coordinator.kafka.log import LogInspector
 from coordinator.kafka.producer import EventProducer
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
+from coordinator.kinds.kind import MountParts
+from coordinator.kinds.kinds import Kinds
 from coordinator.lookup.blobs import BlobQueries
 from coordinator.lookup.sizes import PRODUCTION, Sizes
 from coordinator.mounts import table
 from coordinator.mounts.directory import MountPod, MountPods
 from coordinator.mounts.forward import Forwarder
-from coordinator.mounts.linker import LinkWriter
 from coordinator.mounts.mounter import Mounter, ReadRights
 from coordinator.mounts.relay import Relay
 from coordinator.mounts.sources import NarrowToken, Sources, bearer_token_of
@@ -83,6 +84,7 @@ def make_mounts(settings: Settings, verifier: TokenVerifier | None, signing: Key
     """Serves mounts to clients whose tokens the verifier accepts."""
     connected = make_connections(settings, name="baleen-mounts", prepare=table.prepare_connection)
     store = make_object_store(settings, connect_timeout=2, read_timeout=5, attempts=2)
+    kinds = Kinds(settings, store)
     sources = Sources(store, ca_file=settings.registry_ca_file, narrow=make_token_narrower(settings, verifier, signing))
     relay = Relay(
         connected,
@@ -100,7 +102,7 @@ def make_mounts(settings: Settings, verifier: TokenVerifier | None, signing: Key
         connected,
         MountPods(read_mount_pods),
         sources,
-        {PodKind.LINK: LinkWriter(store), PodKind.RELAY: relay},
+        kinds.make_linkers(MountParts(store, relay)),
         make_rights_reader(settings, verifier),
         margin=timedelta(seconds=settings.safety_clock_skew),
         relay_limit=settings.mount_relay_limit,

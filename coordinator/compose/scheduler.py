@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from coordinator.compose.database import database_url, make_connections, make_engine
-from coordinator.compose.links import make_claims, make_gitlab_databases, make_links
+from coordinator.compose.kinds import make_claims
 from coordinator.compose.store import make_object_store
 from coordinator.compose.values import collection_limits, dead_letter_limits, leftover_ages, make_facts_reader
 from coordinator.db.connection import Connections
@@ -20,6 +20,7 @@ from coordinator.jobs.leases import Leases
 from coordinator.jobs.work import Runner
 from coordinator.kafka.lifecycle import TIMEOUT_S, LifecycleProducer
 from coordinator.kafka.log import LogInspector
+from coordinator.kinds.kinds import Kinds
 from coordinator.leftovers.links import write_needed_links_back
 from coordinator.leftovers.run import LeftoversDeleter
 from coordinator.pods.prober import make_probe_image
@@ -39,12 +40,11 @@ def open_job_runners(settings: Settings) -> Iterator[Mapping[str, Runner]]:
     """The runner of each kind of job, for coordinator/jobs/work.py. To add a kind, add it here."""
     store = make_object_store(settings)
     connected = make_connections(settings, name="baleen-reconcile", prepare=statements.prepare_connection)
-    databases = make_gitlab_databases(settings)
-    links = make_links(store, databases)
+    kinds = Kinds(settings, store)
     reconciler = reconcile.Reconciler(
         connected,
         store,
-        links,
+        kinds.links,
         margin=timedelta(seconds=settings.safety_clock_skew),
         link_grace=timedelta(seconds=settings.safety_link_grace),
         request_bound=timedelta(seconds=settings.safety_request_bound),
@@ -65,7 +65,7 @@ def open_job_runners(settings: Settings) -> Iterator[Mapping[str, Runner]]:
                 store,
                 make_collection_facts_reader(settings),
                 restoring,
-                claims=make_claims(connected, databases),
+                claims=make_claims(connected, kinds),
                 limits=collection_limits(settings),
                 rate=settings.gc_rate,
                 leftovers=leftovers,
@@ -77,8 +77,7 @@ def open_job_runners(settings: Settings) -> Iterator[Mapping[str, Runner]]:
     finally:
         leftovers.close()
         reconciler.close()
-        links.close()
-        databases.close()
+        kinds.close()
         connected.close()
 
 

@@ -57,7 +57,7 @@ def examine(instruments: Instruments, pod: PodName, on_step: OnStep = lambda wha
     """
     with instruments.connections.use() as connection:
         examined = findings.read_pod(connection, pod)
-        wanted = checks_of_pod(managed=examined.managed)
+        wanted = checks_of_pod(examined.kind, managed=examined.managed)
         return _run_visit(instruments, examined, connection, wanted, findings.write_findings, on_step)
 
 
@@ -80,7 +80,7 @@ def examine_again(
 
     with instruments.connections.use() as connection:
         examined = findings.read_pod(connection, pod)
-        wanted = repeated_checks(managed=examined.managed)
+        wanted = repeated_checks(examined.kind, managed=examined.managed)
         report = _run_visit(instruments, examined, connection, wanted, conclude, on_step)
     for found in report.findings:
         if found.result is not Result.PROVED and found.check not in unsafe_findings:

@@ -12,6 +12,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from coordinator.domain.pods import PodKind
+
 
 class Result(StrEnum):
     PROVED = "proved"
@@ -34,6 +36,9 @@ class Check(StrEnum):
     EVENTS_IN_ORDER = "events-in-order"
     PROBES_ARRIVE = "probes-arrive"
     SAME_ROOT = "same-root"
+    REGISTRY_DATABASE = "registry-database"
+    REGISTRY_GC_OFF = "registry-gc-off"
+    LOCK_FILE = "lock-file"
     CLOCKS = "clocks"
     UPLOAD_SECRET = "upload-secret"  # noqa: S105 - a name
     NO_DESCRIPTOR_CACHE = "no-descriptor-cache"
@@ -74,9 +79,21 @@ UNMANAGED_CHECKS: Final = frozenset(
 )
 
 
-def checks_of_pod(*, managed: bool) -> list[Check]:
-    """Return the checks of a managed or unmanaged pod, in the order of a visit."""
-    return [check for check in Check if managed or check in UNMANAGED_CHECKS]
+#: Checks that only pods of one kind need.
+CHECKS_OF_KIND: Final = {
+    PodKind.GITLAB: frozenset({Check.REGISTRY_DATABASE, Check.REGISTRY_GC_OFF, Check.LOCK_FILE}),
+}
+_OF_SOME_KIND: Final = frozenset().union(*CHECKS_OF_KIND.values())
+
+
+def checks_of_pod(kind: PodKind, *, managed: bool) -> list[Check]:
+    """Return the checks of a pod, in the order of a visit; `managed`: its registry sends events."""
+    own = CHECKS_OF_KIND.get(kind, frozenset())
+    return [
+        check
+        for check in Check
+        if check in own or (check not in _OF_SOME_KIND and (managed or check in UNMANAGED_CHECKS))
+    ]
 
 
 class Finding(NamedTuple):
@@ -108,12 +125,12 @@ class FailedVisit(NamedTuple):
     why: Sequence[str]
 
 
-def repeated_checks(*, managed: bool) -> list[Check]:
+def repeated_checks(kind: PodKind, *, managed: bool) -> list[Check]:
     """Return the checks that the scheduler makes of processes that began or came back: all without the pod's key.
 
     Checks with that key involve no process, and keep the result of the last visit that had the key.
     """
-    return [check for check in checks_of_pod(managed=managed) if check not in KEY_CHECKS]
+    return [check for check in checks_of_pod(kind, managed=managed) if check not in KEY_CHECKS]
 
 
 def describe_unproved(
@@ -135,6 +152,7 @@ def describe_block(
     newer: int = 0,
     unsafe_findings: Collection[str] = (),
     *,
+    kind: PodKind = PodKind.LINK,
     managed: bool = True,
     failed: FailedVisit | None = None,
 ) -> str | None:
@@ -144,12 +162,13 @@ def describe_block(
     back: they may be configured differently.
     `unsafe_findings`: checks that block nothing, whatever a visit found (settings.unsafe_findings); there must have
     been a visit all the same.
+    `kind`: some kinds have checks of their own.
     `managed`: its registry sends events. If it does not, checks about events are not required.
     `failed`: the scheduler's own visit to the newer processes, if it did not prove every check it made.
     """
     if not found:
         return f"never examined: it is not proved that GC is safe for its registry, run `baleen pods doctor {pod}`"
-    reasons = describe_unproved(checks_of_pod(managed=managed), found, unsafe_findings)
+    reasons = describe_unproved(checks_of_pod(kind, managed=managed), found, unsafe_findings)
     if newer:
         reasons.append(
             f"{_format_count(newer)} of its registry began or came back after the visit, and {_describe_visit(failed)}"

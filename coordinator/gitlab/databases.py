@@ -1,13 +1,12 @@
-"""The databases of all pods of kind `gitlab`, and which blobs their registries claim.
+"""The databases of all pods of kind `gitlab`.
 
 The URL of each is in a file of its own, so that it comes from where secrets are kept and shows in no setting.
 """
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from coordinator.domain.names import Digest, PodName
+from coordinator.domain.names import PodName
 from coordinator.errors import UnconfiguredError
 from coordinator.gitlab.database import GitlabDatabase
 from coordinator.settings import Secret
@@ -48,17 +47,3 @@ class GitlabDatabases:
                 f"The file {file} cannot be read ({error.strerror}): write the URL of the registry database of pod "
                 f"{pod} to it."
             ) from error
-
-
-class GitlabClaims:
-    """Which blobs these registries confirm without a look at storage (coordinator/gc/claims.py)."""
-
-    def __init__(self, databases: GitlabDatabases, read_pods: Callable[[], Sequence[PodName]]) -> None:
-        """`read_pods` returns the pods of kind `gitlab`."""
-        self._databases = databases
-        self._read_pods = read_pods
-
-    def find_claims(self, blobs: Sequence[Digest]) -> Mapping[Digest, PodName]:
-        if not blobs:
-            return {}
-        return {digest: pod for pod in self._read_pods() for digest in self._databases.of(pod).find_known(blobs)}

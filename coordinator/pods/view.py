@@ -154,6 +154,7 @@ class PodState(NamedTuple):
     managed: bool = True
     #: Reports of what manifests list that the manifests' bytes contradicted.
     false_reports: int = 0
+    kind: PodKind = PodKind.LINK
 
     def _describe_remedy(self, pod: str) -> str:
         if self.is_reconcilable:
@@ -165,7 +166,15 @@ class PodState(NamedTuple):
 
     def _describe_unproved(self, examined: Mapping[str, Result], pod: str) -> str | None:
         unexamined = self.unexamined if self.managed else 0
-        return describe_block(examined, pod, unexamined, self.unsafe_findings, managed=self.managed, failed=self.failed)
+        return describe_block(
+            examined,
+            pod,
+            unexamined,
+            self.unsafe_findings,
+            kind=self.kind,
+            managed=self.managed,
+            failed=self.failed,
+        )
 
     def describe_blocks(self, pod: str, waits_at: str = "") -> list[str]:
         """Return the reasons why garbage collection may not run for the pod; empty if it may.
@@ -256,7 +265,7 @@ SELECT p.name, max(j.began_at) AS at FROM jobs j JOIN pods p ON p.id = j.pod_id
 WHERE j.kind = 'reconcile' AND j.state = 'done' AND j.began_at <= clock_timestamp() GROUP BY 1
 """)
 _POD_FACTS = text("""
-SELECT p.name, p.is_reconcilable, p.managed,
+SELECT p.name, p.kind, p.is_reconcilable, p.managed,
        (SELECT max(g.resolved_at) FROM gaps g
         WHERE g.pod_id = p.id AND starts_with(g.resolved_why, 'operator: ')
           AND g.resolved_at <= clock_timestamp()) AS resolved_at,
@@ -342,6 +351,7 @@ def read_pod_states(
             unsafe_findings,
             row.managed,
             row.false_reports,
+            PodKind(row.kind),
         )
         for row in connection.execute(_POD_FACTS)
         # A pod that was added between these statements is reported the next time.

@@ -12,6 +12,7 @@ from coordinator.doctor import table as findings
 from coordinator.doctor.table import ExaminedPod
 from coordinator.domain.findings import KEY_CHECKS, Check, Finding, Result, repeated_checks
 from coordinator.domain.names import PodName
+from coordinator.domain.pods import PodKind
 from coordinator.domain.watermarks import ProcessState
 from coordinator.pods import view as pods
 from coordinator.table import processes
@@ -197,7 +198,7 @@ def test_a_visit_without_an_operator(world: World) -> None:
     assert "UTC found: no-descriptor-cache is refuted" in held(world)[0]
     assert findings.read_unexamined(world.connection) != {}
     pod = findings.read_pod(world.connection, POD)
-    made = repeated_checks(managed=True)
+    made = repeated_checks(PodKind.LINK, managed=True)
     with findings.lock_processes(world.connection, pod):
         found = [Finding(str(check), Result.PROVED, "", "later") for check in made]
         findings.write_findings(world.connection, pod, found, kept=KEY_CHECKS)

@@ -1,0 +1,34 @@
+"""Pods whose registry is a GitLab Container Registry with a metadata database, which Baleen reads."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from coordinator.domain.names import Digest, PodName
+from coordinator.domain.pods import PodKind
+from coordinator.gitlab.databases import GitlabDatabases
+from coordinator.gitlab.links import GitlabLinks
+from coordinator.kinds.kind import MountParts, Services
+from coordinator.mounts.linker import BlobLinker
+from coordinator.reconcile.links import PodLinks
+
+
+class GitlabPods:
+    kind: ClassVar = PodKind.GITLAB
+
+    def __init__(self, services: Services) -> None:
+        directory = services.settings.gitlab_databases
+        self._databases = GitlabDatabases(None if directory is None else Path(directory))
+
+    def close(self) -> None:
+        self._databases.close()
+
+    def read_links(self, pod: PodName) -> PodLinks:
+        return GitlabLinks(self._databases.of(pod))
+
+    def make_linker(self, parts: MountParts) -> BlobLinker:
+        return parts.relay
+
+    def find_claimed(self, pod: PodName, blobs: Sequence[Digest]) -> Collection[Digest]:
+        """A row in `blobs` makes the registry answer 201 to a mount, and to a manifest that lists the blob."""
+        return self._databases.of(pod).find_known(blobs)
