@@ -81,7 +81,10 @@ def add(
     ],
     registry: Annotated[list[str] | None, typer.Option(help="A registry's URL. May be repeated.")] = None,
     kind: Annotated[
-        PodKind, typer.Option(help="Where it keeps its links: link (in the bucket) or relay (elsewhere).")
+        PodKind,
+        typer.Option(
+            help="Where it keeps its links: link (in the bucket), gitlab (in GitLab's database), relay (elsewhere)."
+        ),
     ] = PodKind.LINK,
     mode: Annotated[PodMode, typer.Option(help="What keeps a blob alive in the pod.")] = PodMode.MANIFEST,
     probe: Annotated[ProbeMethod, typer.Option(help=PROBE_HELP)] = ProbeMethod.PUSH,
@@ -215,6 +218,12 @@ def print_config(
     token_file: Annotated[
         typer.FileText | None, typer.Option(help="A file with the pod's token, as `add` printed it; - is stdin.")
     ] = None,
+    row_collector: Annotated[
+        bool,
+        typer.Option(
+            "--row-collector", help="Kind gitlab: print that of the extra process that deletes rows, and no bytes."
+        ),
+    ] = False,
 ) -> None:
     """Print a whole configuration for the pod's registry, with the store that is set here and Baleen's address.
 
@@ -223,6 +232,12 @@ def print_config(
     loaded = settings.load()
     with connect_api(loaded) as api:
         pod = api.get(f"/v1/pods/{parse_pod(name)}")
+        has_database = PodKind(pod["kind"]).has_registry_database
+        if row_collector:
+            if not has_database:
+                raise UsageError(f"Pod {name} is of kind {pod['kind']}: only registries with a database have rows.")
+            sys.stdout.write(configuration.row_collector_configuration())
+            return
         token = configuration.TOKEN if token_file is None else _read_token(api, pod["name"], token_file)
     registries = [parse_registry(url) for url in pod["registries"]]
     text = configuration.whole_configuration(
@@ -231,6 +246,7 @@ def print_config(
         f"{(loaded.url or '').rstrip('/')}/v1/events/{pod['name']}",
         token,
         ProbeMethod(pod["probe"]),
+        database=has_database,
     )
     sys.stdout.write(text)
     if not registries:
@@ -259,11 +275,15 @@ def print_policy(
     loaded = settings.load()
     bucket = _require_bucket(loaded)
     with connect_api(loaded) as api:
-        prefixes = {name: api.get(f"/v1/pods/{name}")["prefixes"] for name in pods}
+        found = {name: api.get(f"/v1/pods/{name}") for name in pods}
+    keys = {
+        name: policy.KeyOwner(pod["prefixes"], has_lock_files=PodKind(pod["kind"]).has_registry_database)
+        for name, pod in found.items()
+    }
     if principal is None:
-        print_json(policy.pod_policy(bucket, loaded.s3_root, prefixes[pods[0]]))
+        print_json(policy.pod_policy(bucket, loaded.s3_root, keys[pods[0]]))
         return
-    of_each = {principal.replace(POD_FIELD, name): owned for name, owned in prefixes.items()}
+    of_each = {principal.replace(POD_FIELD, name): owner for name, owner in keys.items()}
     print_json(policy.bucket_policy(bucket, loaded.s3_root, of_each))
 
 

@@ -31,6 +31,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from coordinator.domain import perimeter
+from coordinator.domain.names import PodName
 from coordinator.domain.perimeter import Listing
 
 
@@ -90,6 +91,8 @@ class Why(StrEnum):
     NOT_LISTED = "not-listed"
     #: A former referrer still links it, against what its registry reported.
     LINKED = "linked"
+    #: A registry would confirm it to clients without a look at storage.
+    CLAIMED = "claimed"
     #: It is needed again.
     NEEDED = "needed"
     #: It was needed for a while since it was hidden.
@@ -229,6 +232,17 @@ def finish_policy(facts: Facts) -> Policy:
     That job has found all bounds met. A repository that no pod owns may have appeared since, or that job did not check.
     """
     return Policy(block_reasons(facts), [_listed_bound(facts)])
+
+
+def hide_reasons(policy: Policy, at: datetime, *, pinned: bool, claimed_by: PodName | None) -> Iterator[Kept]:
+    """Yield why a blob that is unreferenced since `at` is not hidden; `claimed_by`: a pod, as the last run found."""
+    yield from policy.reasons_to_keep(at, pinned=pinned)
+    if claimed_by is not None:
+        yield Kept(Why.CLAIMED, describe_claim(claimed_by))
+
+
+def describe_claim(pod: PodName) -> str:
+    return f"the registry database of pod {pod} lists it, so clients may rely on it without a look at storage"
 
 
 def purge_reasons(

@@ -10,8 +10,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
-from coordinator.domain.gc import Facts, Kept, Why, format_time, hide_policy, purge_policy, purge_reasons
+from coordinator.domain.gc import Facts, Kept, Why, format_time, hide_policy, hide_reasons, purge_policy, purge_reasons
 from coordinator.domain.lifecycle import CONCEALED, BlobState
+from coordinator.domain.names import PodName
 
 
 class Outlook(StrEnum):
@@ -54,6 +55,8 @@ class KnownBlob(NamedTuple):
     #: Why it is pinned.
     pin: str | None
     hide: PendingHide | None
+    #: The pod whose registry confirms it without a look at storage, as the last run found.
+    claimed_by: PodName | None = None
 
     @property
     def needed(self) -> bool:
@@ -135,7 +138,8 @@ def _summarise_purged(_: KnownBlob, __: Facts) -> Summary:
 def _summarise_unreferenced(known: KnownBlob, facts: Facts) -> Summary:
     since = known.unreferenced_since
     assert since is not None
-    reasons = _put_pin_first(known, list(hide_policy(facts).reasons_to_keep(since, pinned=known.pin is not None)))
+    found = hide_reasons(hide_policy(facts), since, pinned=known.pin is not None, claimed_by=known.claimed_by)
+    reasons = _put_pin_first(known, list(found))
     if not reasons:
         sentence = f"Nothing references it since {format_time(since)}, and nothing keeps it: the next run hides it."
         return Outlook.TO_BE_HIDDEN, sentence, []

@@ -116,6 +116,11 @@ class PodKind(StrEnum):
         return self in RECONCILABLE
 
     @property
+    def has_registry_database(self) -> bool:
+        """Whether its registry has a metadata database, which needs settings, a key and a mode of its own."""
+        return self in WITH_REGISTRY_DATABASE
+
+    @property
     def is_uploaded_to(self) -> bool:
         """Whether a mounted blob is sent to it through the upload API, with the client's token."""
         return self in UPLOADED_TO
@@ -125,6 +130,8 @@ class PodKind(StrEnum):
 LINKS_IN_STORE: Final = frozenset({PodKind.LINK})
 RECONCILABLE: Final = frozenset({PodKind.LINK, PodKind.GITLAB})
 UPLOADED_TO: Final = frozenset({PodKind.RELAY, PodKind.GITLAB})
+
+WITH_REGISTRY_DATABASE: Final = frozenset({PodKind.GITLAB})
 
 
 def check_reconcilable(pod: PodName, kind: PodKind) -> None:

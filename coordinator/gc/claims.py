@@ -27,7 +27,3 @@ class NoClaims:
 
 
 NO_CLAIMS = NoClaims()
-
-
-def describe_claim(pod: PodName) -> str:
-    return f"the registry database of pod {pod} lists it, so clients may rely on it without a look at storage"

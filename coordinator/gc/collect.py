@@ -30,6 +30,7 @@ from coordinator.domain.gc import (
     Amount,
     Facts,
     Limits,
+    Why,
     block_reasons,
     describe_excess,
     finish_policy,
@@ -371,19 +372,22 @@ class _Run:
         known = self._recent_facts()
         policy = hide_policy(known.facts)
         decided = [(each, plan.decide_hide(policy, each).kept) for each in page]
+        # Whether a registry still claims a blob is known only when it is asked again.
+        asked = [each for each, kept in decided if kept is None or kept.why is Why.CLAIMED]
         for _, kept in decided:
-            if kept is not None:
+            if kept is not None and kept.why is not Why.CLAIMED:
                 self._count.add_kept(kept.why)
-        wanted = self._take_from_budget([each for each, kept in decided if kept is None])
+        spared = self._hider.keep(self._work.job, asked)
+        for what, found in ((Why.LINKED, spared.linked), (Why.CLAIMED, spared.claimed)):
+            if found:
+                self._count.add_kept(what, len(found))
+        # After that, so that blobs which stay take nothing of the amount from those that may go.
+        wanted = self._take_from_budget([each for each in asked if each.digest not in spared.digests])
         if wanted:
             done = self._hider.hide(self._work.job, wanted, self._make_evidence(), versioned=known.versioned)
             self._count.add(
                 hidden=len(done.hidden), hidden_bytes=sum(each.size for each in done.hidden), left=done.left
             )
-            if done.linked:
-                self._count.add_kept("linked", len(done.linked))
-            if done.claimed:
-                self._count.add_kept("claimed", len(done.claimed))
 
     def _take_from_budget(self, wanted: Sequence[Candidate]) -> list[Candidate]:
         """Return as many of these as the plan's amount still permits to hide."""

@@ -21,11 +21,12 @@ from typing import Any, NamedTuple
 import structlog
 
 from coordinator.db.connection import Connections
+from coordinator.domain.gc import Kept, Why, describe_claim
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, PodName, RepositoryName, format_digest
 from coordinator.errors import BaleenError, ConflictError, UnavailableError
 from coordinator.gc import table as gc
-from coordinator.gc.claims import Claims, describe_claim
+from coordinator.gc.claims import Claims
 from coordinator.gc.sizes import PRODUCTION, Sizes
 from coordinator.gc.table import Candidate, DisturbedError, HiddenBlob, Intent, Version
 from coordinator.jobs.table import Job
@@ -47,12 +48,21 @@ CALLS_AT_ONCE = 16
 ATTEMPTS = 5
 
 
+class KeptBlobs(NamedTuple):
+    """Blobs of a batch that are not hidden, against the plan."""
+
+    #: Whose link was found in storage: the digest, and the repository that links it.
+    linked: Mapping[Digest, str] = {}
+    #: That a registry would confirm without a look at storage, and its pod.
+    claimed: Mapping[Digest, PodName] = {}
+
+    @property
+    def digests(self) -> set[Digest]:
+        return {*self.linked, *self.claimed}
+
+
 class HideResult(NamedTuple):
     hidden: Sequence[HiddenBlob] = ()
-    #: Blobs whose link was found in storage: the digest, and the repository that links it.
-    linked: Mapping[Digest, str] = {}
-    #: Blobs that a registry would confirm without a look at storage, and its pod.
-    claimed: Mapping[Digest, PodName] = {}
     #: Blobs that were needed again, or for which something failed: their hides are undone later.
     left: int = 0
 
@@ -110,34 +120,37 @@ class Hider:
             for blob, repository in needed
         }
 
+    def keep(self, job: Job, wanted: Sequence[Candidate]) -> KeptBlobs:
+        """Look up which of these must not be hidden, and write it; raises UnavailableError."""
+        linked = self.find_linked(wanted)
+        claimed = self._claims.find_claims([each.digest for each in wanted if each.digest not in linked])
+        kept = {
+            digest: Kept(Why.LINKED, f"repository {repository} links it, though its events say otherwise")
+            for digest, repository in linked.items()
+        }
+        if wanted:
+            with self._connections.use() as connection:
+                for digest in gc.update_claims(connection, wanted, claimed):
+                    kept[digest] = Kept(Why.CLAIMED, describe_claim(claimed[digest]))
+                gc.record_kept(connection, job, kept)
+        return KeptBlobs(linked, claimed)
+
     def hide(self, job: Job, wanted: Sequence[Candidate], evidence: dict[str, Any], *, versioned: bool) -> HideResult:
-        """Hide a batch of at most DELETE_LIMIT. `job` is the lease: it must be ours at every step.
+        """Hide a batch of at most DELETE_LIMIT, right after `keep`. `job` is the lease: it must be ours at every step.
 
         Raises TakenOverError, StoppedCollectingError, UnavailableError, UnsafeStoreError: then hides that were begun
         are undone later.
         """
-        linked = self.find_linked(wanted)
-        claimed = self._claims.find_claims([each.digest for each in wanted if each.digest not in linked])
-        kept = {
-            digest: f"repository {repository} links it, though its events say otherwise"
-            for digest, repository in linked.items()
-        } | {digest: describe_claim(pod) for digest, pod in claimed.items()}
-        if kept:
-            with self._connections.use() as connection:
-                gc.record_kept(connection, job, [(digest, why, {}) for digest, why in kept.items()])
-        free = [each for each in wanted if each.digest not in kept]
-        if not free:
-            return HideResult(linked=linked, claimed=claimed)
         if versioned:
             # Check again: looking up links may have taken long, and while versioning is suspended a delete destroys.
             self._store.keeps_versions()
         with self._connections.use() as connection:
-            intents = gc.write_intents(connection, job, free, evidence)
+            intents = gc.write_intents(connection, job, wanted, evidence)
         seen = self._delete_versioned(job, intents) if versioned else self._move_to_quarantine(job, intents)
         with self._connections.use() as connection:
             recorded = gc.record_hidden(connection, job, seen)
         hidden = [each for each in seen if each.id in recorded]
-        return HideResult(hidden, linked, claimed, len(intents) - len(hidden))
+        return HideResult(hidden, len(intents) - len(hidden))
 
     def _delete_versioned(self, job: Job, intents: Sequence[Intent]) -> list[HiddenBlob]:
         markers = self._delete(job, intents, lambda each: blob_key(each.digest))

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
 
 from coordinator.db.connection import Connections
-from coordinator.domain.gc import Amount, Facts, Kept, Policy, hide_policy, purge_policy, purge_reasons
+from coordinator.domain.gc import Amount, Facts, Kept, Policy, hide_policy, hide_reasons, purge_policy, purge_reasons
 from coordinator.domain.names import Digest
 from coordinator.gc import table as gc
 from coordinator.gc.sizes import PRODUCTION
@@ -46,7 +46,8 @@ class Totals(NamedTuple):
 
 
 def decide_hide(policy: Policy, found: Candidate) -> PlannedStep:
-    kept = policy.reason_to_keep(found.unreferenced_since, pinned=found.pinned)
+    reasons = hide_reasons(policy, found.unreferenced_since, pinned=found.pinned, claimed_by=found.claimed_by)
+    kept = next(reasons, None)
     return PlannedStep(
         found.digest, found.size, Step.HIDE if kept is None else Step.KEEP, found.unreferenced_since, kept
     )

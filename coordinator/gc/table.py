@@ -15,16 +15,16 @@ Not here: when (domain/gc.py), the work in storage (hide.py, purge.py, restore.p
 
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 from psycopg import Connection
 
 from coordinator.db.arrays import integer_array, time_array
-from coordinator.domain.gc import Amount
+from coordinator.domain.gc import Amount, Kept
 from coordinator.domain.lifecycle import CONCEALED, BlobEvent, BlobState
-from coordinator.domain.names import Digest, RepositoryName
+from coordinator.domain.names import Digest, PodName, RepositoryName
 from coordinator.errors import BaleenError
 from coordinator.gc import mark_table as mark
 from coordinator.jobs import table as jobs
@@ -82,6 +82,8 @@ class Candidate(NamedTuple):
     size: int
     unreferenced_since: datetime.datetime
     pinned: bool
+    #: The pod whose registry confirmed it without a look at storage, when a run last asked.
+    claimed_by: PodName | None = None
 
     @property
     def position(self) -> Position:
@@ -176,8 +178,8 @@ def read_candidates(
     """Return unreferenced blobs, the longest unreferenced first; with `until` only those up to that time."""
     found = connection.execute(
         f"""
-        SELECT b.id, b.digest, b.size, b.unreferenced_since, p.digest IS NOT NULL
-        FROM blobs b LEFT JOIN pins p ON p.digest = b.digest
+        SELECT b.id, b.digest, b.size, b.unreferenced_since, p.digest IS NOT NULL, c.pod
+        FROM blobs b LEFT JOIN pins p ON p.digest = b.digest LEFT JOIN claims c ON c.blob_id = b.id
         WHERE {IS_CANDIDATE} AND (b.unreferenced_since, b.id) > (%s, %s)
           AND (%s::timestamptz IS NULL OR b.unreferenced_since <= %s::timestamptz)
         ORDER BY b.unreferenced_since, b.id LIMIT %s
@@ -194,6 +196,7 @@ def count_to_hide(connection: Connection[Any], until: datetime.datetime) -> Amou
         f"""
         SELECT count(*), coalesce(sum(b.size) FILTER (WHERE b.size > 0), 0) FROM blobs b
         WHERE {IS_CANDIDATE} AND b.unreferenced_since <= %s AND {IS_NOT_PINNED}
+          AND NOT EXISTS (SELECT FROM claims c WHERE c.blob_id = b.id)
         """,
         (until,),
     )
@@ -604,11 +607,36 @@ def void_hides(
         )
 
 
-def record_kept(connection: Connection[Any], job: Job, kept: Sequence[tuple[Digest, str, dict[str, Any]]]) -> None:
-    """Write that blobs are kept, contrary to the plan."""
+def record_kept(connection: Connection[Any], job: Job, kept: Mapping[Digest, Kept]) -> None:
+    """Write that blobs are kept, contrary to the plan, and why."""
     ledger.write_entries(
-        connection, [Entry(digest, Decision.KEPT, why, evidence, job.id) for digest, why, evidence in kept]
+        connection, [Entry(digest, Decision.KEPT, why.detail, {}, job.id) for digest, why in kept.items()]
     )
+
+
+def update_claims(
+    connection: Connection[Any], asked: Sequence[Candidate], claimed: Mapping[Digest, PodName]
+) -> set[Digest]:
+    """Write which of these blobs are claimed, and by which pod; return those that were not before.
+
+    A plan counts claimed blobs as kept: else they would take from what one run may hide.
+    """
+    blobs = integer_array(each.blob for each in asked if each.digest in claimed)
+    pods = [claimed[each.digest] for each in asked if each.digest in claimed]
+    with connection.transaction():
+        connection.execute(
+            "DELETE FROM claims WHERE blob_id = ANY(%s::bigint[]) AND blob_id <> ALL (%s::bigint[])",
+            (integer_array(each.blob for each in asked), blobs),
+        )
+        found = connection.execute(
+            """
+            INSERT INTO claims (blob_id, pod) SELECT * FROM unnest(%s::bigint[], %s::text[])
+            ON CONFLICT (blob_id) DO UPDATE SET pod = excluded.pod WHERE claims.pod <> excluded.pod RETURNING blob_id
+            """,
+            (blobs, pods),
+        ).fetchall()
+    new = {row[0] for row in found}
+    return {each.digest for each in asked if each.blob in new}
 
 
 def read_recent_runs(connection: Connection[Any], limit: int) -> list[Amount]:

@@ -16,7 +16,17 @@ from sqlalchemy import Connection, Engine, Row, text
 from coordinator.db import paging
 from coordinator.db.session import read_connection
 from coordinator.db.threads import in_thread
-from coordinator.domain.gc import Facts, Kept, Policy, Why, block_reasons, hide_policy, purge_policy, purge_reasons
+from coordinator.domain.gc import (
+    Facts,
+    Kept,
+    Policy,
+    Why,
+    block_reasons,
+    hide_policy,
+    hide_reasons,
+    purge_policy,
+    purge_reasons,
+)
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, format_digest
 from coordinator.gc import controls_view, runs
@@ -46,15 +56,16 @@ FROM hides h JOIN blobs b ON b.id = h.blob_id LEFT JOIN pins p ON p.digest = b.d
 WHERE {IS_DUE} AND (h.hidden_at, h.id) > (:at, :after) ORDER BY h.hidden_at, h.id LIMIT :limit
 """)
 _CANDIDATES = text(f"""
-SELECT b.id, b.digest, b.size, b.unreferenced_since AS at, p.digest IS NOT NULL AS pinned
-FROM blobs b LEFT JOIN pins p ON p.digest = b.digest
+SELECT b.id, b.digest, b.size, b.unreferenced_since AS at, p.digest IS NOT NULL AS pinned, c.pod AS claimed_by
+FROM blobs b LEFT JOIN pins p ON p.digest = b.digest LEFT JOIN claims c ON c.blob_id = b.id
 WHERE {IS_CANDIDATE} AND (b.unreferenced_since, b.id) > (:at, :after) ORDER BY b.unreferenced_since, b.id LIMIT :limit
 """)
 _SUMS = "count(*) AS blobs, coalesce(sum({size}) FILTER (WHERE {size} > 0), 0) AS bytes"
 _CANDIDATE_TOTALS = text(f"""
 SELECT p.digest IS NOT NULL AS pinned, b.unreferenced_since <= CAST(:until AS timestamptz) AS passes,
-       {_SUMS.format(size="b.size")}
-FROM blobs b LEFT JOIN pins p ON p.digest = b.digest WHERE {IS_CANDIDATE} GROUP BY 1, 2
+       c.pod IS NOT NULL AS claimed, {_SUMS.format(size="b.size")}
+FROM blobs b LEFT JOIN pins p ON p.digest = b.digest LEFT JOIN claims c ON c.blob_id = b.id
+WHERE {IS_CANDIDATE} GROUP BY 1, 2, 3
 """)
 _DUE_TOTALS = text(f"""
 SELECT p.digest IS NOT NULL AS pinned, b.unreferenced_since IS NULL AS needed,
@@ -163,7 +174,7 @@ def _read_rows(connection: Connection, place: _PlanPosition, limit: int) -> Sequ
 def _reasons_to_keep(row: Row[Any], policy: Policy, *, hidden: bool) -> Iterator[Kept]:
     if hidden:
         return purge_reasons(policy, row.at, needed=row.needed, disturbed=row.disturbed, pinned=row.pinned)
-    return policy.reasons_to_keep(row.at, pinned=row.pinned)
+    return hide_reasons(policy, row.at, pinned=row.pinned, claimed_by=row.claimed_by)
 
 
 def _make_item(row: Row[Any], policy: Policy, *, hidden: bool) -> PlanItem:
@@ -201,7 +212,9 @@ def _common_reason(row: Row[Any], policy: Policy, *, hidden: bool) -> Why | None
         return Why.HELD
     if row.pinned:
         return Why.PINNED
-    return None if row.passes else policy.bounds[0].kept.why
+    if not row.passes:
+        return policy.bounds[0].kept.why
+    return Why.CLAIMED if not hidden and row.claimed else None
 
 
 def _add_row(amount: Amount, row: Row[Any]) -> Amount:

@@ -32,9 +32,10 @@ EXAMPLES = 10
 _BLOB = text("""
 SELECT b.id, b.state, b.size, b.reference_count, b.link_count, b.first_seen, b.unreferenced_since,
        p.why AS pin_why, p.pinned_at, h.id AS hide_id, h.run_id, h.intended_at, h.hidden_at, h.purging_at,
-       h.size AS hide_size, h.asked_at, h.asked_why,
+       h.size AS hide_size, h.asked_at, h.asked_why, c.pod AS claimed_by,
        h.unreferenced_since IS DISTINCT FROM b.unreferenced_since AS disturbed
 FROM blobs b LEFT JOIN pins p ON p.digest = b.digest LEFT JOIN hides h ON h.blob_id = b.id
+LEFT JOIN claims c ON c.blob_id = b.id
 WHERE b.digest = :digest
 """)
 _LINKS = text("""
@@ -127,6 +128,7 @@ def _make_known_blob(row: Row[Any], counted: Blob) -> KnownBlob:
         row.unreferenced_since,
         row.pin_why,
         hide,
+        row.claimed_by,
     )
 
 

@@ -1,10 +1,11 @@
 """Generate the configuration of a pod's registry, in distribution's YAML, version 2.8 or 3.
 
 `notifications_section` is the section with a pod's token, `whole_configuration` a complete file that a registry can be
-started with. If probes are pushes, pulls are ignored: a registry sends one event at a time, and many pulls would delay
-its pushes. If probes are pulls, nothing is ignored. There is no descriptor cache: it would report a blob as present for
-ever. `threshold` is when distribution pauses, not when it drops events; GitLab's registry drops events, and the comment
-in the file says how to delay that. docs/REGISTRIES.md explains each line.
+started with, and `row_collector_configuration` one for the extra process of a GitLab registry that deletes rows.
+If probes are pushes, pulls are ignored: a registry sends one event at a time, and many pulls would delay its pushes. If
+probes are pulls, nothing is ignored. There is no descriptor cache: it would report a blob as present for ever.
+`threshold` is when distribution pauses, not when it drops events; GitLab's registry drops events, and the comment in
+the file says how to delay that. docs/REGISTRIES.md explains each line.
 Not here: whether a running registry has this configuration (doctor/).
 """
 
@@ -16,6 +17,7 @@ from coordinator.domain.pods import ProbeMethod, RegistryUrl
 #: Placeholders for secrets and for what is not known.
 KEY, SECRET, TOKEN = "THE-PODS-ACCESS-KEY", "THE-PODS-SECRET-KEY", "THE-PODS-TOKEN"
 HTTP_SECRET = "THE-SAME-FOR-ALL-PODS"  # noqa: S105 - a placeholder
+DATABASE_PASSWORD = "THE-DATABASE-PASSWORD"  # noqa: S105 - a placeholder
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -65,9 +67,63 @@ notifications:
 {ignore}"""
 
 
+#: Of a GitLab registry with a metadata database. Its own collection must be off in every process that has the store.
+_DATABASE = f"""\
+# Start it with REGISTRY_FF_ENFORCE_LOCKFILES=true in its environment.
+database:
+  enabled: true
+  host: THE-DATABASE-HOST
+  port: 5432
+  user: registry
+  password: {DATABASE_PASSWORD}
+  dbname: registry
+  sslmode: verify-full
+"""
+_GC_OFF = """\
+gc:
+  disabled: true
+"""
+_DEBUG = """\
+  debug:
+    addr: 127.0.0.1:5099
+    prometheus:
+      enabled: true
+      path: /metrics
+"""
+
+
+def row_collector_configuration() -> str:
+    """Return the configuration of one more process on a GitLab registry's database, which deletes rows of dead blobs.
+
+    It has no store, so that it can delete no bytes, and no notifications and no clients.
+    """
+    return f"""\
+version: 0.1
+log:
+  level: info
+storage:
+  inmemory: {{}}
+http:
+  addr: 127.0.0.1:5098
+{_DATABASE.partition(chr(10))[2]}\
+gc:
+  disabled: false
+  # It would delete untagged manifests, and report none of them.
+  manifests:
+    disabled: true
+"""
+
+
 def whole_configuration(
-    store: Store, listen: str, events_url: str, token: str = TOKEN, probe: ProbeMethod = ProbeMethod.PUSH
+    store: Store,
+    listen: str,
+    events_url: str,
+    token: str = TOKEN,
+    probe: ProbeMethod = ProbeMethod.PUSH,
+    *,
+    database: bool = False,
 ) -> str:
+    """`database`: the registry has a metadata database."""
     endpoint = ""
     if store.endpoint_url is not None:
         endpoint = f"""\
@@ -98,9 +154,11 @@ http:
   addr: {_quote(listen)}
   secret: {_quote(store.http_secret)}
   relativeurls: true
+{_DEBUG if database else ""}\
 health:
   storagedriver:
     enabled: false
+{_DATABASE + _GC_OFF if database else ""}\
 {notifications_section(events_url, token, probe)}"""
 
 

@@ -1,7 +1,8 @@
 """Generate the S3 policy of a pod's key: an allow-list of what the pod's registry needs.
 
 A pod's key may read and write `blobs/`, may not delete there, and has all rights on the repositories below the pod's
-prefixes. Everything else is forbidden, since it is not listed: other pods' repositories, `quarantine/`, the mark
+prefixes. A registry with a metadata database may also read and write the lock files by which it refuses to start
+without it. Everything else is forbidden, since it is not listed: other pods' repositories, `quarantine/`, the mark
 (`collected-by.json`), versions of objects, and the settings of the bucket.
 
 `pod_policy` is the policy of one user (IAM). `bucket_policy` is a bucket policy, for stores or operators that use
@@ -13,10 +14,10 @@ Not here: whether a key has this policy (doctor/key.py).
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from coordinator.errors import UsageError
-from coordinator.storage.layout import BLOBS, REPOSITORIES
+from coordinator.storage.layout import BLOBS, LOCK_FILES, REPOSITORIES
 
 VERSION = "2012-10-17"
 #: Characters that a policy reads as a pattern or a variable.
@@ -36,32 +37,41 @@ class PolicyLine(StrEnum):
     #: No right to delete: only Baleen deletes blobs.
     BLOBS = "ReadAndWriteBlobs"
     REPOSITORIES = "OwnRepositories"
+    LOCK_FILES = "LockFiles"
 
 
-def pod_policy(bucket: str, root: str, prefixes: Sequence[str]) -> dict[str, Any]:
+class KeyOwner(NamedTuple):
+    """The pod of a key."""
+
+    prefixes: Sequence[str]
+    has_lock_files: bool = False
+
+
+def pod_policy(bucket: str, root: str, owner: KeyOwner) -> dict[str, Any]:
     """Return the policy for the user of one pod's key; raises UsageError if the root cannot be written in one."""
-    return {"Version": VERSION, "Statement": list(_make_statements(bucket, root, prefixes))}
+    return {"Version": VERSION, "Statement": list(_make_statements(bucket, root, owner))}
 
 
-def bucket_policy(bucket: str, root: str, pods: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Return the policy of a bucket, for the prefixes of each principal; raises UsageError as `pod_policy`."""
+def bucket_policy(bucket: str, root: str, pods: Mapping[str, KeyOwner]) -> dict[str, Any]:
+    """Return the policy of a bucket, for the pod of each principal; raises UsageError as `pod_policy`."""
     statements: list[dict[str, Any]] = []
-    for number, (principal, prefixes) in enumerate(pods.items(), 1):
-        for each in _make_statements(bucket, root, prefixes):
+    for number, (principal, owner) in enumerate(pods.items(), 1):
+        for each in _make_statements(bucket, root, owner):
             # Names of statements must be unique, and of letters and digits.
             name = each["Sid"] if len(pods) == 1 else f"{each['Sid']}{number}"
             statements.append(each | {"Sid": name, "Principal": {"AWS": [principal]}})
     return {"Version": VERSION, "Statement": statements}
 
 
-def _make_statements(bucket: str, root: str, prefixes: Sequence[str]) -> Iterable[dict[str, Any]]:
+def _make_statements(bucket: str, root: str, owner: KeyOwner) -> Iterable[dict[str, Any]]:
     if _PATTERNS & set(root):
         raise UsageError(f"No policy can name the root {root!r}: move the layer to a root without `*`, `?` and `$`.")
     base = f"{root.strip('/')}/" if root.strip("/") else ""
-    blobs, own = f"{base}{_ALL_BLOBS}", [f"{base}{REPOSITORIES}{prefix}/*" for prefix in prefixes]
+    blobs, own = f"{base}{_ALL_BLOBS}", [f"{base}{REPOSITORIES}{prefix}/*" for prefix in owner.prefixes]
+    locks = [f"{base}{LOCK_FILES}*"] if owner.has_lock_files else []
     arn = f"arn:aws:s3:::{bucket}"
     yield _make_statement(PolicyLine.LIST, ["s3:ListBucket"], [arn]) | {
-        "Condition": {"StringLike": {"s3:prefix": [blobs, *own]}}
+        "Condition": {"StringLike": {"s3:prefix": [blobs, *own, *locks]}}
     }
     yield _make_statement(PolicyLine.UPLOADS, ["s3:ListBucketMultipartUploads", "s3:GetBucketLocation"], [arn])
     yield _make_statement(PolicyLine.BLOBS, ["s3:GetObject", "s3:PutObject"], [f"{arn}/{blobs}"])
@@ -76,6 +86,10 @@ def _make_statements(bucket: str, root: str, prefixes: Sequence[str]) -> Iterabl
         ],
         [f"{arn}/{each}" for each in own],
     )
+    if locks:
+        yield _make_statement(
+            PolicyLine.LOCK_FILES, ["s3:GetObject", "s3:PutObject"], [f"{arn}/{each}" for each in locks]
+        )
 
 
 def _make_statement(line: PolicyLine, actions: list[str], resources: list[str]) -> dict[str, Any]:

@@ -71,7 +71,12 @@ def add_pod(engine: Engine, pod: NewPod) -> Secret:
     """
     declared = _unmanaged_columns(pod.unmanaged)
     if pod.unmanaged is not None and not pod.kind.links_in_store:
-        raise UsageError(_RELAY_NEEDS_EVENTS)
+        raise UsageError(_NEEDS_EVENTS)
+    if pod.mode is PodMode.LINK and pod.kind.has_registry_database:
+        raise UsageError(
+            f"A pod of kind {pod.kind} has mode {PodMode.MANIFEST}: its registry reports no delete of a link, so in "
+            f"mode {PodMode.LINK} a blob would stay for ever."
+        )
     if not pod.prefixes or len(pod.prefixes) > PREFIXES_LIMIT:
         raise UsageError(f"A pod needs from 1 to {PREFIXES_LIMIT} prefixes: name them with --prefix.")
     token = make_token()
@@ -121,7 +126,7 @@ def set_managed(engine: Engine, name: PodName, unmanaged: Unmanaged | None) -> N
         _take_lock(connection, PODS_LOCK)
         kind = _read_kind(connection, name)
         if unmanaged is not None and not kind.links_in_store:
-            raise UsageError(_RELAY_NEEDS_EVENTS)
+            raise UsageError(_NEEDS_EVENTS)
         connection.execute(
             text("""
                 UPDATE pods SET managed = :managed, unmanaged_why = :why, unmanaged_by = :by,
@@ -134,7 +139,7 @@ def set_managed(engine: Engine, name: PodName, unmanaged: Unmanaged | None) -> N
         )
 
 
-_RELAY_NEEDS_EVENTS = "Only events show what a pod holds whose links are not in shared storage: it must be managed."
+_NEEDS_EVENTS = "A pod whose links are not in shared storage must send events: leave out --unmanaged."
 
 
 def _unmanaged_columns(unmanaged: Unmanaged | None) -> dict[str, Any]:

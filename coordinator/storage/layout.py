@@ -23,6 +23,8 @@ from coordinator.errors import InvalidNameError
 BASE = "docker/registry/v2"
 BLOBS = f"{BASE}/blobs/sha256/"
 REPOSITORIES = f"{BASE}/repositories/"
+#: Where a GitLab registry says whether it has a database; registries of the other sort then refuse to start.
+LOCK_FILES = "docker/registry/lockfiles/"
 QUARANTINE = "quarantine/"
 MARK = "collected-by.json"
 

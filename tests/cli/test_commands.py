@@ -625,6 +625,26 @@ def test_the_whole_configuration(api: Served, baleen: Command, facts: Facts) -> 
 
 
 @pytest.mark.usefixtures("api")
+def test_the_configuration_of_a_registry_with_a_database(baleen: Command) -> None:
+    """For kind `gitlab` the file names a database and switches its collection off; the row collector has no store."""
+    wrong = errs(baleen("pods", "add", "gl", "--prefix", "gl", "--kind", "gitlab", "--mode", "link", "--no-check"), 2)
+    assert "has mode manifest" in wrong
+    baleen("pods", "add", "gl", "--prefix", "gl", "--kind", "gitlab", "--no-check", "--json")
+    known = yaml.safe_load(baleen("pods", "config", "gl", s3_bucket="shared").out)
+    assert known["database"]["enabled"]
+    assert known["gc"] == {"disabled": True}
+    assert known["http"]["debug"]["prometheus"]["enabled"]
+    assert known["notifications"]["events"]["includereferences"]
+    rows = yaml.safe_load(baleen("pods", "config", "gl", "--row-collector", s3_bucket="shared").out)
+    assert rows["storage"] == {"inmemory": {}}
+    assert rows["database"] == known["database"]
+    assert rows["gc"] == {"disabled": False, "manifests": {"disabled": True}}
+    assert "notifications" not in rows
+    policy = json.loads(baleen("pods", "policy", "gl", s3_bucket="shared").out)
+    assert "LockFiles" in [each["Sid"] for each in policy["Statement"]]
+
+
+@pytest.mark.usefixtures("api")
 def test_the_policy_of_a_key(baleen: Command, facts: Facts) -> None:
     """`pods policy` prints what a pod's key may do, with all of its prefixes; `add-prefix` says to print it again."""
     store = {"s3_bucket": "shared", "s3_root": "root"}

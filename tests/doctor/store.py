@@ -11,7 +11,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from coordinator.pods.policy import bucket_policy
+from coordinator.pods.policy import KeyOwner, bucket_policy
 from coordinator.stack.ports import Ports
 from coordinator.stack.process import ManagedProcess
 from coordinator.stack.seaweedfs import BUCKET, EmbeddedS3
@@ -86,7 +86,9 @@ class Store(EmbeddedS3):
 
         `more`: objects of the root that a key may read and write besides.
         """
-        principals = {f"arn:aws:iam::000000000000:user/{key.user}": prefixes for key, prefixes in pods.items()}
+        principals = {
+            f"arn:aws:iam::000000000000:user/{key.user}": KeyOwner(prefixes) for key, prefixes in pods.items()
+        }
         documents = [bucket_policy(BUCKET, root, principals) for root in roots]
         statements = [
             statement | {"Sid": f"{statement['Sid']}Root{number}"}

@@ -6,6 +6,7 @@ from itertools import product
 from coordinator.domain.gc import Facts, PodFacts, Times, Why, hide_policy
 from coordinator.domain.history import Entry, KnownBlob, Outlook, PendingHide, explain_blob
 from coordinator.domain.lifecycle import CONCEALED, BlobState
+from coordinator.domain.names import PodName
 from coordinator.domain.perimeter import Listing
 from coordinator.table.ledger import Decision
 
@@ -64,3 +65,12 @@ def test_a_reason_with_an_end_says_when() -> None:
     (reason,) = [each for each in explanation.reasons if each.kept.why is Why.GRACE]
     assert reason.until == NOW + DAY
     assert "until 2030-01-11 00:00:00 UTC" in explanation.summary
+
+
+def test_what_a_registry_claims() -> None:
+    """A claim that the last run found is a reason to keep an unreferenced blob."""
+    claimed = known(BlobState.UNREFERENCED)._replace(claimed_by=PodName("gitlab"))
+    explanation = explain_blob(claimed, FACTS, [], earlier=False)
+    assert explanation.outcome is Outlook.KEPT
+    assert [each.kept.why for each in explanation.reasons] == [Why.CLAIMED]
+    assert "the registry database of pod gitlab lists it" in explanation.summary

@@ -23,7 +23,7 @@ from coordinator.domain.names import Digest, RepositoryName
 from coordinator.gc import controls, mark, root_listing_table
 from coordinator.gc import mark_view as queries
 from coordinator.gc import table as gc
-from coordinator.gc.claims import NO_CLAIMS
+from coordinator.gc.claims import NO_CLAIMS, Claims
 from coordinator.gc.collect import JOB_KIND, Collector
 from coordinator.gc.mark_table import ClaimResult
 from coordinator.gc.restore import Restorer
@@ -87,6 +87,7 @@ class Garbage(Table):
         #: What a restorer takes beside this.
         self.restores: dict[str, Any] = {}
         self.delete_bound = IN_FLIGHT
+        self.claims: Claims = NO_CLAIMS
         #: Called with what is known before it is used.
         self.known: Callable[[Facts], Facts] = lambda facts: facts
         self._second = 0
@@ -210,7 +211,7 @@ class Garbage(Table):
             closing(Restorer(own, store, presence, give_links_back=write_needed_links_back, **times)) as restorer,
             closing(
                 Collector(
-                    connections, store, self.facts, restorer, claims=NO_CLAIMS, limits=self.limits, sizes=self.sizes
+                    connections, store, self.facts, restorer, claims=self.claims, limits=self.limits, sizes=self.sizes
                 )
             ) as collect,
         ):

@@ -1,6 +1,6 @@
 """Tables of garbage collection: pending hides, controls, and the record of what it did.
 
-    blobs ─ hides     pins     holds     gc_switch     gc_ledger
+    blobs ─ hides     claims     pins     holds     gc_switch     gc_ledger
     gc_leftovers     gc_unlinks     gc_mark     root_listing
 
 A row of `hides` exists from the intent to hide a blob until the blob is purged or served again; then only the ledger
@@ -54,6 +54,11 @@ hides = table(
     # Unfinished hides; empty except for those of running jobs and of crashes.
     index("ix_hides_unfinished", "id", where="hidden_at IS NULL OR purging_at IS NOT NULL"),
     index("ix_hides_asked", "id", where="asked_at IS NOT NULL"),
+)
+
+#: A blob that a registry would confirm without a look at storage, as the last run that asked its pod found (rule 18).
+claims = table(
+    "claims", column("blob_id", BigInteger, ForeignKey("blobs.id", ondelete="CASCADE"), key=True), column("pod", Text)
 )
 
 #: A blob that is never collected.
