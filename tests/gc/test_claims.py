@@ -7,7 +7,7 @@ import pytest
 from coordinator.domain.gc import Amount, Limits
 from coordinator.domain.names import Digest, PodName
 from coordinator.errors import UnavailableError
-from tests.gc.harness import Garbage
+from tests.gc.harness import LANDED, Garbage
 
 GITLAB = PodName("gitlab")
 
@@ -47,6 +47,8 @@ def test_a_listed_blob_is_not_hidden(garbage: Garbage, listed: Listed) -> None:
     assert decision == "kept"
     assert "registry database of pod gitlab" in why
     listed.listed.clear()
+    # The run that finds it had planned to keep it.
+    assert garbage.collect().progress["left"] == 1
     assert garbage.collect().hidden == 1
     assert not garbage.is_served("l")
 
@@ -70,6 +72,7 @@ def test_listed_blobs_take_nothing_of_what_a_run_may_hide(garbage: Garbage, list
 
 def test_a_blob_that_is_listed_since_it_was_hidden(garbage: Garbage, listed: Listed) -> None:
     """A hidden blob that is listed since then is not purged, and is served again."""
+    garbage.delete_bound = LANDED
     garbage.hidden("m", "l")
     listed.listed = {garbage.digest("l")}
     run = garbage.collect()
