@@ -100,7 +100,7 @@ def make_mounts(settings: Settings, verifier: TokenVerifier | None, signing: Key
         connected,
         MountPods(read_mount_pods),
         sources,
-        {PodKind.LINK: LinkWriter(store), PodKind.RELAY: relay, PodKind.GITLAB: relay},
+        {PodKind.LINK: LinkWriter(store), PodKind.RELAY: relay},
         make_rights_reader(settings, verifier),
         margin=timedelta(seconds=settings.safety_clock_skew),
         relay_limit=settings.mount_relay_limit,
