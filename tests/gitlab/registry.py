@@ -12,26 +12,28 @@ from __future__ import annotations
 import os
 import subprocess
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import psycopg
 import pytest
 from psycopg import sql
 from sqlalchemy.engine import make_url
 
-from coordinator.compose.links import make_links
 from coordinator.demo import bucket
-from coordinator.domain.names import PodName
+from coordinator.domain.names import Digest, PodName
+from coordinator.domain.pods import PodKind
 from coordinator.gc.claims import Claims
-from coordinator.gitlab.databases import GitlabClaims, GitlabDatabases
-from coordinator.reconcile.links import Links
+from coordinator.gitlab.database import GitlabDatabase
+from coordinator.gitlab.links import GitlabLinks
+from coordinator.reconcile.links import BucketLinks, Links
 from coordinator.registry.client import RegistryClient
+from coordinator.settings import Secret
 from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry
 from coordinator.stack.process import ManagedProcess
@@ -177,6 +179,15 @@ def _text(stored: str) -> str:
     return f"sha256:{stored[2:]}"
 
 
+class RowClaims(NamedTuple):
+    """The claims of the one such pod."""
+
+    database: GitlabDatabase
+
+    def find_claims(self, blobs: Sequence[Digest]) -> Mapping[Digest, PodName]:
+        return dict.fromkeys(self.database.find_known(blobs), PodName("pod-b"))
+
+
 class GitlabStage(Stage):
     """The stage of scenarios, whose second pod is a GitLab registry."""
 
@@ -193,13 +204,14 @@ class GitlabStage(Stage):
         url = make_url(self._database()).set(database=DATABASE)
         self.database_url = url.render_as_string(hide_password=False)
         self.registry_rows = Rows(self.database_url)
-        (urls / "pod-b").write_text(url.set(username=READER, password=READER).render_as_string(hide_password=False))
-        self._databases = GitlabDatabases(urls)
+        read_url = url.set(username=READER, password=READER).render_as_string(hide_password=False)
+        (urls / "pod-b").write_text(read_url)
+        self._database_read = GitlabDatabase(PodName("pod-b"), lambda: Secret(read_url))
 
     @classmethod
     @contextmanager
     def opened(cls, directory: Path) -> Iterator[GitlabStage]:
-        with super().opened(directory) as stage, closing(stage.registry_rows), closing(stage._databases):
+        with super().opened(directory) as stage, closing(stage.registry_rows), closing(stage._database_read):
             yield stage
 
     def _member(self, name: str, stack: ExitStack) -> Member:
@@ -220,10 +232,10 @@ class GitlabStage(Stage):
         return Member(pod, registry, storage, webhook, client)
 
     def _links(self, store: ObjectStore) -> Links:
-        return make_links(store, self._databases)
+        return Links(BucketLinks(store), {PodKind.GITLAB: lambda _: GitlabLinks(self._database_read)})
 
     def _claims(self) -> Claims:
-        return GitlabClaims(self._databases, lambda: [PodName("pod-b")])
+        return RowClaims(self._database_read)
 
     @contextmanager
     def row_collector(self) -> Iterator[None]:
@@ -246,23 +258,24 @@ class GitlabStage(Stage):
     def let_review(self) -> None:
         self.registry_rows.execute("UPDATE gc_blob_review_queue SET review_after = now() - interval '1 hour'")
 
-    # What is true, and what is told
+    # What the registry has, and what the table says
 
     def parted(self, below: str) -> list[str]:
         """Where the table and the registry's rows part, both ways, in repositories below a name."""
-        # The table first: manifests are told of after their rows are there.
-        told, links = self._told(below), {pair for pair in self.links() if f"{pair[0]}/".startswith(f"{below}/")}
+        # The table first: the event of a manifest comes after its row is there.
+        held = self._find_holdings(below)
+        links = {pair for pair in self.links() if f"{pair[0]}/".startswith(f"{below}/")}
         rows, stored = self.registry_rows.manifests(below), self.registry_rows.links(below)
         subjects = self.registry_rows.subjects(below)
-        found = [f"holding {pair}" for pair in sorted(told.keys() ^ rows.keys())]
+        found = [f"holding {pair}" for pair in sorted(held.keys() ^ rows.keys())]
         found += [
-            f"{pair} needs {sorted(rows[pair] ^ told[pair])} or not"
-            for pair in sorted(told.keys() & rows.keys())
-            if rows[pair] - told[pair] or told[pair] - rows[pair] - subjects
+            f"{pair} needs {sorted(rows[pair] ^ held[pair])} or not"
+            for pair in sorted(held.keys() & rows.keys())
+            if rows[pair] - held[pair] or held[pair] - rows[pair] - subjects
         ]
         return found + [f"link {pair}" for pair in sorted(links ^ stored)]
 
-    def _told(self, below: str) -> dict[tuple[str, str], set[str]]:
+    def _find_holdings(self, below: str) -> dict[tuple[str, str], set[str]]:
         found = self.rows(
             """
             SELECT r.name, encode(b.digest, 'hex'),

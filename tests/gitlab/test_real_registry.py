@@ -26,7 +26,7 @@ PLAIN = ("--from-plain-http", "--to-plain-http")
 
 
 @needs_go
-def test_what_clients_do_is_what_its_rows_say(gitlab_stage: GitlabStage, here: str, tmp_path: Path) -> None:
+def test_clients_and_rows_agree(gitlab_stage: GitlabStage, here: str, tmp_path: Path) -> None:
     """After pushes, copies and deletes by skopeo, crane and oras the table agrees with the rows: by events alone, after
     a reconcile, and by events again after that. No event tells of a blob's delete: its link counts for its grace.
     """
@@ -72,10 +72,10 @@ def test_what_clients_do_is_what_its_rows_say(gitlab_stage: GitlabStage, here: s
     progress = stage.reconcile(stage.b.pod)["progress"]
     assert (progress["holdings_added"], progress["holdings_removed"]) == (0, 0)
     assert stage.parted(below) == left
-    told, wanted, rows = stage.counts(), stage.wanted_counts(), stage.registry_rows.manifests(below)
+    counts, wanted, rows = stage.counts(), stage.wanted_counts(), stage.registry_rows.manifests(below)
     digests = {digest for pair, needs in rows.items() for digest in (pair[1], *needs)}
     digests -= stage.registry_rows.subjects(below)
-    assert {digest: told.get(digest) for digest in digests} == {digest: wanted.get(digest) for digest in digests}
+    assert {digest: counts.get(digest) for digest in digests} == {digest: wanted.get(digest) for digest in digests}
 
     # What was deleted comes again, and goes again.
     skopeo.push(f"oci:{tmp_path / 'image-3'}", at, f"{below}/app3:v2")
