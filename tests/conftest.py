@@ -27,6 +27,7 @@ from coordinator.stack.supervisor import Stack, StackEndpoints
 from coordinator.storage.s3 import S3ObjectStore
 from tests.services.apache_kafka import ApacheKafka
 from tests.services.databases import Databases, DatabaseServer
+from tests.services.go_programs import DISTRIBUTION_3, RUNS_DISTRIBUTION_3, build_module
 from tests.support.sink import NotificationSink
 from tests.table.harness import Table
 
@@ -62,6 +63,12 @@ _numbers = itertools.count(1)
 # An example that a busy machine has held up is no failure.
 settings.register_profile("baleen", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("baleen")
+
+
+def pytest_configure() -> None:
+    """Put distribution's version 3 in the place of `docker-registry`, if it is asked for."""
+    if RUNS_DISTRIBUTION_3:
+        os.environ["PATH"] = f"{build_module(DISTRIBUTION_3)}{os.pathsep}{os.environ['PATH']}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

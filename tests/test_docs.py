@@ -41,6 +41,8 @@ OTHER_OPTIONS: Final = {
 OTHER_CAPITALS: Final = {
     "AWS_CA_BUNDLE": "boto3",
     "BALEEN_DB_PASSWORD": "docker-compose.yml",
+    "BALEEN_TEST_DISTRIBUTION": "tests/services/go_programs.py",
+    "BALEEN_TEST_GITLAB_REGISTRY": "tests/gitlab/registry.py",
     "DEEP_ARCHIVE": "a storage class of S3",
     "HTTP_PROXY": "every HTTP client",
     "MANIFEST_BLOB_UNKNOWN": "an error code of the OCI distribution specification",

@@ -61,8 +61,10 @@ PUSH_PAUSE_S, LONGEST_PUSH_PAUSE_S = 60.0, 3600.0
 PROBES_PER_PROCESS, SHARED_PROBES = 2, 20
 ERROR_LENGTH = 500
 
-#: Answers to a manifest whose blobs the registry does not have: 400 is distribution's.
+#: Answers to a manifest whose blobs the registry does not have: 400 is distribution's. GitLab's registry answers 500 in
+#: a repository that it does not have yet, and names this error among others.
 BLOB_UNKNOWN: Final = frozenset({400, 404})
+BLOB_UNKNOWN_CODE: Final = "MANIFEST_BLOB_UNKNOWN"
 #: Answers to a client that is unknown (401) or may not push (403), and of a registry in read-only maintenance (405).
 REFUSED_PUSHES: Final = frozenset({401, 403, 405})
 
@@ -234,7 +236,7 @@ class Prober:
                     place.repository, image.digest, image.media_type, image.content, user_agent=agent
                 )
             except RegistryError as error:
-                if error.registry_status in BLOB_UNKNOWN:
+                if error.registry_status in BLOB_UNKNOWN or BLOB_UNKNOWN_CODE in error.codes:
                     return False
                 raise
         return True

@@ -384,22 +384,23 @@ def _make_headers(user_agent: str | None) -> dict[str, str]:
 
 def _make_error(response: httpx.Response, body: bytes) -> RegistryError:
     request = response.request
-    code, detail = _parse_oci_error(body)
-    reason = " ".join(part for part in (str(response.status_code), code, detail and f"({detail})") if part)
+    codes, detail = _parse_oci_errors(body)
+    reason = " ".join(part for part in (str(response.status_code), *codes[:1], detail and f"({detail})") if part)
     message = f"The registry answered {reason} to {request.method} {request.url.path}: see its log."
     kind = RegistryNotFoundError if response.status_code == 404 else RegistryError
     asks = response.status_code == httpx.codes.UNAUTHORIZED or (
         response.status_code == httpx.codes.FORBIDDEN and any(name in response.headers for name in REGISTRY_HEADERS)
     )
-    return kind(message, registry_status=response.status_code, code=code, challenged=asks)
+    return kind(message, registry_status=response.status_code, codes=codes, challenged=asks)
 
 
-def _parse_oci_error(body: bytes) -> tuple[str | None, str | None]:
+def _parse_oci_errors(body: bytes) -> tuple[tuple[str, ...], str | None]:
+    """Return the codes of all errors, and the message of the first."""
     try:
-        first = json.loads(body)["errors"][0]
-        return str(first["code"]), str(first.get("message", "")) or None
+        errors = json.loads(body)["errors"]
+        return tuple(str(each["code"]) for each in errors), str(errors[0].get("message", "")) or None
     except (ValueError, LookupError, TypeError, AttributeError):
-        return None, None
+        return (), None
 
 
 def _digest_of(body: BinaryIO) -> str:

@@ -4,7 +4,8 @@ from coordinator.errors import BaleenError, NotFoundError, UnavailableError
 
 
 class RegistryError(BaleenError):
-    """The registry refused; `registry_status` and `code` are its HTTP status and its OCI error code.
+    """The registry refused; `registry_status` and `code` are its HTTP status and its OCI error code, of `codes` the
+    first.
 
     `challenged`: it answered with an authentication challenge, unlike some other server at that address.
     """
@@ -16,12 +17,13 @@ class RegistryError(BaleenError):
         message: str,
         *,
         registry_status: int | None = None,
-        code: str | None = None,
+        codes: tuple[str, ...] = (),
         challenged: bool = False,
     ) -> None:
         super().__init__(message)
         self.registry_status = registry_status
-        self.code = code
+        self.codes = codes
+        self.code = codes[0] if codes else None
         self.challenged = challenged
 
 

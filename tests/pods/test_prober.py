@@ -17,6 +17,7 @@ from coordinator.settings import Settings
 from coordinator.stack.ports import Ports
 from coordinator.stack.supervisor import StackEndpoints
 from tests.api.harness import settings_for
+from tests.services.http import Handler, HTTPServer
 from tests.storage.memory import MemoryObjectStore
 from tests.support.guarded_registry import GuardedRegistry
 from tests.support.issuer import CREDENTIALS, TokenIssuer, basic_header
@@ -292,6 +293,15 @@ def test_one_that_does_not_take_the_image(world: World) -> None:
         assert world.endpoint(registry.url) == Endpoint(answered=True, failing=True, error=world.fails(registry.url))
 
 
+def test_one_that_lacks_the_repository(world: World) -> None:
+    """GitLab's registry answers 500 there, and names the unknown blobs among its errors: then the image is pushed."""
+    with LacksRepository() as registry, world.prober() as prober:
+        world.add_pod("team", registry.address)
+        prober.round()
+        eventually(lambda: world.answers(registry.address), why=lambda: world.fails(registry.address))
+        assert len(registry.uploads) == len(make_probe_image().blobs)
+
+
 @pytest.mark.parametrize("status", [401, 403, 405])
 def test_one_that_takes_no_pushes(world: World, status: int) -> None:
     """If a registry refuses pushes, the error says that the pod can be probed by pulls."""
@@ -403,6 +413,32 @@ class Empty(GuardedRegistry):
         super().__init__()
         self.good = {None}
         self.has_nothing = True
+
+
+class LacksRepository(HTTPServer):
+    """Has its repository once a blob was uploaded to it. Until then it refuses a manifest as GitLab's registry does."""
+
+    REFUSAL = b'{"errors": [{"code": "UNKNOWN", "message": "unknown error"}, {"code": "MANIFEST_BLOB_UNKNOWN"}]}'
+
+    def __init__(self) -> None:
+        self.uploads: list[str] = []
+        registry = self
+
+        class Answering(Handler):
+            def do_HEAD(self) -> None:
+                self.reply(404)
+
+            def do_POST(self) -> None:
+                self.reply(202, headers={"Location": f"{self.path}session"})
+
+            def do_PUT(self) -> None:
+                self.body()
+                if "/manifests/" not in self.path:
+                    registry.uploads.append(self.path)
+                refused = not registry.uploads
+                self.reply(500 if refused else 201, registry.REFUSAL if refused else b"")
+
+        super().__init__(Answering)
 
 
 def resolved_at(world: World, url: str) -> dict[str, Any]:

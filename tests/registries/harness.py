@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -243,7 +243,7 @@ class Baleen:
 
     def registry(
         self,
-        kind: type[DistributionRegistry | ModelRegistry],
+        kind: Callable[..., DistributionRegistry | ModelRegistry],
         pod: Pod,
         process: str = "1",
         *,
@@ -251,7 +251,9 @@ class Baleen:
         root: str | None = None,
         **notifications: Any,
     ) -> Registry:
-        """Start a registry of the pod; `s3_url` and `root` of its store, and `notifications` are other than usual."""
+        """Start a registry of the pod; `kind` makes it. `s3_url` and `root` of its store, and `notifications` are other
+        than usual.
+        """
         name = f"{pod.name}-{process}"
         storage = self._storage(pod)
         if root is not None:

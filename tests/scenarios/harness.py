@@ -13,13 +13,14 @@ from __future__ import annotations
 import datetime as dt
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Self
 
 import httpx
 import psycopg
@@ -35,7 +36,7 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import PodName, parse_digest
 from coordinator.errors import BaleenError
 from coordinator.gc import collect, controls
-from coordinator.gc.claims import NO_CLAIMS
+from coordinator.gc.claims import NO_CLAIMS, Claims
 from coordinator.gc.collect import Collector
 from coordinator.gc.restore import Restorer
 from coordinator.jobs import work as jobs
@@ -57,7 +58,7 @@ from coordinator.storage.layout import blob_key
 from coordinator.storage.port import ObjectStore
 from coordinator.table import expiry, statements
 from tests.doctor.examined import examine_whatever_comes
-from tests.doctor.store import BALEEN, CACHE, OTHER_POD, POD, ROOT, THIEF, Store
+from tests.doctor.store import BALEEN, CACHE, OTHER_POD, POD, ROOT, THIEF, Key, Store
 from tests.gc.harness import NO_LIMITS, SIZES, Run
 from tests.registries.harness import HTTP_SECRET, Baleen, Pod, Registry
 from tests.registries.proxy import WebhookProxy
@@ -133,8 +134,12 @@ class Stage(Baleen):
 
     a: Member
     b: Member
+    #: Objects of the root that a key may read and write besides its pod's.
+    more_objects: ClassVar[Mapping[Key, list[str]]] = MappingProxyType({CACHE: ["scheduler-state.json"]})
 
-    def __init__(self, directory: Path, children: Children, store: Store) -> None:
+    def __init__(
+        self, directory: Path, children: Children, store: Store, more: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         settings = {
             "S3_ENDPOINT_URL": store.url,
             "S3_BUCKET": BUCKET,
@@ -147,7 +152,7 @@ class Stage(Baleen):
             "SAFETY_DELETE_BOUND": "1h",
             "GC_EVERY": "365d",
             "MOUNTS": "open",
-        }
+        } | dict(more)
         super().__init__(directory, children, {f"BALEEN_{name}": value for name, value in settings.items()})
         self.objects = store
         self._connection = psycopg.connect(self._database(), autocommit=True, connect_timeout=5)
@@ -156,7 +161,7 @@ class Stage(Baleen):
 
     @classmethod
     @contextmanager
-    def opened(cls, directory: Path) -> Iterator[Stage]:
+    def opened(cls, directory: Path) -> Iterator[Self]:
         with ExitStack() as stack:
             children = stack.enter_context(Children())
             store = Store(directory)
@@ -165,7 +170,7 @@ class Stage(Baleen):
             stage = cls(directory, children, store)
             stack.enter_context(stage.api)
             stack.enter_context(stage._connection)
-            store.restrain({key: [name] for name, key in KEYS.items()}, more={CACHE: ["scheduler-state.json"]})
+            store.restrain({key: [name] for name, key in KEYS.items()}, more=cls.more_objects)
             # One that is done, so that `baleen up` begins none.
             stage.rows(
                 "INSERT INTO jobs (kind, why, state, began_at, finished_at)"
@@ -368,7 +373,7 @@ class Stage(Baleen):
         sizes = PRODUCTION if s3_url is None else Sizes(first_pause_s=0.01)
         with (
             self._connections() as connections,
-            closing(Links(BucketLinks(store))) as links,
+            closing(self._links(store)) as links,
             closing(Reconciler(connections, store, links, **times, sizes=sizes)) as runner,
         ):
             return self._run(reconcile.JOB_KIND, runner, connections, member.pod)
@@ -420,10 +425,16 @@ class Stage(Baleen):
                 Restorer(connections, store, presence, delete_bound=HOUR, give_links_back=write_needed_links_back)
             ) as restorer,
             closing(
-                Collector(connections, store, facts, restorer, claims=NO_CLAIMS, limits=NO_LIMITS, sizes=SIZES)
+                Collector(connections, store, facts, restorer, claims=self._claims(), limits=NO_LIMITS, sizes=SIZES)
             ) as collector,
         ):
             yield collector
+
+    def _links(self, store: ObjectStore) -> Links:
+        return Links(BucketLinks(store))
+
+    def _claims(self) -> Claims:
+        return NO_CLAIMS
 
     def _connections(self) -> closing[Connections]:
         return closing(Connections(self._database(), name="scenarios", prepare=statements.prepare_connection))
