@@ -110,6 +110,10 @@ class Hider:
             for blob, repository in needed
         }
 
+    def find_claimed(self, blobs: Sequence[Digest]) -> Mapping[Digest, PodName]:
+        """Return which of these blobs a registry would confirm without a look at storage, and its pod (rule 18)."""
+        return self._claims.find_claims(blobs)
+
     def hide(self, job: Job, wanted: Sequence[Candidate], evidence: dict[str, Any], *, versioned: bool) -> HideResult:
         """Hide a batch of at most DELETE_LIMIT. `job` is the lease: it must be ours at every step.
 
@@ -117,7 +121,7 @@ class Hider:
         are undone later.
         """
         linked = self.find_linked(wanted)
-        claimed = self._claims.find_claims([each.digest for each in wanted if each.digest not in linked])
+        claimed = self.find_claimed([each.digest for each in wanted if each.digest not in linked])
         kept = {
             digest: f"repository {repository} links it, though its events say otherwise"
             for digest, repository in linked.items()
