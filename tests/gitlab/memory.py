@@ -1,8 +1,8 @@
 """The rows of a GitLab registry's metadata database, in memory: what Baleen asks, and what a registry writes.
 
 For tests that decide what happens when. Questions are those of coordinator/gitlab/database.py, with the same contract
-(test_memory.py). A write is one transaction, and returns whether the database accepts it: a link needs a row in `blobs`,
-a manifest the links of what it lists, and a manifest that an index lists stays.
+(test_memory.py). A write is one transaction, and returns whether the database accepts it: a link needs a row in
+`blobs`, a manifest the links of what it lists, and a manifest that an index lists stays.
 Not here: how a registry behaves (tests/simulation/gitlab.py).
 """
 

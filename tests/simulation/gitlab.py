@@ -14,16 +14,22 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from coordinator.domain.facts import BlobLinked, ManifestPushed, Removed
+from coordinator.domain.mounts import NotMountedError, Reason
 from coordinator.domain.names import Digest, PodName, RepositoryName
 from coordinator.errors import UnavailableError
+from coordinator.mounts.directory import MountPod
+from coordinator.mounts.linker import MountJob
+from coordinator.mounts.sources import Size, Sources
 from coordinator.storage.layout import blob_key
 from tests.gitlab.memory import MemoryGitlabDatabase
 from tests.simulation.registry import (
     ALL_REPOSITORIES,
     GITLAB_REPOSITORIES,
     IMAGES,
+    NAMES,
     NEEDS,
     PULLED,
+    DeadError,
     Process,
     Registry,
     body_of,
@@ -47,12 +53,15 @@ class Rows(MemoryGitlabDatabase):
         super().__init__(scheduler.time, page=PAGE, before=self._be_asked)
         self._scheduler = scheduler
         #: How probably a question finds the database away, and until when it is.
-        self.away = 0.0
+        self.away: float = 0
         self._away_until = 0
 
     def of(self, _: PodName) -> Rows:
         """As coordinator.gitlab.databases.GitlabDatabases: there is one such pod."""
         return self
+
+    def end_failures(self) -> None:
+        self.away = self._away_until = 0
 
     def needed_digests(self) -> set[Digest]:
         """What must be in the bucket for the manifests to be pulled: of theirs the bytes are in the rows."""
@@ -96,9 +105,8 @@ class GitlabRegistry(Registry):
             if self.rows.link(_path(source), digest) is None:
                 return False
             self._report_blob(process, where, name)
-            if not self._write(
-                f"writes the rows of {name} in {where}", lambda: self.rows.add_link(_path(where), digest)
-            ):
+            written = f"writes the rows of {name} in {where}"
+            if not self._write(written, lambda: self.rows.add_link(_path(where), digest)):
                 return False
             self.confirmed(where, [digest])
             return True
@@ -128,9 +136,7 @@ class GitlabRegistry(Registry):
                 return False
             if self._scheduler.roll(self.lossy):
                 self.lost = True
-                self._scheduler.note_current(
-                    f"and fails: the client gets 500, and no event says that {where} has {name}"
-                )
+                self._scheduler.note_current(f"and fails: the client gets 500, without an event of {where}")
                 return False
             self.confirmed(where, blobs)
             self._see(f"is about to tell that {where} has image {name}")
@@ -211,6 +217,55 @@ class GitlabRegistry(Registry):
         if not is_written:
             self._scheduler.note_current("and fails: the database refuses it")
         return is_written
+
+
+class Uploads:
+    """The linker of this kind (mounts/linker.py): what the repository does not serve is uploaded to it."""
+
+    def __init__(self, registry: GitlabRegistry, process: Callable[[], Process]) -> None:
+        self._registry = registry
+        self._process = process
+
+    def link(self, job: MountJob) -> None:
+        where, name = _names(job.repository, job.digest)
+        try:
+            done = self._registry.has(self._process(), where, name)
+            if not done and not self._registry.upload(self._process(), where, name):
+                raise UnavailableError("The registry fails: try again.")
+        except DeadError as error:
+            raise UnavailableError("The registry does not answer: try again.") from error
+
+
+class SimulatedSources(Sources):
+    """Asks the registry of kind `gitlab` what is there, and the bucket of all others."""
+
+    def __init__(self, store: Any, registry: GitlabRegistry, process: Callable[[], Process]) -> None:
+        super().__init__(store)
+        self._registry = registry
+        self._process = process
+
+    def find(self, pod: MountPod, repository: RepositoryName, digest: Digest, authorization: str | None) -> Size:
+        if pod.kind.links_in_store:
+            return super().find(pod, repository, digest, authorization)
+        where, name = _names(repository, digest)
+        self._check(where, name)
+        return lambda: len(body_of(name))
+
+    def verify_source(self, job: MountJob) -> None:
+        self._check(*_names(job.source_repository, job.digest))
+
+    def _check(self, where: str, name: str) -> None:
+        try:
+            is_there = self._registry.has(self._process(), where, name)
+        except DeadError as error:
+            raise UnavailableError("The registry does not answer: try again.") from error
+        if not is_there:
+            raise NotMountedError(Reason.NOT_THERE)
+
+
+def _names(repository: RepositoryName, digest: Digest) -> tuple[str, str]:
+    where = next(where for where, each in GITLAB_REPOSITORIES.items() if each.name == repository)
+    return where, NAMES[digest].rpartition(" ")[2]
 
 
 def _path(where: str) -> RepositoryName:

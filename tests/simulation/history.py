@@ -64,8 +64,8 @@ class Odds(NamedTuple):
     rollback: float = 0
     #: That an operator does what messages say.
     literal: float = 0
-    #: Of a pod of kind `gitlab`: that its database is away, that its registry reviews what nothing refers to, and that a
-    #: client deletes a blob there.
+    #: Of a pod of kind `gitlab`: that its database is away, that it reviews what nothing refers to, and that a client
+    #: deletes a blob there.
     rows_away: float = 0
     reviewed: float = 0
     unlinked_blob: float = 0
@@ -235,9 +235,10 @@ class History:
         world = self.world
         world.store.errors, world.store.slow, world.store.twice = odds.errors, odds.slow, odds.twice
         world.session.away = odds.away
-        world.registry.lossy = odds.lossy
+        for registry in world.registries:
+            registry.lossy = odds.lossy
         if world.gitlab is not None:
-            world.gitlab.lossy, world.gitlab.rows.away = odds.lossy, odds.rows_away
+            world.gitlab.rows.away = odds.rows_away
         if odds.skew:
             for process in world.processes:
                 process.skew = process.skew + self.chance.choice((-1, 0, 1)) * SKEW
@@ -341,9 +342,11 @@ class History:
         assert world.gitlab is not None
         where, registry = self.chance.choice(tuple(GITLAB_REPOSITORIES)), world.gitlab
         process = self._choose_process(where)
-        actor = self._spawn(
-            "uploader", "client", lambda: self._as_client(lambda *_: registry.upload(process, where, "x"), where, "")
-        )
+
+        def work(where: str, name: str) -> None:
+            registry.upload(process, where, name)
+
+        actor = self._spawn("uploader", "client", lambda: self._as_client(work, where, "x"))
         while not actor.done and (whole or actor.writing is None):
             self.scheduler.step(actor)
         actor.asleep = actor.deeply = not actor.done
@@ -387,9 +390,11 @@ class History:
         registry, where = self.world.gitlab, self.chance.choice(tuple(GITLAB_REPOSITORIES))
         assert registry is not None
         process = self._choose_process(where)
-        self._spawn(
-            "client", "client", lambda: self._as_client(lambda *_: registry.delete_blob(process, where, "x"), where, "")
-        )
+
+        def work(where: str, name: str) -> None:
+            registry.delete_blob(process, where, name)
+
+        self._spawn("client", "client", lambda: self._as_client(work, where, "x"))
 
     def _show(self) -> None:
         self._spawn("somebody", "somebody", lambda: self.world.show("x"))
@@ -462,10 +467,10 @@ class History:
 
     def _swap(self) -> None:
         """A delete unlinks; a push links again and is told of; then the delete is told of."""
-        known = (("D", "a/two"), ("A", "a/one"))
-        image, where = self.chance.choice(
-            known if self.world.gitlab is None else (*known, ("D", "g/one"), ("A", "g/one"))
-        )
+        known: tuple[tuple[str, str], ...] = (("D", "a/two"), ("A", "a/one"))
+        if self.world.gitlab is not None:
+            known += (("D", "g/one"), ("A", "g/one"))
+        image, where = self.chance.choice(known)
         self._swap_link(image, where, lambda: None)
 
     def _race(self) -> None:
@@ -796,9 +801,7 @@ class History:
         scheduler.note("", "towards rest")
         literal = bool(self.odds.literal)
         self.odds, self._stuck = Odds(), None
-        world.store.errors = world.store.slow = world.store.twice = world.session.away = world.registry.lossy = 0
-        if world.gitlab is not None:
-            world.gitlab.lossy = world.gitlab.rows.away = 0
+        world.end_failures()
         scheduler.finish_all()
         while world.late:
             world.land_late(world.late[0])

@@ -1,8 +1,8 @@
 """One history's world: a bucket, two or three pods, a log, workers, restorers, jobs, and what must hold of all of it.
 
 Real are the domain, the batch apply, the looks that resolve doubts, reconciles, watermarks, garbage collection and the
-SQL of all of these. Played are registries (registry.py, gitlab.py), the log, the store (store.py), the sending of probes, and the
-clock.
+SQL of all of these. Played are registries (registry.py, gitlab.py), the log, the store (store.py), the sending of
+probes, and the clock.
 
 Invariants, after every step:
 - the bytes of what a repository links, and of what that lists, are served or can be brought back: a version that no
@@ -48,7 +48,7 @@ from coordinator.jobs.work import Runner, Work, run_job
 from coordinator.kafka.topics import EVENTS
 from coordinator.leftovers.links import write_needed_links_back
 from coordinator.mounts.directory import MountPod, MountPods
-from coordinator.mounts.linker import LinkWriter
+from coordinator.mounts.linker import BlobLinker, LinkWriter
 from coordinator.mounts.mounter import Mounter
 from coordinator.mounts.sources import Sources
 from coordinator.reconcile import reconcile
@@ -74,7 +74,7 @@ from coordinator.table.batch import Item, OutOfStepError, Slice
 from coordinator.table.echoes import KnownProcesses
 from coordinator.table.epochs import advancing
 from tests.simulation.database import Asking, Connections, Engine, Session
-from tests.simulation.gitlab import GitlabRegistry, Rows
+from tests.simulation.gitlab import GitlabRegistry, Rows, SimulatedSources, Uploads
 from tests.simulation.registry import (
     ALL_REPOSITORIES,
     GITLAB_REPOSITORIES,
@@ -218,20 +218,25 @@ class World:
         pods = [
             MountPod(number, PodName(name), kind_of(name), (), (f"pod-{name}",)) for name, number in cast.pods.items()
         ]
-        self.mounter = Mounter(
-            connections,
-            MountPods(lambda: pods),
-            Sources(store),
-            {PodKind.LINK: LinkWriter(store)},
-            lambda _: None,
-            margin=MARGIN,
-            relay_limit=0,
-            now=scheduler.time,
-        )
-        self.links, self.claims = Links(BucketLinks(store)), NO_CLAIMS
+        self.links = Links(BucketLinks(store))
+        self.claims: Claims = NO_CLAIMS
+        sources = Sources(store)
+        linkers: dict[PodKind, BlobLinker] = {PodKind.LINK: LinkWriter(store)}
         if self.gitlab is not None:
             databases: Any = self.gitlab.rows
             self.links, self.claims = make_links(store, databases), make_claims(connections, databases)
+            sources = SimulatedSources(store, self.gitlab, lambda: self.processes[-1])
+            linkers[PodKind.GITLAB] = Uploads(self.gitlab, lambda: self.processes[-1])
+        self.mounter = Mounter(
+            connections,
+            MountPods(lambda: pods),
+            sources,
+            linkers,
+            lambda _: None,
+            margin=MARGIN,
+            relay_limit=0 if self.gitlab is None else 1000,
+            now=scheduler.time,
+        )
         positions = [len(records) for records in self.log]
         self.workers = [
             Worker(name, Resolver(self.connections, self.links), self._restorer(), positions)
@@ -264,9 +269,21 @@ class World:
         return self.registry if self.gitlab is None or where not in GITLAB_REPOSITORIES else self.gitlab
 
     @property
+    def registries(self) -> list[Registry]:
+        return [self.registry] if self.gitlab is None else [self.registry, self.gitlab]
+
+    @property
     def links_without_events(self) -> bool:
         """Whether a registry has rows or a link, or has them no more, and no event says so."""
-        return self.registry.lost or (self.gitlab is not None and self.gitlab.lost)
+        return any(each.lost for each in self.registries)
+
+    def end_failures(self) -> None:
+        """From now on all services answer."""
+        self.store.errors = self.store.slow = self.store.twice = self.session.away = 0
+        for each in self.registries:
+            each.lossy = 0
+        if self.gitlab is not None:
+            self.gitlab.rows.end_failures()
 
     # Baleen's processes
 
