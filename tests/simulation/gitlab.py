@@ -148,8 +148,11 @@ class GitlabRegistry(Registry):
         with self._request(process):
             digest, path = digest_of(name), _path(where)
             self._see(f"is asked to delete image {name} from {where}")
+            if self.rows.manifest(path, digest) is None:
+                return False
+            self._see(f"removes the rows of image {name} in {where}")
             if not self.rows.remove_manifest(path, digest):
-                self._scheduler.note_current("answers that it is not there, or that an index lists it")
+                self._scheduler.note_current("answers that it has gone, or that an index lists it")
                 return False
             self._see(f"is about to tell that {where} has image {name} no more")
             self._send(process, where, Removed(path, digest, self._now(process)))

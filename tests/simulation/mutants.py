@@ -149,7 +149,7 @@ R_OF_LISTINGS = Rule(policy, "reconciled_until", _without_bound)
 TARGETS = Rule(purge, "targets_of", _all_versions)
 LINKED = Rule(hide, "Hider.find_linked", always({}))
 #: Removals are believed without a look: each pod's links are elsewhere.
-CONFIRM_REMOVALS = Rule(statements, "read_unshared_pods", lambda _: lambda connection, pods: set(pods))
+CONFIRM_REMOVALS = Rule(statements, "read_pods_by_report", lambda _: lambda connection, pods: set(pods))
 DEAD = Rule(watermarks, "counting_processes", _living)
 COVERED = Rule(watermarks, "is_retirable", lambda _: lambda dead_since, began, bound: dead_since is not None)
 HARMLESS = Rule(gc, "Hide.is_harmless", always(value=True))
