@@ -163,7 +163,7 @@ class Purger:
         return Concealment.SHOWN
 
     def find_claimed(self, blobs: Sequence[Digest]) -> Mapping[Digest, PodName]:
-        """Return which of these blobs a registry would confirm without a look at storage, and its pod (rule 18)."""
+        """Return which of these blobs the database of a registry lists, and its pod (rule 18)."""
         return self._claims.find_claims(blobs)
 
     def _check_concealed_or_unknown(self, hide: Hide) -> Concealment:

@@ -188,9 +188,9 @@ class FactRun:
         )
 
     def _repositories_by_report(self) -> AbstractSet[RepositoryName]:
-        """Return the repositories whose removals are applied without a look at their links.
+        """Return the repositories whose removals are applied as their events report them.
 
-        Baleen cannot read these, and no rename gave them anything that may be newer than the removal.
+        Baleen cannot read their links, and no rename gave them anything that may be newer than the removal.
         """
         removals = [fact for fact in self._facts if isinstance(fact, Removed)]
         removed = {fact.repository for fact in removals}
