@@ -379,13 +379,13 @@ class World:
         )
         self._run_job(reconcile.JOB_KIND, runner)
 
-    def is_under_way(self, pod: str) -> bool:
-        """Whether a reconcile of the pod was begun, and has not ended."""
+    def count_under_way(self, pod: str) -> int:
+        """Return how many reconciles of the pod were asked for or begun, and have not ended."""
         found = self.session.execute(
             "SELECT FROM jobs WHERE kind = %s AND pod_id = %s AND state IN ('waiting', 'running')",
             (reconcile.JOB_KIND, self.pods.get(pod)),
         )
-        return found.fetchone() is not None
+        return found.rowcount
 
     def has_failed(self, pod: str) -> bool:
         """Whether the last reconcile of the pod is one that has to be tried again."""
@@ -756,10 +756,10 @@ class World:
                 continue
             hidden = self.session.now(
                 """
-                SELECT j.began_at FROM hides h JOIN blobs b ON b.id = h.blob_id JOIN jobs j ON j.id = h.run_id
-                WHERE b.digest = %s
+                SELECT (SELECT max(began_at) FROM jobs WHERE kind = %s AND began_at <= h.intended_at)
+                FROM hides h JOIN blobs b ON b.id = h.blob_id WHERE b.digest = %s
                 """,
-                (bytes(digest),),
+                (collect.JOB_KIND, bytes(digest)),
             )
             if hidden and self.gitlab.rows.blobs[digest].created_at < hidden[0][0]:
                 raise Violation(f"{where} confirms {NAMES[digest]} by a row, and it was hidden in spite of that row")
