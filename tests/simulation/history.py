@@ -851,7 +851,7 @@ class History:
         self._repair()
         self._probe_alone()
         self._run_alone("scheduler", lambda: jobs.request_needed_reconciles(connection, timedelta(days=1), BOUND))
-        for pod in self._list_under_way():
+        for pod in [pod for pod in world.pods if world.is_under_way(pod)]:
             self._reconcile_alone(pod)
         world.pass_time(ALL_REQUESTS_ENDED)
         self._probe_alone()
@@ -862,16 +862,15 @@ class History:
         self._probe_alone()
         world.pass_time(ALL_REQUESTS_ENDED)
         # One that was begun before does not know of later links: it is ended first.
-        for pod in self._list_under_way() + list(world.pods):
+        for pod in [pod for pod in world.pods if world.is_under_way(pod)] + list(world.pods):
+            self._reconcile_alone(pod)
+        # Each takes the oldest, which may be of another pod.
+        for pod in [pod for pod in world.pods if world.is_under_way(pod)]:
             self._reconcile_alone(pod)
         # What was hidden when a reconcile found it can be read once it is served again.
         for pod in [pod for pod in world.pods if world.has_failed(pod)]:
             self._restore_alone()
             self._reconcile_alone(pod)
-
-    def _list_under_way(self) -> list[str]:
-        """Return the pod of each reconcile that has not ended."""
-        return [pod for pod in self.world.pods for _ in range(self.world.count_under_way(pod))]
 
     def _probe_alone(self) -> None:
         """Probe all processes, and apply what they report."""

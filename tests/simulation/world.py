@@ -379,13 +379,13 @@ class World:
         )
         self._run_job(reconcile.JOB_KIND, runner)
 
-    def count_under_way(self, pod: str) -> int:
-        """Return how many reconciles of the pod were asked for or begun, and have not ended."""
-        found = self.session.execute(
+    def is_under_way(self, pod: str) -> bool:
+        """Whether a reconcile of the pod was begun, and has not ended."""
+        found = self.session.now(
             "SELECT FROM jobs WHERE kind = %s AND pod_id = %s AND state IN ('waiting', 'running')",
             (reconcile.JOB_KIND, self.pods.get(pod)),
         )
-        return found.rowcount
+        return bool(found)
 
     def has_failed(self, pod: str) -> bool:
         """Whether the last reconcile of the pod is one that has to be tried again."""
