@@ -148,17 +148,18 @@ class MemoryGitlabDatabase:
             self.repositories[path] = Repository(path, 1, self._number())
         return self.repositories[path]
 
-    def add_blob(self, digest: Digest) -> None:
+    def add_blob(self, digest: Digest, at: datetime | None = None) -> None:
         self.changes += 1
-        self.blobs.setdefault(digest, Blob(self._now(), self._now()))
+        at = at or self._now()
+        self.blobs.setdefault(digest, Blob(at, at))
 
-    def add_link(self, path: RepositoryName, digest: Digest) -> bool:
+    def add_link(self, path: RepositoryName, digest: Digest, at: datetime | None = None) -> bool:
         if digest not in self.blobs:
             return False
         self.changes += 1
         key = self.add_repository(path).id, digest
         if key not in self.links:
-            self.links[key] = Row(self._number(), digest, self._now(), 0)
+            self.links[key] = Row(self._number(), digest, at or self._now(), 0)
         return True
 
     def add_manifest(

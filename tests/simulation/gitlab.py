@@ -11,6 +11,7 @@ Not here: the rows (tests/gitlab/memory.py), what Baleen may lose (world.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from datetime import timedelta
 from typing import Any
 
 from coordinator.domain.facts import BlobLinked, ManifestPushed, Removed
@@ -170,6 +171,12 @@ class GitlabRegistry(Registry):
 
     def holds(self, where: str, name: str) -> bool:
         return self.rows.manifest(_path(where), digest_of(name)) is not None
+
+    def begin_with_blob(self, where: str, name: str, ago: timedelta) -> None:
+        """Some time ago a client uploaded a blob, and no manifest lists it."""
+        at = self._scheduler.time() - ago
+        self.rows.add_blob(digest_of(name), at)
+        self.rows.add_link(_path(where), digest_of(name), at)
 
     # What happens by itself
 

@@ -69,6 +69,8 @@ class Odds(NamedTuple):
     rows_away: float = 0
     reviewed: float = 0
     unlinked_blob: float = 0
+    #: That it has a row of a blob that nothing refers to. If the blob is hidden already, the row came after that.
+    unlisted: float = 0
     #: Of what happens besides the plot.
     noise: float = 1.0
 
@@ -117,6 +119,7 @@ def draw_gitlab_odds(chance: random.Random) -> dict[str, float]:
         "rows_away": some(0.2, 0.05),
         "reviewed": some(0.4, 0.1),
         "unlinked_blob": some(0.2, 0.05),
+        "unlisted": some(0.5, 1.0),
     }
 
 
@@ -199,6 +202,8 @@ GITLAB_PLOTS: dict[str, tuple[str, ...]] = {
         "confirm forget report review report collect",
     ),
 }
+#: How old the row of a blob is that nothing refers to, by where a history begins.
+SINCE_ROW = {"unreferenced": timedelta(seconds=1000), "hidden": timedelta(0), "due": timedelta(seconds=200)}
 GITLAB_ACTS = ("stored", "upload", "confirm", "review", "expire")
 
 #: Where it matters who sleeps.
@@ -239,6 +244,8 @@ class History:
             registry.lossy = odds.lossy
         if world.gitlab is not None:
             world.gitlab.rows.away = odds.rows_away
+            if odds.unlisted:
+                world.gitlab.begin_with_blob("g/one", "x", SINCE_ROW[base.name])
         if odds.skew:
             for process in world.processes:
                 process.skew = process.skew + self.chance.choice((-1, 0, 1)) * SKEW
