@@ -10,19 +10,21 @@ Not here: the rows (tests/gitlab/memory.py), what Baleen may lose (world.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 from coordinator.domain.facts import BlobLinked, ManifestPushed, Removed
 from coordinator.domain.mounts import NotMountedError, Reason
 from coordinator.domain.names import Digest, PodName, RepositoryName
+from coordinator.domain.pods import PodKind
 from coordinator.errors import UnavailableError
 from coordinator.mounts.directory import MountPod
 from coordinator.mounts.linker import MountJob
 from coordinator.mounts.sources import Size, Sources
 from coordinator.storage.layout import blob_key
 from tests.gitlab.memory import MemoryGitlabDatabase
+from tests.simulation.database import Connections
 from tests.simulation.registry import (
     ALL_REPOSITORIES,
     GITLAB_REPOSITORIES,
@@ -57,10 +59,6 @@ class Rows(MemoryGitlabDatabase):
         self.away: float = 0
         self._away_until = 0
 
-    def of(self, _: PodName) -> Rows:
-        """As coordinator.gitlab.databases.GitlabDatabases: there is one such pod."""
-        return self
-
     def end_failures(self) -> None:
         self.away = self._away_until = 0
 
@@ -78,6 +76,21 @@ class Rows(MemoryGitlabDatabase):
         if scheduler.now < self._away_until:
             scheduler.note_current("and the registry's database is away")
             raise UnavailableError("The registry's database does not answer: try again.")
+
+
+class RowClaims:
+    """The claims of the registered pods of this kind (coordinator/gc/claims.py): there is one at most."""
+
+    def __init__(self, connections: Connections, rows: Rows) -> None:
+        self._connections = connections
+        self._rows = rows
+
+    def find_claims(self, blobs: Sequence[Digest]) -> Mapping[Digest, PodName]:
+        if not blobs:
+            return {}
+        with self._connections.use() as connection:
+            found = connection.execute("SELECT name FROM pods WHERE kind = %s", (str(PodKind.GITLAB),)).fetchall()
+        return {digest: PodName(name) for (name,) in found for digest in self._rows.find_known(blobs)}
 
 
 class GitlabRegistry(Registry):

@@ -27,7 +27,6 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
 from coordinator.audit.check import check_counts
-from coordinator.compose.links import make_claims, make_links
 from coordinator.doctor import table as findings
 from coordinator.domain.facts import Removed
 from coordinator.domain.findings import Check
@@ -43,6 +42,7 @@ from coordinator.gc import table as gc
 from coordinator.gc.claims import NO_CLAIMS, Claims
 from coordinator.gc.conditions import read_facts
 from coordinator.gc.restore import Restorer
+from coordinator.gitlab.links import GitlabLinks
 from coordinator.jobs import table as jobs
 from coordinator.jobs.work import Runner, Work, run_job
 from coordinator.kafka.topics import EVENTS
@@ -74,7 +74,7 @@ from coordinator.table.batch import Item, OutOfStepError, Slice
 from coordinator.table.echoes import KnownProcesses
 from coordinator.table.epochs import advancing
 from tests.simulation.database import Asking, Connections, Engine, Session
-from tests.simulation.gitlab import GitlabRegistry, Rows, SimulatedSources, Uploads
+from tests.simulation.gitlab import GitlabRegistry, RowClaims, Rows, SimulatedSources, Uploads
 from tests.simulation.registry import (
     ALL_REPOSITORIES,
     GITLAB_REPOSITORIES,
@@ -223,8 +223,9 @@ class World:
         sources = Sources(store)
         linkers: dict[PodKind, BlobLinker] = {PodKind.LINK: LinkWriter(store)}
         if self.gitlab is not None:
-            databases: Any = self.gitlab.rows
-            self.links, self.claims = make_links(store, databases), make_claims(connections, databases)
+            database: Any = self.gitlab.rows
+            self.links = Links(BucketLinks(store), {PodKind.GITLAB: lambda _: GitlabLinks(database)})
+            self.claims = RowClaims(self.connections, self.gitlab.rows)
             sources = SimulatedSources(store, self.gitlab, lambda: self.processes[-1])
             linkers[PodKind.GITLAB] = Uploads(self.gitlab, lambda: self.processes[-1])
         self.mounter = Mounter(
