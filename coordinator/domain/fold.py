@@ -8,7 +8,7 @@ Rules (DESIGN, "The table: facts, not counters"):
 - A removal is *doubtful*: the holding or link stays until the pod's own links in storage confirm the removal. Events
   report deletes of things that are still there (a delete that storage refused, a blob's delete that looks like a
   manifest's), and reading a link is cheap.
-- If the pod's links are not in shared storage, nothing can confirm it. Then the removal is applied if it is newer than
+- If the pod's links cannot be read, nothing can confirm it. Then the removal is applied if it is newer than
   the addition by more than the clock-skew margin.
 - A removal that is older than the addition by more than the margin was overtaken, and is dropped.
 - An applied removal is remembered, so that an older addition that arrives later becomes doubtful and is not silently
@@ -87,7 +87,7 @@ class Fold:
     __slots__ = ("_before", "_by_report", "_margin", "holdings", "links", "overtaken", "removals")
 
     def __init__(self, before: Before, margin: timedelta, by_report: Container[RepositoryName] = ()) -> None:
-        """`by_report`: repositories whose links are not in shared storage, so that their events must be trusted."""
+        """`by_report`: repositories whose links cannot be read, so that their events must be trusted."""
         self._before = before
         self._margin = margin
         self._by_report = by_report

@@ -120,10 +120,14 @@ class Hider:
             for blob, repository in needed
         }
 
+    def find_claimed(self, blobs: Sequence[Digest]) -> Mapping[Digest, PodName]:
+        """Return which of these blobs the database of a registry lists, and its pod (rule 18)."""
+        return self._claims.find_claims(blobs)
+
     def keep(self, job: Job, wanted: Sequence[Candidate]) -> KeptBlobs:
         """Look up which of these must not be hidden, and write it; raises UnavailableError."""
         linked = self.find_linked(wanted)
-        claimed = self._claims.find_claims([each.digest for each in wanted if each.digest not in linked])
+        claimed = self.find_claimed([each.digest for each in wanted if each.digest not in linked])
         kept = {
             digest: Kept(Why.LINKED, f"repository {repository} links it, though its events say otherwise")
             for digest, repository in linked.items()

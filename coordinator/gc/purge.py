@@ -42,7 +42,7 @@ import structlog
 
 from coordinator.db.connection import Connections
 from coordinator.domain.lifecycle import BlobState
-from coordinator.domain.names import format_digest
+from coordinator.domain.names import Digest, PodName, format_digest
 from coordinator.errors import UnavailableError
 from coordinator.gc import table as gc
 from coordinator.gc.claims import Claims
@@ -162,6 +162,10 @@ class Purger:
             return Concealment.ANEW
         return Concealment.SHOWN
 
+    def find_claimed(self, blobs: Sequence[Digest]) -> Mapping[Digest, PodName]:
+        """Return which of these blobs the database of a registry lists, and its pod (rule 18)."""
+        return self._claims.find_claims(blobs)
+
     def _check_concealed_or_unknown(self, hide: Hide) -> Concealment:
         """As `check_concealed`, but return UNKNOWN if the store refuses this one and answers.
 
@@ -175,7 +179,7 @@ class Purger:
 
     def find_unconcealed(self, job: Job, hides: Sequence[Hide]) -> dict[Hide, Concealment]:
         """Check hides just before their deletes; return those that must not be deleted, voided if necessary."""
-        claimed = self._claims.find_claims([hide.digest for hide in hides])
+        claimed = self.find_claimed([hide.digest for hide in hides])
         found: dict[Hide, Concealment] = {
             hide: Concealment.CLAIMED if check is Concealment.CONCEALED else check
             for hide, check in zip(hides, self._pool.map(self._check_concealed_or_unknown, hides), strict=True)

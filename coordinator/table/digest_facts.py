@@ -188,13 +188,13 @@ class FactRun:
         )
 
     def _repositories_by_report(self) -> AbstractSet[RepositoryName]:
-        """Return the repositories whose removals are applied without a check of storage.
+        """Return the repositories whose removals are applied as their events report them.
 
-        Their links are not in shared storage, and no rename gave them anything that may be newer than the removal.
+        Baleen cannot read their links, and no rename gave them anything that may be newer than the removal.
         """
         removals = [fact for fact in self._facts if isinstance(fact, Removed)]
         removed = {fact.repository for fact in removals}
-        elsewhere = statements.read_unshared_pods(self._connection, {self._owners[name] for name in removed})
+        elsewhere = statements.read_pods_by_report(self._connection, {self._owners[name] for name in removed})
         by_report = {name for name in removed if self._owners[name] in elsewhere}
         return by_report - renames.read_renamed_over(
             self._connection, [fact for fact in removals if fact.repository in by_report], self._margin

@@ -21,7 +21,7 @@ def remove_repository(
     connection: Connection[Any], fact: RepositoryRemoved, pod_id: int, margin: timedelta
 ) -> ApplyResult:
     """Remove everything in the repository by the rule of single removals: each may be doubtful or overtaken."""
-    if not statements.read_unshared_pods(connection, {pod_id}):
+    if not statements.read_pods_by_report(connection, {pod_id}):
         values = {"name": fact.repository, "at": clamp_time(fact.at), "margin": margin}
         connection.execute(_MARK_REPORTED, values)
         doubtful = connection.execute(_MAKE_DOUBTFUL, values)
@@ -59,7 +59,7 @@ SELECT b.id, b.digest FROM (
 ) held (id) JOIN blobs b ON b.id = held.id ORDER BY b.id
 """
 
-#: For pods whose links are in shared storage, which must confirm each removal.
+#: For pods whose links can be read: these must confirm each removal.
 _MAKE_DOUBTFUL = """
 INSERT INTO removals (repository_id, digest, removed_at, doubtful_since)
 SELECT held.repository_id, b.digest, %(at)s::timestamptz, now() FROM (

@@ -133,11 +133,11 @@ def ensure_repositories(connection: Connection[Any], owners: Mapping[RepositoryN
     return found
 
 
-def read_unshared_pods(connection: Connection[Any], pods: Collection[int]) -> set[int]:
-    """Return those of these pods whose links are not in shared storage."""
+def read_pods_by_report(connection: Connection[Any], pods: Collection[int]) -> set[int]:
+    """Return those of these pods of which only events show what they hold."""
     if not pods:
         return set()
-    statement = "SELECT id FROM pods WHERE id = ANY(%s::int[]) AND NOT links_in_store"
+    statement = "SELECT id FROM pods WHERE id = ANY(%s::int[]) AND NOT is_reconcilable"
     return {row[0] for row in _execute(connection, statement, (integer_array(pods),))}
 
 

@@ -18,6 +18,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the first; the others follow (1)")
     parser.add_argument("--processes", type=int, default=2, help="that run them (2)")
     parser.add_argument("--show", type=int, default=3, help="how many violations are printed whole (3)")
+    parser.add_argument("--mixed", action="store_true", help="with a pod of kind gitlab beside those of kind link")
     asked = parser.parse_args()
     processes = max(1, min(asked.processes, asked.histories))
     began = time.monotonic()
@@ -32,6 +33,7 @@ def main() -> int:
             histories=asked.histories,
             seed=asked.seed,
             processes=processes,
+            mixed=asked.mixed,
             progress=progress,
         )
     print(file=sys.stderr)

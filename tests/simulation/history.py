@@ -13,16 +13,18 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from itertools import product
 from typing import Any, NamedTuple
 
 from coordinator.jobs import table as jobs
-from coordinator.storage.layout import blob_key, revision_link_key
+from coordinator.storage.layout import blob_key
 from tests.simulation.database import Server, Session
+from tests.simulation.gitlab import REVIEWED_AFTER
 from tests.simulation.operators import Operator
-from tests.simulation.registry import IMAGES, REPOSITORIES, UNREGISTERED, DeadError, Process, digest_of
-from tests.simulation.scheduler import Actor, Scheduler, Violation
+from tests.simulation.registry import GITLAB_REPOSITORIES, IMAGES, UNREGISTERED, DeadError, Process, digest_of
+from tests.simulation.scheduler import SECOND, Actor, Scheduler, Violation
 from tests.simulation.store import Bucket
-from tests.simulation.world import BOUND, PODS, Saved, Worker, World, populate
+from tests.simulation.world import BOUND, Saved, Worker, World, populate
 
 STEPS_LIMIT = 1500
 #: So often the operator reads what blocks GC, and does something about it.
@@ -62,6 +64,13 @@ class Odds(NamedTuple):
     rollback: float = 0
     #: That an operator does what messages say.
     literal: float = 0
+    #: Of a pod of kind `gitlab`: that its database is away, that it reviews what nothing refers to, and that a client
+    #: deletes a blob there.
+    rows_away: float = 0
+    reviewed: float = 0
+    unlinked_blob: float = 0
+    #: That it has a row of a blob that nothing refers to. If the blob is hidden already, the row came after that.
+    unlisted: float = 0
     #: Of what happens besides the plot.
     noise: float = 1.0
 
@@ -104,6 +113,16 @@ def draw_more_odds(chance: random.Random) -> dict[str, float]:
     }
 
 
+def draw_gitlab_odds(chance: random.Random) -> dict[str, float]:
+    some = _make_draw(chance)
+    return {
+        "rows_away": some(0.2, 0.05),
+        "reviewed": some(0.4, 0.1),
+        "unlinked_blob": some(0.2, 0.05),
+        "unlisted": some(0.5, 1.0),
+    }
+
+
 #: Which acts follow each other, by where a history begins. An act may be left out, or another may come in between.
 #:
 #:     collect   a collection               report  time passes; probes and reconciles of all
@@ -119,6 +138,12 @@ def draw_more_odds(chance: random.Random) -> dict[str, float]:
 #:     behind    a collection goes on after a standby got its last commits
 #:     replica   a replica gets all of the bucket    rollback it takes the bucket's place
 #:     obey      an operator does what messages say  undelete an operator asks a hidden blob back
+#:
+#: With a pod of kind `gitlab`:
+#:
+#:     stored    a client uploads a blob there        upload   the same, and stops before its row is written
+#:     confirm   while a collection runs, a client relies on its rows
+#:     expire    links without a manifest expire      review   long after, rows go that nothing refers to
 PLOTS: dict[str, tuple[str, ...]] = {
     "unreferenced": (
         "straggle collect report collect",
@@ -154,6 +179,32 @@ PLOTS: dict[str, tuple[str, ...]] = {
     ),
 }
 OTHER_ACTS = ("collect", "now", "straggle", "wake", "restore", "push", "die", "forget")
+GITLAB_PLOTS: dict[str, tuple[str, ...]] = {
+    "unreferenced": (
+        "upload expire now collect wake report confirm",
+        "upload expire now collect wake half half confirm restore",
+        "upload collect wake report confirm",
+        "stored expire report collect confirm collect report collect",
+        "stored expire report review report collect report collect",
+        "stored expire report review report collect upload report confirm",
+        "confirm forget expire report collect review report collect report collect",
+    ),
+    "hidden": (
+        "upload report collect wake confirm",
+        "stored expire report confirm",
+        "report upload confirm wake",
+        "push restore forget report review report collect report collect",
+    ),
+    "due": (
+        "upload confirm wake",
+        "stored confirm collect",
+        "stored expire confirm",
+        "confirm forget report review report collect",
+    ),
+}
+#: How old the row of a blob is that nothing refers to, by where a history begins.
+SINCE_ROW = {"unreferenced": timedelta(seconds=1000), "hidden": timedelta(0), "due": timedelta(seconds=200)}
+GITLAB_ACTS = ("stored", "upload", "confirm", "review", "expire")
 
 #: Where it matters who sleeps.
 DELICATE = ("sends", "signs", "links", "removes", "copies", "puts", "hears", "looks at the versions", "is about")
@@ -166,6 +217,8 @@ class Base(NamedTuple):
     session: Session
     bucket: Bucket
     saved: Saved
+    #: There is a pod of kind `gitlab`.
+    mixed: bool = False
 
 
 class History:
@@ -175,13 +228,24 @@ class History:
         self.chance = scheduler.chance
         self.base = base
         self._plots = plots or PLOTS[base.name]
+        self._other_acts = OTHER_ACTS
         beside = draw_more_odds(random.Random(f"beside {seed}"))
+        if base.mixed:
+            beside |= draw_gitlab_odds(random.Random(f"gitlab {seed}"))
+            self._other_acts += GITLAB_ACTS
+            if not plots and self.chance.random() < 0.6:
+                self._plots = GITLAB_PLOTS[base.name]
         self.odds = odds = draw_odds(self.chance)._replace(**beside | odds_set)
-        self.world = World(base.session, base.bucket, scheduler, base.saved)
+        self.world = World(base.session, base.bucket, scheduler, base.saved, mixed=base.mixed)
         world = self.world
         world.store.errors, world.store.slow, world.store.twice = odds.errors, odds.slow, odds.twice
         world.session.away = odds.away
-        world.registry.lossy = odds.lossy
+        for registry in world.registries:
+            registry.lossy = odds.lossy
+        if world.gitlab is not None:
+            world.gitlab.rows.away = odds.rows_away
+            if odds.unlisted:
+                world.gitlab.begin_with_blob("g/one", "x", SINCE_ROW[base.name])
         if odds.skew:
             for process in world.processes:
                 process.skew = process.skew + self.chance.choice((-1, 0, 1)) * SKEW
@@ -206,7 +270,7 @@ class History:
             if chance.random() < 0.05 * noise:
                 continue
             if chance.random() < 0.05 * noise:
-                self._act(chance.choice(OTHER_ACTS))
+                self._act(chance.choice(self._other_acts))
             self._act(act)
             if self.steps > STEPS_LIMIT:
                 break
@@ -243,6 +307,11 @@ class History:
             "rollback": self._roll_back,
             "obey": self._obey_messages,
             "undelete": lambda: self._spawn("operator", "operator", lambda: world.undelete(digest_of("x"))),
+            "stored": lambda: self._upload(whole=True),
+            "upload": lambda: self._upload(whole=False),
+            "confirm": self._confirm,
+            "expire": self._expire,
+            "review": self._review,
         }
         acts[what]()
         noise = self.odds.noise
@@ -259,8 +328,7 @@ class History:
         if what in {"report", "half", "now", "probe"} or chance.random() < self.odds.flush:
             self._flush()
         if what == "forget" and chance.random() < 0.8:
-            world.pass_time(JOB_IS_SILENT + 10)
-            self._run_alone("sweeper", world.sweep)
+            self._expire()
 
     def _act_beside(self) -> None:
         scheduler = self.scheduler
@@ -274,6 +342,67 @@ class History:
             self.world.pass_time(self.chance.choice(SOME_TIMES))
         self._spawn("collection", "job", self.world.collect)
 
+    # Of a pod of kind `gitlab`
+
+    def _upload(self, *, whole: bool) -> None:
+        world = self.world
+        assert world.gitlab is not None
+        where, registry = self.chance.choice(tuple(GITLAB_REPOSITORIES)), world.gitlab
+        process = self._choose_process(where)
+
+        def work(where: str, name: str) -> None:
+            registry.upload(process, where, name)
+
+        actor = self._spawn("uploader", "client", lambda: self._as_client(work, where, "x"))
+        while not actor.done and (whole or actor.writing is None):
+            self.scheduler.step(actor)
+        actor.asleep = actor.deeply = not actor.done
+
+    def _confirm(self) -> None:
+        """A client relies on rows alone, as long as there are any: it has blobs mounted, and pushes a manifest."""
+        registry = self.world.gitlab
+        assert registry is not None
+
+        def rely(where: str, image: str) -> None:
+            process = self._choose_process(where)
+            for other in GITLAB_REPOSITORIES:
+                if other != where and self.chance.random() < 0.7:
+                    registry.mount(process, where, "x", other)
+            registry.put_manifest(process, where, image)
+
+        for where in GITLAB_REPOSITORIES:
+            self._spawn("client", "client", lambda where=where: self._as_client(rely, where, "A"))
+        self._spawn("collection", "job", self.world.collect)
+
+    def _expire(self) -> None:
+        self.world.pass_time(JOB_IS_SILENT + 10)
+        self._run_alone("sweeper", self.world.sweep)
+
+    def _review(self) -> None:
+        """The registry removes rows that nothing refers to, as of then; perhaps a manifest without a tag before."""
+        assert self.world.gitlab is not None
+        self.world.pass_time(REVIEWED_AFTER / SECOND)
+        if self.chance.random() < 0.5:
+            self.world.gitlab.review_manifests(self.chance.choice)
+            self.world.pass_time(REVIEWED_AFTER / SECOND)
+        self.world.gitlab.review_blobs()
+
+    def _review_some(self) -> None:
+        registry = self.world.gitlab
+        assert registry is not None
+        registry.review_blobs()
+        registry.review_manifests(self.chance.choice)
+
+    def _unlink_blob(self) -> None:
+        registry, where = self.world.gitlab, self.chance.choice(tuple(GITLAB_REPOSITORIES))
+        assert registry is not None
+        process = self._choose_process(where)
+
+        def work(where: str, name: str) -> None:
+            registry.delete_blob(process, where, name)
+
+        self._spawn("client", "client", lambda: self._as_client(work, where, "x"))
+
     def _show(self) -> None:
         self._spawn("somebody", "somebody", lambda: self.world.show("x"))
 
@@ -281,11 +410,11 @@ class History:
         self._spawn("somebody", "somebody", self.world.remove_link)
 
     def _index(self) -> None:
-        where = self.chance.choice(tuple(REPOSITORIES))
+        where = self.chance.choice(tuple(self.world.cast.repositories))
         self._spawn("client", "client", lambda: self._as_client(self._push_index, where, "I"))
 
     def _accept(self) -> None:
-        for pod in PODS:
+        for pod in self.world.cast.pods:
             self._spawn("operator", "operator", lambda pod=pod: self.world.accept_vanished(pod))
 
     def _restore(self, workers: Sequence[Worker]) -> None:
@@ -308,6 +437,8 @@ class History:
         where = self._choose_repository()
         # What is hidden is brought anew, which takes longer.
         served = self.world.bucket.has(blob_key(digest_of("x")))
+        # What a registry of kind `gitlab` has no rows of is brought, too.
+        served = served and (self.world.gitlab is None or self.world.gitlab.may_take(where, "x"))
         work = self._put if served and chance.random() < 0.7 else self._push
         steps = chance.choice((2, 2, 2, 3, 4, 8)) if work == self._put else chance.randrange(3, 12)
         actor = self._spawn("straggler", "client", lambda: self._as_client(work, where, "A"))
@@ -321,14 +452,14 @@ class History:
         """A repository; rather one of which somebody waits for events, or whose events nobody gets."""
         if self.scheduler.roll(self.odds.stranger):
             return self.chance.choice(tuple(UNREGISTERED))
-        stuck, chance = self._stuck, self.chance
+        stuck, chance, cast = self._stuck, self.chance, self.world.cast
         waited = [
             where
-            for where, repository in REPOSITORIES.items()
+            for where, repository in cast.repositories.items()
             if stuck is not None
-            and (repository.partition == stuck if isinstance(stuck, int) else PODS[repository.pod] == stuck.pod)
+            and (repository.partition == stuck if isinstance(stuck, int) else cast.pods[repository.pod] == stuck.pod)
         ]
-        return chance.choice(waited if waited and chance.random() < 0.7 else tuple(REPOSITORIES))
+        return chance.choice(waited if waited and chance.random() < 0.7 else tuple(cast.repositories))
 
     def _die(self) -> None:
         """A process dies: one that serves a request, or has something to tell."""
@@ -343,7 +474,10 @@ class History:
 
     def _swap(self) -> None:
         """A delete unlinks; a push links again and is told of; then the delete is told of."""
-        image, where = self.chance.choice((("D", "a/two"), ("A", "a/one")))
+        known: tuple[tuple[str, str], ...] = (("D", "a/two"), ("A", "a/one"))
+        if self.world.gitlab is not None:
+            known += (("D", "g/one"), ("A", "g/one"))
+        image, where = self.chance.choice(known)
         self._swap_link(image, where, lambda: None)
 
     def _race(self) -> None:
@@ -440,6 +574,8 @@ class History:
             (self.odds.crash, self._die),
             (self.odds.failover, self._fail_over_or_replicate),
             (self.odds.rollback, self._roll_back_or_copy),
+            (self.odds.reviewed, self._review_some),
+            (self.odds.unlinked_blob, self._unlink_blob),
         )
         self.chance.choices([each for _, each in incidents], [odds for odds, _ in incidents])[0]()
 
@@ -562,7 +698,7 @@ class History:
             if not process.alive and self.chance.random() < 0.8:
                 self.world.restart(process)
         if any(process.generation for process in self.world.processes):
-            for pod in PODS:
+            for pod in self.world.cast.pods:
                 self._run_alone(f"doctor of {pod}", lambda pod=pod: self.world.examine(pod))
 
     # Who there is
@@ -583,14 +719,15 @@ class History:
 
     def _forget(self) -> None:
         """Clients delete what the repositories have of one image."""
-        for where, repository in REPOSITORIES.items():
-            linked = self.world.bucket.has(revision_link_key(repository.name, digest_of("A")))
-            if linked and self.chance.random() < 0.9:
+        for where in self.world.cast.repositories:
+            if self.world.registry_of(where).holds(where, "A") and self.chance.random() < 0.9:
                 self._spawn("client", "client", lambda where=where: self._as_client(self._delete, where, "A"))
 
     def _spawn_client(self) -> None:
         chance = self.chance
-        where = chance.choice(tuple(UNREGISTERED if self.scheduler.roll(self.odds.stranger) else REPOSITORIES))
+        where = chance.choice(
+            tuple(UNREGISTERED if self.scheduler.roll(self.odds.stranger) else self.world.cast.repositories)
+        )
         draw = chance.random()
         if draw < 0.15:
             work, image = self._delete, chance.choice("AAAB")
@@ -611,28 +748,28 @@ class History:
     def _choose_process(self, where: str) -> Process:
         if where in UNREGISTERED:
             return self.world.stranger
-        pod = PODS[REPOSITORIES[where].pod]
+        pod = self.world.cast.pods[self.world.cast.repositories[where].pod]
         return self.chance.choice([each for each in self.world.processes if each.pod == pod])
 
     def _delete(self, where: str, image: str) -> None:
-        self.world.registry.delete_manifest(self._choose_process(where), where, image)
+        self.world.registry_of(where).delete_manifest(self._choose_process(where), where, image)
 
     def _put(self, where: str, image: str) -> None:
-        self.world.registry.put_manifest(self._choose_process(where), where, image)
+        self.world.registry_of(where).put_manifest(self._choose_process(where), where, image)
 
     def _push(self, where: str, image: str) -> bool:
-        registry = self.world.registry
+        registry, repositories = self.world.registry_of(where), self.world.cast.repositories
         for _ in range(2):
             for layer in IMAGES[image].lists:
                 process = self._choose_process(where)
                 if self.chance.random() < 0.6 and registry.has(process, where, layer):
                     continue
-                other = self.chance.choice([each for each in REPOSITORIES if each != where])
+                other = self.chance.choice([each for each in repositories if each != where])
                 # Where two pods are one to a client, the router has Baleen make the mount.
                 draw = self.chance.random()
                 if draw < 0.3 and registry.mount(process, where, layer, other):
                     continue
-                if draw >= 0.6 and where in REPOSITORIES and self.world.mount(where, layer, other):
+                if draw >= 0.6 and where in repositories and self.world.mount(where, layer, other):
                     continue
                 registry.upload(self._choose_process(where), where, layer)
             if registry.put_manifest(self._choose_process(where), where, image):
@@ -640,7 +777,7 @@ class History:
         return False
 
     def _push_index(self, where: str, image: str) -> None:
-        registry = self.world.registry
+        registry = self.world.registry_of(where)
         process = self._choose_process(where)
         # What is there already need not be pushed again: its link is all that the registry looks for.
         if self.chance.random() < 0.5 and registry.put_manifest(process, where, image):
@@ -671,7 +808,7 @@ class History:
         scheduler.note("", "towards rest")
         literal = bool(self.odds.literal)
         self.odds, self._stuck = Odds(), None
-        world.store.errors = world.store.slow = world.store.twice = world.session.away = world.registry.lossy = 0
+        world.end_failures()
         scheduler.finish_all()
         while world.late:
             world.land_late(world.late[0])
@@ -686,7 +823,7 @@ class History:
         world.pass_time(ALL_DELETES_LANDED)
         if world.has_strangers():
             self._run_alone("operator", world.declare_unmanaged)
-        if world.lost_events or world.registry.lost or world.holds_too_much() or "c" in world.pods:
+        if world.lost_events or world.links_without_events or world.holds_too_much() or "c" in world.pods:
             self._reconcile_all()
         if literal or world.went_back:
             self._unblock()
@@ -734,6 +871,9 @@ class History:
         # One that was begun before does not know of later links: it is ended first.
         for pod in [pod for pod in world.pods if world.is_under_way(pod)] + list(world.pods):
             self._reconcile_alone(pod)
+        # Each takes the oldest, which may be of another pod.
+        for pod in [pod for pod in world.pods if world.is_under_way(pod)]:
+            self._reconcile_alone(pod)
         # What was hidden when a reconcile found it can be read once it is served again.
         for pod in [pod for pod in world.pods if world.has_failed(pod)]:
             self._restore_alone()
@@ -777,6 +917,7 @@ class SavedBase(NamedTuple):
     versioned: bool
     database: str
     saved: Saved
+    mixed: bool = False
     url: str = ""
 
     def copied(self, server: Server, number: str) -> SavedBase:
@@ -787,24 +928,24 @@ class SavedBase(NamedTuple):
 def make_bases(server: Server) -> list[SavedBase]:
     """Make all places where histories begin."""
     made = []
-    for versioned in (True, False):
-        for name in PLOTS:
-            database = f"base_{'versioned' if versioned else 'plain'}_{name}"
-            made.append(
-                SavedBase(name, versioned, database, _make_base(server.database(database), name, versioned=versioned))
-            )
+    for mixed, versioned, name in product((False, True), (True, False), PLOTS):
+        database = f"base_{'versioned' if versioned else 'plain'}_{name}{'_mixed' if mixed else ''}"
+        saved = _make_base(server.database(database), name, versioned=versioned, mixed=mixed)
+        made.append(SavedBase(name, versioned, database, saved, mixed))
     return made
 
 
 def open_base(place: SavedBase) -> Base:
-    return Base(place.name, Session(place.url), Bucket(versioned=place.versioned), place.saved)
+    return Base(place.name, Session(place.url), Bucket(versioned=place.versioned), place.saved, place.mixed)
 
 
-def _make_base(url: str, name: str, *, versioned: bool) -> Saved:  # noqa: C901 - one sequence of steps
+def _make_base(  # noqa: C901 - one sequence of steps
+    url: str, name: str, *, versioned: bool, mixed: bool
+) -> Saved:
     session, bucket, scheduler = Session(url), Bucket(versioned=versioned), Scheduler(0)
-    world = World(session, bucket, scheduler, None)
+    world = World(session, bucket, scheduler, None, mixed=mixed)
     populate(world)
-    worker, (a1, a2, b1) = world.workers[0], world.processes
+    worker, (a1, a2, b1, *others) = world.workers[0], world.processes
 
     def arrive() -> None:
         for process in world.processes:
@@ -817,24 +958,27 @@ def _make_base(url: str, name: str, *, versioned: bool) -> Saved:  # noqa: C901 
         for process in world.processes:
             world.probe(process)
         arrive()
-        for pod in PODS:
+        for pod in world.cast.pods:
             world.reconcile(pod)
         for process in world.processes:
             world.probe(process)
         arrive()
 
     def image(process: Process, where: str, name: str, layers: Sequence[str]) -> None:
+        registry = world.registry_of(where)
         for layer in layers:
-            world.registry.upload(process, where, layer)
-        world.registry.put_manifest(process, where, name)
+            registry.upload(process, where, layer)
+        registry.put_manifest(process, where, name)
 
     image(b1, "b/one", "C", "y")
     image(a1, "a/one", "A", "x")
     image(a2, "a/two", "D", "z")
+    for g1 in others:
+        image(g1, "g/one", "D", "z")
     for where in ("b/one", "a/two"):
         world.registry.upload(b1 if where == "b/one" else a2, where, "x")
     arrive()
-    for pod in PODS:
+    for pod in world.cast.pods:
         world.examine(pod)
     report()
     world.registry.delete_manifest(a1, "a/one", "A")

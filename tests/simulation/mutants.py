@@ -21,7 +21,7 @@ from coordinator.pods import view as pods
 from coordinator.storage.layout import blob_key
 from coordinator.storage.port import Target
 from coordinator.table import implied, statements
-from tests.simulation.history import Odds, current_history
+from tests.simulation.history import Odds, SavedBase, current_history
 from tests.simulation.rules import Rule, always, instead
 
 #: Little happens besides what a plot says: so a rule is noticed soon. Clocks of registries may be wrong.
@@ -35,6 +35,7 @@ class Loss(Enum):
     BYTES = "its bytes are lost"
     SERVED = "is needed and not served"
     NAMED = "a delete names"
+    CONFIRMED = "was hidden in spite of that row"
 
 
 class Mutant(NamedTuple):
@@ -47,11 +48,16 @@ class Mutant(NamedTuple):
     base: str = "unreferenced"
     #: The kinds of bucket.
     versioned: Collection[bool] = (True, False)
+    #: There is a pod of kind `gitlab`.
+    mixed: bool = False
     #: So many histories notice it, from this seed on: one that notices it soon. A change of the code may move that.
     within: int = 400
     seed: int = 1
     #: Any of these is noticed. Where bytes are at stake, what is not served at rest would be noticed sooner.
     lost: Collection[Loss] = (Loss.BYTES, Loss.SERVED)
+
+    def begins_at(self, place: SavedBase) -> bool:
+        return (place.name, place.mixed) == (self.base, self.mixed) and place.versioned in self.versioned
 
     def is_noticed(self, violation: str) -> bool:
         """Whether a violation is what is lost without these rules, and no other: an error of the code, for example."""
@@ -143,7 +149,7 @@ R_OF_LISTINGS = Rule(policy, "reconciled_until", _without_bound)
 TARGETS = Rule(purge, "targets_of", _all_versions)
 LINKED = Rule(hide, "Hider.find_linked", always({}))
 #: Removals are believed without a look: each pod's links are elsewhere.
-CONFIRM_REMOVALS = Rule(statements, "read_unshared_pods", lambda _: lambda connection, pods: set(pods))
+CONFIRM_REMOVALS = Rule(statements, "read_pods_by_report", lambda _: lambda connection, pods: set(pods))
 DEAD = Rule(watermarks, "counting_processes", _living)
 COVERED = Rule(watermarks, "is_retirable", lambda _: lambda dead_since, began, bound: dead_since is not None)
 HARMLESS = Rule(gc, "Hide.is_harmless", always(value=True))
@@ -156,6 +162,8 @@ OWN_MARKERS = Rule(restore, "Restorer.has_ended", always(value=False))
 LISTING = Rule(policy, "reconciled_until", always(datetime.max.replace(tzinfo=UTC)))
 OWNED = Rule(perimeter, "block_reasons", always([]))
 CHECK = Rule(purge, "Purger.check_concealed", always(purge.Concealment.CONCEALED))
+CLAIMED = Rule(hide, "Hider.find_claimed", always({}))
+STILL_CLAIMED = Rule(purge, "Purger.find_claimed", always({}))
 PERMIT = Rule(gc, "permit_deletes", always(None))
 VANISHED = Rule(pods, "OpenItems.describe_vanished", always([]))
 CHILDREN = (Rule(implied, "IS_NOT_LISTED", instead("true")), Rule(implied, "add_implied", always(0)))
@@ -254,6 +262,21 @@ _TABLE = (
         {"stranger": 1.0, "unmanaged": 1.0},
     ),
     Mutant("17: no look before a purge", [CHECK], ["show straggle collect wake"], base="due", versioned=[True]),
+    Mutant(
+        "18: a blob is hidden in spite of a row in a registry's database",
+        [CLAIMED],
+        ["stored expire report collect confirm"],
+        mixed=True,
+        lost=[Loss.CONFIRMED],
+    ),
+    # The row is written after the hide, by a request whose event came before.
+    Mutant(
+        "18: a blob is purged in spite of a row in a registry's database",
+        [STILL_CLAIMED],
+        ["upload expire now collect wake report confirm"],
+        mixed=True,
+        lost=[Loss.BYTES],
+    ),
     Mutant("no listing, and a link without an event", [LISTING], [_STRAGGLER], {"lossy": 1.0}),
     Mutant(
         "a listing without R, and a link without an event",

@@ -94,7 +94,10 @@ def run(asked_for: dict[str, Any]) -> None:
         file.write_bytes(pickle.dumps(make_bases(server)))
         send({"ended": True})
         return
-    made = [place.copied(server, asked_for["number"]) for place in pickle.loads(file.read_bytes())]
+    kinds = {bool(asked_for.get("mixed"))} | {MUTANTS[name].mixed for name in asked_for.get("mutants", ())}
+    made = [
+        place.copied(server, asked_for["number"]) for place in pickle.loads(file.read_bytes()) if place.mixed in kinds
+    ]
     if "mutants" not in asked_for:
         _run(made, asked_for, None)
     for name in asked_for.get("mutants", ()):
@@ -117,7 +120,7 @@ def _run(made: Sequence[SavedBase], asked_for: dict[str, Any], name: str | None)
         mutant = MUTANTS[name]
         for rule in mutant.without:
             without(rule)
-        made = [place for place in made if place.name == mutant.base and place.versioned in mutant.versioned]
+        made = [place for place in made if mutant.begins_at(place)]
         seeds = range(mutant.seed, mutant.seed + mutant.within)
     bases = [open_base(place) for place in made]
     fingerprint = 0
@@ -132,12 +135,14 @@ def _run(made: Sequence[SavedBase], asked_for: dict[str, Any], name: str | None)
                 each.session.vacuum()
         if violation is not None:
             where = f"{begun.name}, {'with' if begun.bucket.versioned else 'without'} versions"
+            where += ", with a pod of kind gitlab" * begun.mixed
             send(
                 {
                     "seed": seed,
                     "where": where,
                     "violation": violation,
                     "history": describe_history(history),
+                    "mixed": begun.mixed,
                     "mutant": name,
                 }
             )

@@ -1,6 +1,7 @@
 """Registries as distribution is: they look before they link, tell later, and lose what they have not told.
 
-Two pods: `a` runs two processes that serve the same repositories, `b` one. A request is an actor of its own, that goes
+Two pods: `a` runs two processes that serve the same repositories, `b` one. In some histories there is a third one, `g`,
+whose registry is another (gitlab.py). A request is an actor of its own, that goes
 on call by call; what a killed process was about to write may still land within the request bound after its death.
 The clock of a process may be wrong. Not here: who asks for what, and when what dies (history.py).
 """
@@ -138,7 +139,12 @@ REPOSITORIES = {
 
 #: Of a registry that is no registered pod's: it uses the same bucket and root, and nobody gets its events.
 UNREGISTERED = {"c/one": Repository(RepositoryName("pod-c/one"), "c", 0)}
-ALL_REPOSITORIES = REPOSITORIES | UNREGISTERED
+#: Of the pod of kind `gitlab`, in histories that have one.
+GITLAB_REPOSITORIES = {
+    "g/one": Repository(RepositoryName("pod-g/one"), "g", 0),
+    "g/two": Repository(RepositoryName("pod-g/two"), "g", 1),
+}
+ALL_REPOSITORIES = REPOSITORIES | UNREGISTERED | GITLAB_REPOSITORIES
 
 
 class DeadError(Exception):
@@ -161,11 +167,7 @@ class Registry:
     def upload(self, process: Process, where: str, name: str) -> bool:
         """The end of an upload: what is there already is not stored again (facts: the gap before the link)."""
         with self._request(process):
-            key = blob_key(digest_of(name))
-            self._see(f"ends an upload of {name} to {where}: looks whether its bytes are there")
-            if not self._bucket.has(key):
-                self._see(f"stores the bytes of {name}")
-                self._bucket.put(key, body_of(name))
+            self._store(f"ends an upload of {name} to {where}", name)
             return self._link_layer(process, where, name)
 
     def mount(self, process: Process, where: str, name: str, source: str) -> bool:
@@ -231,6 +233,17 @@ class Registry:
         """The known manifest is asked for, with a nonce."""
         process.queue.append(Sent(process.instance, process.pod, None, None, Echo(process.instance, nonce, PARTITIONS)))
 
+    def holds(self, where: str, name: str) -> bool:
+        """Whether a repository has an image."""
+        return self._bucket.has(revision_link_key(ALL_REPOSITORIES[where].name, digest_of(name)))
+
+    def _store(self, what: str, name: str) -> None:
+        key = blob_key(digest_of(name))
+        self._see(f"{what}: looks whether its bytes are there")
+        if not self._bucket.has(key):
+            self._see(f"stores the bytes of {name}")
+            self._bucket.put(key, body_of(name))
+
     def _link_layer(self, process: Process, where: str, name: str) -> bool:
         digest, repository = digest_of(name), ALL_REPOSITORIES[where].name
         self._link(layer_link_key(repository, digest), f"links layer {name} in {where}")
@@ -242,7 +255,7 @@ class Registry:
         body = f"sha256:{key.split('/')[-2]}".encode()
         actor = self._actor
         if actor is not None:
-            actor.writing = key, body
+            actor.writing = key, lambda: self._bucket.put(key, body)
         self._see(what)
         self._bucket.put(key, body)
         if actor is not None:

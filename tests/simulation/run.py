@@ -32,11 +32,14 @@ class FoundViolation(NamedTuple):
     where: str
     violation: str
     history: str
+    #: There is a pod of kind `gitlab`.
+    mixed: bool = False
 
     def __str__(self) -> str:
         return (
             f"{self.violation}\n\nSeed {self.seed} ({self.where}). What happened (seconds, who, what):\n\n"
-            f"{self.history}\n\nAgain: .venv/bin/python -m tests.simulation --seed {self.seed} --histories 1\n"
+            f"{self.history}\n\nAgain: .venv/bin/python -m tests.simulation --seed {self.seed} --histories 1"
+            f"{' --mixed' * self.mixed}\n"
         )
 
 
@@ -85,11 +88,16 @@ def simulate(
     histories: int,
     seed: int,
     processes: int,
+    mixed: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Total:
-    """Run histories of consecutive seeds; return what was found. Raises ProcessError."""
+    """Run histories of consecutive seeds; return what was found. Raises ProcessError.
+
+    `mixed`: with a pod of kind `gitlab` beside those of kind `link`.
+    """
     asked = [
-        {"first": seed + number, "histories": histories - number, "stride": processes} for number in range(processes)
+        {"first": seed + number, "histories": histories - number, "stride": processes, "mixed": mixed}
+        for number in range(processes)
     ]
     done: dict[int, tuple[int, int]] = {}
     found: list[FoundViolation] = []
@@ -123,7 +131,7 @@ def run_mutants(on: Ground, mutants: Sequence[str], *, processes: int) -> dict[s
 
 
 def _make_violation(answer: dict[str, Any]) -> FoundViolation:
-    return FoundViolation(answer["seed"], answer["where"], answer["violation"], answer["history"])
+    return FoundViolation(answer["seed"], answer["where"], answer["violation"], answer["history"], answer["mixed"])
 
 
 def _listen(on: Ground, asked: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:

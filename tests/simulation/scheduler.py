@@ -42,8 +42,8 @@ class Actor:
         #: Of a request to a registry: the process that serves it, and when it must have ended.
         self.process: Any = None
         self.deadline: int | None = None
-        #: A link that its next step writes: what may still land after the death of the process.
-        self.writing: tuple[str, bytes] | None = None
+        #: A link or rows that its next step writes, and how: what may still land after the death of the process.
+        self.writing: tuple[str, Callable[[], object]] | None = None
         #: How readily it is chosen.
         self.weight = 1.0
         self.dying = False

@@ -11,7 +11,8 @@ from tests.simulation.run import Ground, Total, run_mutants, simulate, start_gro
 
 pytestmark = pytest.mark.simulation
 
-HISTORIES = 3_000
+#: With pods of kind `link` alone, and with one of kind `gitlab` beside them.
+HISTORIES = {False: 3_000, True: 1_000}
 PROCESSES = 2
 #: Of the first history; fixed, so that what is found is found again.
 SEED = 1
@@ -29,17 +30,19 @@ def caught(on: Ground) -> Mapping[str, Total]:
     return run_mutants(on, list(MUTANTS), processes=PROCESSES)
 
 
-def test_no_history_loses_what_is_needed(on: Ground) -> None:
+@pytest.mark.parametrize("mixed", HISTORIES)
+def test_no_history_loses_what_is_needed(on: Ground, mixed: bool) -> None:
     """After every step what is linked has its bytes, and at rest it is served and counted; else the seed is printed."""
-    total = simulate(on, histories=HISTORIES, seed=SEED, processes=PROCESSES)
-    assert total.histories == HISTORIES
+    total = simulate(on, histories=HISTORIES[mixed], seed=SEED, processes=PROCESSES, mixed=mixed)
+    assert total.histories == HISTORIES[mixed]
     assert not total.found, str(total.found[0])
 
 
-def test_a_seed_is_one_history(on: Ground) -> None:
+@pytest.mark.parametrize("mixed", HISTORIES)
+def test_a_seed_is_one_history(on: Ground, mixed: bool) -> None:
     """The same seeds give the same histories, step by step, whatever ran before them and in however many processes."""
-    one = simulate(on, histories=24, seed=7, processes=1)
-    others = simulate(on, histories=24, seed=7, processes=2)
+    one = simulate(on, histories=24, seed=7, processes=1, mixed=mixed)
+    others = simulate(on, histories=24, seed=7, processes=2, mixed=mixed)
     assert one.fingerprint == others.fingerprint
 
 

@@ -1,13 +1,15 @@
-"""One history's world: a bucket, two pods, a log, workers, restorers, jobs, and what must hold of all of it.
+"""One history's world: a bucket, two or three pods, a log, workers, restorers, jobs, and what must hold of all of it.
 
 Real are the domain, the batch apply, the looks that resolve doubts, reconciles, watermarks, garbage collection and the
-SQL of all of these. Played are registries (registry.py), the log, the store (store.py), the sending of probes, and the
-clock.
+SQL of all of these. Played are registries (registry.py, gitlab.py), the log, the store (store.py), the sending of
+probes, and the clock.
 
 Invariants, after every step:
 - the bytes of what a repository links, and of what that lists, are served or can be brought back: a version that no
   permitted purge is about to delete, or the copy of a hide that is not over;
 - so are the bytes of what a link led to that somebody removed beside its registry, until an operator accepts that;
+- what the registry of kind `gitlab` confirms without a look at the bucket is not hidden, unless its row is newer than
+  the run that hid it: a client that was told 201 can pull (rule 18);
 - a delete names only what an open hide has recorded, or, to hide, the live key of one that is about to.
 At rest: they are served, the table has what storage has, the counts are the sizes of its sets, and `check` agrees.
 *Linked* is more than accepted: also what its client got 500 for, and what lands after its process died.
@@ -17,7 +19,7 @@ Not here: what happens in which order (history.py).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -37,15 +39,16 @@ from coordinator.domain.progress import Position, Progress
 from coordinator.errors import NotFoundError, UnavailableError
 from coordinator.gc import collect, controls
 from coordinator.gc import table as gc
-from coordinator.gc.claims import NO_CLAIMS
+from coordinator.gc.claims import NO_CLAIMS, Claims
 from coordinator.gc.conditions import read_facts
 from coordinator.gc.restore import Restorer
+from coordinator.gitlab.links import GitlabLinks
 from coordinator.jobs import table as jobs
 from coordinator.jobs.work import Runner, Work, run_job
 from coordinator.kafka.topics import EVENTS
 from coordinator.leftovers.links import write_needed_links_back
 from coordinator.mounts.directory import MountPod, MountPods
-from coordinator.mounts.linker import LinkWriter
+from coordinator.mounts.linker import BlobLinker, LinkWriter
 from coordinator.mounts.mounter import Mounter
 from coordinator.mounts.sources import Sources
 from coordinator.reconcile import reconcile
@@ -71,8 +74,10 @@ from coordinator.table.batch import Item, OutOfStepError, Slice
 from coordinator.table.echoes import KnownProcesses
 from coordinator.table.epochs import advancing
 from tests.simulation.database import Asking, Connections, Engine, Session
+from tests.simulation.gitlab import GitlabRegistry, RowClaims, Rows, SimulatedSources, Uploads
 from tests.simulation.registry import (
     ALL_REPOSITORIES,
+    GITLAB_REPOSITORIES,
     IMAGES,
     NAMES,
     NEEDS,
@@ -83,6 +88,7 @@ from tests.simulation.registry import (
     UNREGISTERED,
     Process,
     Registry,
+    Repository,
     Sent,
     digest_of,
 )
@@ -107,6 +113,20 @@ PROCESSES = (
     Process("b1", 2, "http://b", "10.0.1.1"),
 )
 PODS = {"a": 1, "b": 2}
+G1 = Process("g1", 3, "http://g", "10.0.3.1")
+
+
+class Cast(NamedTuple):
+    """Which pods a history has, besides what nobody has registered."""
+
+    pods: Mapping[str, int]
+    processes: Sequence[Process]
+    repositories: Mapping[str, Repository]
+
+
+DISTRIBUTION = Cast(PODS, PROCESSES, REPOSITORIES)
+#: With a pod of kind `gitlab` beside them.
+MIXED = Cast(PODS | {"g": 3}, (*PROCESSES, G1), REPOSITORIES | GITLAB_REPOSITORIES)
 #: Links that are younger than this may vanish unnoticed: a delete event may be of them, as far as clocks tell.
 UNSURE = 30 * SECOND
 #: Whose registry sends no events, and that no operator has registered.
@@ -123,10 +143,10 @@ _REVISIONS = {
 
 
 class LateWrite(NamedTuple):
-    """What a killed process was about to write."""
+    """What a killed process was about to write: a link's key, or rows."""
 
-    key: str
-    body: bytes
+    what: str
+    write: Callable[[], object]
     until: int
 
 
@@ -148,6 +168,8 @@ class Saved(NamedTuple):
     bucket: tuple[Any, ...]
     processes: list[Process]
     log: list[list[Sent]]
+    #: Of the registry of kind `gitlab`; None if there is none.
+    rows: tuple[Any, ...] | None = None
 
 
 class Stop:
@@ -165,38 +187,57 @@ class Stop:
 
 
 class World:
-    def __init__(self, session: Session, bucket: Bucket, scheduler: Scheduler, saved: Saved | None) -> None:
+    def __init__(
+        self, session: Session, bucket: Bucket, scheduler: Scheduler, saved: Saved | None, *, mixed: bool = False
+    ) -> None:
         self.session, self.bucket, self.scheduler = session, bucket, scheduler
+        self.cast = cast = MIXED if mixed else DISTRIBUTION
         if saved is None:
-            saved = Saved(0, ({}, {}, 1), list(PROCESSES), [[] for _ in range(PARTITIONS)])
+            saved = Saved(0, ({}, {}, 1), list(cast.processes), [[] for _ in range(PARTITIONS)])
         scheduler.now = saved.now
         bucket.load(saved.bucket, scheduler)
         self.processes = [replace(each, queue=each.queue.copy()) for each in saved.processes]
         self.log = [list(records) for records in saved.log]
         self.stranger = replace(STRANGER)
         #: Registered pods, with their ids.
-        self.pods = dict(PODS)
+        self.pods = dict(cast.pods)
         self.store = Store(bucket, scheduler, name_of)
         self.store.watch = self._check_targets
         self.registry = Registry(bucket, scheduler)
+        self.gitlab = GitlabRegistry(bucket, scheduler, Rows(scheduler)) if mixed else None
+        if self.gitlab is not None:
+            self.gitlab.confirmed = self._check_confirmed
+            if saved.rows is not None:
+                self.gitlab.rows.load(saved.rows)
         self.late: list[LateWrite] = []
         #: Events that come once more.
         self.copies: list[Sent] = []
         self.connections = Connections(session)
         connections: Any = self.connections
         store: Any = self.store
-        pods = [MountPod(number, PodName(name), PodKind.LINK, (), (f"pod-{name}",)) for name, number in PODS.items()]
+        pods = [
+            MountPod(number, PodName(name), kind_of(name), (), (f"pod-{name}",)) for name, number in cast.pods.items()
+        ]
+        self.links = Links(BucketLinks(store))
+        self.claims: Claims = NO_CLAIMS
+        sources = Sources(store)
+        linkers: dict[PodKind, BlobLinker] = {PodKind.LINK: LinkWriter(store)}
+        if self.gitlab is not None:
+            database: Any = self.gitlab.rows
+            self.links = Links(BucketLinks(store), {PodKind.GITLAB: lambda _: GitlabLinks(database)})
+            self.claims = RowClaims(self.connections, self.gitlab.rows)
+            sources = SimulatedSources(store, self.gitlab, lambda: self.processes[-1])
+            linkers[PodKind.GITLAB] = Uploads(self.gitlab, lambda: self.processes[-1])
         self.mounter = Mounter(
             connections,
             MountPods(lambda: pods),
-            Sources(store),
-            {PodKind.LINK: LinkWriter(store)},
+            sources,
+            linkers,
             lambda _: None,
             margin=MARGIN,
-            relay_limit=0,
+            relay_limit=0 if self.gitlab is None else 1000,
             now=scheduler.time,
         )
-        self.links = Links(BucketLinks(self.store))
         positions = [len(records) for records in self.log]
         self.workers = [
             Worker(name, Resolver(self.connections, self.links), self._restorer(), positions)
@@ -206,7 +247,7 @@ class World:
         self.lost_events = False
         #: Of each blob that is needed and not served, as of the last change of the bucket.
         self.unserved: set[Digest] = set()
-        self._seen_changes = -1
+        self._seen_changes = (-1, -1)
         #: When somebody removed a link beside its registry, by its key, until an operator accepts that.
         self.owed: dict[str, int] = {}
         #: The database or the bucket went back in time: bytes may be where no hide of the table has them.
@@ -222,7 +263,28 @@ class World:
 
     def save(self) -> Saved:
         assert not any(process.queue for process in self.processes)
-        return Saved(self.scheduler.now, self.bucket.save(), self.processes, self.log)
+        rows = None if self.gitlab is None else self.gitlab.rows.save()
+        return Saved(self.scheduler.now, self.bucket.save(), self.processes, self.log, rows)
+
+    def registry_of(self, where: str) -> Registry:
+        return self.registry if self.gitlab is None or where not in GITLAB_REPOSITORIES else self.gitlab
+
+    @property
+    def registries(self) -> list[Registry]:
+        return [self.registry] if self.gitlab is None else [self.registry, self.gitlab]
+
+    @property
+    def links_without_events(self) -> bool:
+        """Whether a registry has rows or a link, or has them no more, and no event says so."""
+        return any(each.lost for each in self.registries)
+
+    def end_failures(self) -> None:
+        """From now on all services answer."""
+        self.store.errors = self.store.slow = self.store.twice = self.session.away = 0
+        for each in self.registries:
+            each.lossy = 0
+        if self.gitlab is not None:
+            self.gitlab.rows.end_failures()
 
     # Baleen's processes
 
@@ -264,7 +326,7 @@ class World:
 
     def mount(self, where: str, name: str, source: str) -> bool:
         """A client asks Baleen for a mount; False if it is to upload."""
-        wanted = MountRequest(REPOSITORIES[where].name, digest_of(name), REPOSITORIES[source].name)
+        wanted = MountRequest(ALL_REPOSITORIES[where].name, digest_of(name), ALL_REPOSITORIES[source].name)
         try:
             self.mounter.mount(wanted, None)
         except (NotMountedError, UnavailableError) as error:
@@ -296,7 +358,7 @@ class World:
 
     def examine(self, pod: str) -> None:
         """A doctor's visit, which finds that all is well."""
-        self.session.execute("UPDATE processes SET examined_life = life WHERE pod_id = %s", (PODS[pod],))
+        self.session.execute("UPDATE processes SET examined_life = life WHERE pod_id = %s", (self.cast.pods[pod],))
 
     def reconcile(self, pod: str) -> None:
         # One that was registered may be lost with a failover.
@@ -320,11 +382,11 @@ class World:
 
     def is_under_way(self, pod: str) -> bool:
         """Whether a reconcile of the pod was begun, and has not ended."""
-        found = self.session.execute(
+        found = self.session.now(
             "SELECT FROM jobs WHERE kind = %s AND pod_id = %s AND state IN ('waiting', 'running')",
             (reconcile.JOB_KIND, self.pods.get(pod)),
         )
-        return found.fetchone() is not None
+        return bool(found)
 
     def has_failed(self, pod: str) -> bool:
         """Whether the last reconcile of the pod is one that has to be tried again."""
@@ -341,7 +403,7 @@ class World:
             self.store,
             lambda: self.known(self.facts()),
             self._restorer(),
-            claims=NO_CLAIMS,
+            claims=self.claims,
             limits=NO_LIMITS,
         )
         self._run_job(collect.JOB_KIND, runner)
@@ -579,8 +641,8 @@ class World:
 
     def land_late(self, write: LateWrite) -> None:
         self.late.remove(write)
-        self.bucket.put(write.key, write.body)
-        self.scheduler.note("storage", f"gets late: {name_of(write.key)}")
+        write.write()
+        self.scheduler.note("storage", f"gets late: {name_of(write.what)}")
         self.inspect()
 
     def land(self, flight: Flight) -> None:
@@ -635,7 +697,7 @@ class World:
             known = _REVISIONS.get(key)
             if known is not None:
                 found |= PULLED[known[1].digest]
-        return found
+        return found if self.gitlab is None else found | self.gitlab.rows.needed_digests()
 
     def _owed_digests(self) -> set[Digest]:
         """What was needed by links that somebody removed, and that nobody has pushed or deleted since."""
@@ -645,9 +707,10 @@ class World:
         return {digest for key in self.owed for digest in PULLED[_REVISIONS[key][1].digest]}
 
     def inspect(self) -> None:
-        if self.bucket.changes == self._seen_changes:
+        changes = self.bucket.changes, 0 if self.gitlab is None else self.gitlab.rows.changes
+        if changes == self._seen_changes:
             return
-        self._seen_changes = self.bucket.changes
+        self._seen_changes = changes
         needed = self.needed_digests() | self._owed_digests() if self.owed else self.needed_digests()
         self.unserved = {digest for digest in needed if not self.bucket.has(blob_key(digest))}
         if self.lost:
@@ -685,6 +748,22 @@ class World:
             if not there:
                 raise Violation(f"{NAMES[digest]} is needed, and its bytes are lost")
 
+    def _check_confirmed(self, where: str, digests: Collection[Digest]) -> None:
+        """Look at what a client was told to be there."""
+        assert self.gitlab is not None
+        for digest in digests:
+            if self.bucket.has(blob_key(digest)) or self.went_back:
+                continue
+            hidden = self.session.now(
+                """
+                SELECT (SELECT max(began_at) FROM jobs WHERE kind = %s AND began_at <= h.intended_at)
+                FROM hides h JOIN blobs b ON b.id = h.blob_id WHERE b.digest = %s
+                """,
+                (collect.JOB_KIND, bytes(digest)),
+            )
+            if hidden and self.gitlab.rows.blobs[digest].created_at < hidden[0][0]:
+                raise Violation(f"{where} confirms {NAMES[digest]} by a row, and it was hidden in spite of that row")
+
     def _check_targets(self, targets: Sequence[Target]) -> None:
         """Look at what a delete names, as soon as it is permitted."""
         for target in targets:
@@ -717,11 +796,14 @@ class World:
     def _linked_pairs(self) -> set[tuple[str, Digest]]:
         """What a repository links, and the known manifests that its indexes list (table/implied.py)."""
         known = (_REVISIONS.get(key) for key in self.bucket.stored())
+        linked = {(ALL_REPOSITORIES[where].name, image.digest) for where, image in filter(None, known)}
+        if self.gitlab is not None:
+            linked |= {(path, manifest.row.digest) for path, manifest in self.gitlab.rows.held()}
         manifests = {Digest(row[0]) for row in self.session.now("SELECT digest FROM blobs JOIN manifests USING (id)")}
         return {
-            (ALL_REPOSITORIES[where].name, digest)
-            for where, image in filter(None, known)
-            for digest in (image.digest, *(NEEDS[image.digest] & manifests & NEEDS.keys()))
+            (repository, digest)
+            for repository, listed in linked
+            for digest in (listed, *(NEEDS[listed] & manifests & NEEDS.keys()))
         }
 
     def _held_pairs(self) -> set[tuple[str, Digest]]:
@@ -804,6 +886,10 @@ def _make_engine(session: Session) -> Any:
     return SimpleNamespace(connect=Connection)
 
 
+def kind_of(pod: str) -> PodKind:
+    return PodKind.GITLAB if pod == "g" else PodKind.LINK
+
+
 def name_of(key: str) -> str:
     """A key, for people."""
     digest = parse_blob_key(key)
@@ -850,10 +936,10 @@ def _record_findings(connection: Any, pod: int) -> None:
 def populate(world: World) -> None:
     """Register the pods, as an operator does, with a doctor who finds all well."""
     connection: Any = world.session
-    for name, number in PODS.items():
+    for name, number in world.cast.pods.items():
         connection.execute(
-            "INSERT INTO pods (name, registries, event_token_sha256) VALUES (%s, %s, %s)",
-            (f"pod-{name}", [f"http://{name}"], b"0" * 32),
+            "INSERT INTO pods (name, kind, registries, event_token_sha256) VALUES (%s, %s, %s, %s)",
+            (f"pod-{name}", str(kind_of(name)), [f"http://{name}"], b"0" * 32),
         )
         connection.execute("INSERT INTO pod_prefixes (prefix, pod_id) VALUES (%s, %s)", (f"pod-{name}", number))
         _record_findings(connection, number)

@@ -16,11 +16,11 @@ from tests.table.harness import Table, at
 MARGIN = timedelta(seconds=10)
 
 
-@pytest.fixture(autouse=True)
-def links_in_storage(table: Table) -> Iterator[None]:
-    """Let the pods' links be checked."""
+@pytest.fixture(autouse=True, params=["link", "gitlab"])
+def checked_links(table: Table, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let the pods' links be checked, wherever they are."""
     statement = "UPDATE pods SET kind = %s WHERE name IN ('pod-a', 'pod-b')"
-    table.connection.execute(statement, ("link",))
+    table.connection.execute(statement, (request.param,))
     yield
     table.connection.execute(statement, ("relay",))
 
@@ -33,14 +33,16 @@ def by_report(table: Table) -> None:
 
 def resolve(table: Table, *, held: bool, linked: bool, limit: int = 100) -> int:
     """Resolve this test's doubtful removals as if storage had these links."""
-    removed, after = 0, doubtful_removals.FIRST_KEY
+    removed = 0
     with table.connection.transaction():
         locks.lock_facts(table.connection, alone=True)
-        while found := doubtful_removals.read_doubtful_removals(table.connection, after, limit):
-            own = [doubtful for doubtful in found if f"/{table.space}/" in doubtful.repository]
-            results = [Confirmation(doubtful, doubtful.held and held, doubtful.linked and linked) for doubtful in own]
-            removed += doubtful_removals.apply_confirmations(table.connection, results)
-            after = found[-1].key
+        for pod in doubtful_removals.read_doubtful_pods(table.connection):
+            after = doubtful_removals.FIRST_KEY
+            while found := doubtful_removals.read_doubtful_removals(table.connection, pod.id, after, limit):
+                own = [doubtful for doubtful in found if f"/{table.space}/" in doubtful.repository]
+                results = [Confirmation(each, each.held and held, each.linked and linked) for each in own]
+                removed += doubtful_removals.apply_confirmations(table.connection, results)
+                after = found[-1].key
     return removed
 
 
