@@ -25,12 +25,13 @@ from coordinator.compose import store as compose_store
 from coordinator.compose import values as compose_values
 from coordinator.doctor.reexamination import Reexamination
 from coordinator.errors import BaleenError
-from coordinator.gc import collect, mark, root_listing
+from coordinator.gc import collect, mark
 from coordinator.gc.table import StoppedCollectingError
 from coordinator.jobs import work as jobs
 from coordinator.jobs.table import TakenOverError
 from coordinator.jobs.work import Ending, Runner, StoppedError, Work
 from coordinator.mounts import table as mounts
+from coordinator.perimeter import root_listing
 from coordinator.pods import clock
 from coordinator.pods.prober import Prober
 from coordinator.settings import Settings

@@ -28,7 +28,7 @@ from coordinator.gc.conditions import FactsWithRows
 from coordinator.gc.shapes import ShownByOthers, Waiting
 from coordinator.gc.view import Figures, count_waiting, read_oldest_candidate, read_shown_by_others
 from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
-from coordinator.table.progress_view import count_missing_blobs, count_unpublished_changes, read_clock, read_progress
+from coordinator.lookup.progress_view import count_missing_blobs, count_unpublished_changes, read_clock, read_progress
 
 CHECK_SECONDS = 3.0
 

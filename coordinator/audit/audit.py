@@ -32,8 +32,8 @@ from coordinator.domain.names import Digest, format_digest
 from coordinator.domain.perimeter import block_reasons
 from coordinator.errors import ConflictError
 from coordinator.gc import mark_table as mark
-from coordinator.gc import root_listing
 from coordinator.leftovers import unfinished_uploads as uploads
+from coordinator.perimeter import root_listing
 from coordinator.reconcile.presence import Presence
 from coordinator.storage.layout import blob_key, quarantine_prefix
 from coordinator.storage.port import (

@@ -29,7 +29,7 @@ def suggest_prefixes(*, json: Json = False) -> None:
     command several `--prefix`.
     """
     from coordinator.compose import store as compose_store  # noqa: PLC0415
-    from coordinator.gc.root_listing import count_repositories, find_unowned  # noqa: PLC0415
+    from coordinator.perimeter.root_listing import count_repositories, find_unowned  # noqa: PLC0415
 
     loaded = settings.load()
     with connect_api(loaded) as api:

@@ -37,6 +37,7 @@ from coordinator.kafka.topics import DEAD_LETTERS, EVENTS
 from coordinator.kinds.kind import MountParts
 from coordinator.kinds.kinds import Kinds
 from coordinator.lookup.blobs import BlobQueries
+from coordinator.lookup.progress_view import describe_schema_problem
 from coordinator.lookup.sizes import PRODUCTION, Sizes
 from coordinator.mounts import table
 from coordinator.mounts.directory import MountPod, MountPods
@@ -50,7 +51,6 @@ from coordinator.pods.prober import probe_image_digests
 from coordinator.pods.probes import read_pods_of
 from coordinator.reconcile.stored_content import has_any_link, is_stored
 from coordinator.settings import Settings
-from coordinator.table.progress_view import describe_schema_problem
 from coordinator.tokens import table as tokens
 from coordinator.tokens.issuers import Issuers
 from coordinator.tokens.keys import KeyFile, parse_trusted_keys

@@ -8,7 +8,7 @@ from coordinator.doctor.results import Part, make_finding, proved, refuted
 from coordinator.doctor.visit import Push, Visit
 from coordinator.domain.findings import Check, Finding
 from coordinator.domain.perimeter import NAMES_LIMIT, describe_unowned
-from coordinator.gc import root_listing as perimeter
+from coordinator.perimeter import root_listing
 from coordinator.storage.trial import ENABLED
 
 QUARANTINE = (
@@ -63,7 +63,7 @@ def check_versioned(visit: Visit) -> Finding:
 
 def check_repositories_owned(visit: Visit) -> Finding:
     """List the root for repositories that no pod owns, as each GC run does, and write the listing."""
-    listing = perimeter.update_listing(visit.instruments.connections, visit.instruments.store)
+    listing = root_listing.update_listing(visit.instruments.connections, visit.instruments.store)
     if not listing.names_to_show:
         owned = proved("", "a listing of the root shows no repository that no pod owns")
         return make_finding(Check.REPOSITORIES_OWNED, [owned], visit.pod_facts)

@@ -91,7 +91,7 @@ class Why(StrEnum):
     NOT_LISTED = "not-listed"
     #: A former referrer still links it, against what its registry reported.
     LINKED = "linked"
-    #: A registry would confirm it to clients without a look at storage.
+    #: A registry would confirm it to clients without asking the object store.
     CLAIMED = "claimed"
     #: It is needed again.
     NEEDED = "needed"
@@ -242,7 +242,7 @@ def hide_reasons(policy: Policy, at: datetime, *, pinned: bool, claimed_by: PodN
 
 
 def describe_claim(pod: PodName) -> str:
-    return f"the registry database of pod {pod} lists it, so clients may rely on it without a look at storage"
+    return f"the registry database of pod {pod} lists it, so clients may rely on it without asking the object store"
 
 
 def purge_reasons(

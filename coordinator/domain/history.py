@@ -55,7 +55,7 @@ class KnownBlob(NamedTuple):
     #: Why it is pinned.
     pin: str | None
     hide: PendingHide | None
-    #: The pod whose registry confirms it without a look at storage, as the last run found.
+    #: The pod whose registry confirms it without asking the object store, as the last run found.
     claimed_by: PodName | None = None
 
     @property

@@ -5,7 +5,7 @@ root and is not registered is not covered, so any repository of it blocks GC. It
 after every request that may have seen the blob had ended (t_h + R): domain/gc.py makes a bound of that.
 A listing is valid for the pods of its time. If a pod was removed since, its repositories may be unowned, and the
 listing did not look for them: then no listing is known. A pod that was added owns what is below its prefixes.
-Not here: listing (gc/root_listing.py), the row (gc/root_listing_table.py).
+Not here: listing (perimeter/root_listing.py), the row (perimeter/root_listing_table.py).
 """
 
 from collections.abc import Collection, Iterable, Sequence

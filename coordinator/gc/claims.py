@@ -1,4 +1,4 @@
-"""Blobs that a registry would confirm to its clients without a look at storage, because its own database lists them.
+"""Blobs that a registry confirms to its clients without asking the object store, since its own database lists them.
 
 Such a registry answers a mount with 201, and accepts a manifest that lists the blob, also while the bytes are hidden.
 So a blob that is claimed in this way is not hidden; and none is purged that is claimed after *t_h + R*, when every

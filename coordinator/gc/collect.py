@@ -38,7 +38,7 @@ from coordinator.domain.gc import (
     purge_policy,
 )
 from coordinator.errors import BaleenError, UnavailableError
-from coordinator.gc import mark, plan, root_listing
+from coordinator.gc import mark, plan
 from coordinator.gc import table as gc
 from coordinator.gc.claims import Claims
 from coordinator.gc.conditions import FactsReader
@@ -49,6 +49,7 @@ from coordinator.gc.restore import Restorer
 from coordinator.gc.sizes import PRODUCTION, Sizes
 from coordinator.gc.table import Candidate, Hide
 from coordinator.jobs.work import Ending, Work
+from coordinator.perimeter import root_listing
 from coordinator.storage.port import ObjectStore
 
 log = structlog.get_logger()

@@ -11,8 +11,9 @@ from typing import NamedTuple
 from sqlalchemy import Connection, text
 
 from coordinator.domain.gc import Facts, PodFacts, Times
-from coordinator.gc import controls_view, root_listing_table
+from coordinator.gc import controls_view
 from coordinator.gc import mark_view as mark
+from coordinator.perimeter import root_listing_table
 from coordinator.pods import view as queries
 
 #: Reads the present facts on a connection of its own; raises UnavailableError.

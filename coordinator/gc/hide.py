@@ -53,7 +53,7 @@ class KeptBlobs(NamedTuple):
 
     #: Whose link was found in storage: the digest, and the repository that links it.
     linked: Mapping[Digest, str] = {}
-    #: That a registry would confirm without a look at storage, and its pod.
+    #: That a registry would confirm without asking the object store, and its pod.
     claimed: Mapping[Digest, PodName] = {}
 
     @property

@@ -72,7 +72,7 @@ class Concealment(Enum):
     #: An unversioned bucket does not show which of the two happened.
     SERVED = "it is served again: a client pushed it again, or others than Baleen put it back"
     #: Rule 18: a mount, or a manifest, may have been accepted on the strength of it since the blob was hidden.
-    CLAIMED = "a registry's database lists it, so clients may rely on it without a look at storage"
+    CLAIMED = "a registry's database lists it, so clients may rely on it without asking the object store"
     SHOWN = "others than Baleen removed its delete marker, or replaced it, while it was hidden"
 
 

@@ -82,7 +82,7 @@ class Candidate(NamedTuple):
     size: int
     unreferenced_since: datetime.datetime
     pinned: bool
-    #: The pod whose registry confirmed it without a look at storage, when a run last asked.
+    #: The pod whose registry confirmed it without asking the object store, when a run last asked.
     claimed_by: PodName | None = None
 
     @property

@@ -171,7 +171,7 @@ class GitlabDatabase:
     # Blobs
 
     def find_known(self, digests: Sequence[Digest]) -> set[Digest]:
-        """Return those of these blobs that have a row: the registry confirms them without a look at storage."""
+        """Return those of these blobs that have a row: the registry confirms them without asking the object store."""
         found = self._ask(
             "SELECT digest FROM blobs WHERE digest = ANY(%(digests)s::bytea[])",
             {"digests": [_SHA256 + digest for digest in digests]},

@@ -45,5 +45,5 @@ class Kind(Protocol):
         ...
 
     def find_claimed(self, pod: PodName, blobs: Sequence[Digest]) -> Collection[Digest]:
-        """Return those of these blobs that the pod's registry confirms without a look at storage (gc/claims.py)."""
+        """Return those of these blobs that the pod's registry confirms by its own database (gc/claims.py)."""
         ...

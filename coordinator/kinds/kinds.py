@@ -17,7 +17,7 @@ from coordinator.storage.port import ObjectStore
 #: One class for each member of `PodKind`.
 KINDS: Final[Sequence[type[Kind]]] = (LinkPods, RelayPods, GitlabPods)
 
-#: Returns the pods whose registry may confirm blobs without a look at storage.
+#: Returns the pods whose registry may confirm blobs without asking the object store.
 ReadPods = Callable[[], Sequence[tuple[PodName, PodKind]]]
 
 

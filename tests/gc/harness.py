@@ -20,7 +20,7 @@ from coordinator.db.session import read_connection
 from coordinator.domain.gc import Amount, Facts, Limits, PodFacts, Times
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, RepositoryName
-from coordinator.gc import controls, mark, root_listing_table
+from coordinator.gc import controls, mark
 from coordinator.gc import mark_view as queries
 from coordinator.gc import table as gc
 from coordinator.gc.claims import NO_CLAIMS, Claims
@@ -32,6 +32,7 @@ from coordinator.gc.table import Hide
 from coordinator.jobs.work import run_waiting_jobs
 from coordinator.kafka.topics import EVENTS
 from coordinator.leftovers.links import write_needed_links_back
+from coordinator.perimeter import root_listing_table
 from coordinator.reconcile.presence import Presence
 from coordinator.storage.layout import MARK, blob_key
 from coordinator.storage.port import ObjectStore

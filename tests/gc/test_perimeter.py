@@ -13,8 +13,8 @@ import pytest
 from coordinator.db.connection import Connections
 from coordinator.domain.gc import Why
 from coordinator.domain.names import Digest, RepositoryName
-from coordinator.gc import root_listing_table
-from coordinator.gc.root_listing import find_unowned, update_listing, update_listing_if_due
+from coordinator.perimeter import root_listing_table
+from coordinator.perimeter.root_listing import find_unowned, update_listing, update_listing_if_due
 from coordinator.storage.layout import REPOSITORIES, layer_link_key, revision_link_key
 from coordinator.storage.port import ObjectStore
 from tests.gc.harness import NO_TIMES, Garbage

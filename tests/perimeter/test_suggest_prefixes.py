@@ -4,7 +4,7 @@ import pytest
 
 from coordinator.commands.suggest_prefixes import suggest_prefix
 from coordinator.domain.names import Digest, RepositoryName
-from coordinator.gc.root_listing import count_repositories
+from coordinator.perimeter.root_listing import count_repositories
 from coordinator.storage.layout import layer_link_key
 from tests.storage.memory import MemoryObjectStore
 

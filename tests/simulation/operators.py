@@ -15,8 +15,9 @@ from typing import Any
 from coordinator.audit.audit import Ages, Audit
 from coordinator.domain.gc import block_reasons
 from coordinator.domain.names import PodName
-from coordinator.gc import collect, controls, mark, root_listing
+from coordinator.gc import collect, controls, mark
 from coordinator.kafka.topics import EVENTS
+from coordinator.perimeter import root_listing
 from coordinator.reconcile.presence import Presence
 from coordinator.table import processes
 from tests.simulation.scheduler import Violation

@@ -56,7 +56,7 @@ hides = table(
     index("ix_hides_asked", "id", where="asked_at IS NOT NULL"),
 )
 
-#: A blob that a registry would confirm without a look at storage, as the last run that asked its pod found (rule 18).
+#: A blob that a registry confirms without asking the object store, as the last run that asked its pod found (rule 18).
 claims = table(
     "claims", column("blob_id", BigInteger, ForeignKey("blobs.id", ondelete="CASCADE"), key=True), column("pod", Text)
 )

@@ -1,7 +1,7 @@
 """List the root for repositories that no pod owns.
 
 Route: a GC run, again and again (gc/collect.py), and the scheduler -> `update_listing` -> the row that status, plans
-and runs read (gc/root_listing_table.py). An audit makes its own listing, and so does `baleen pods suggest-prefixes`.
+and runs read (root_listing_table.py). An audit makes its own listing, and so does `baleen pods suggest-prefixes`.
 Only folders are listed: those at the top, and those above a pod's prefix. So it takes one request if prefixes have one
 part each, and one more for each folder that several prefixes share, however much is stored.
 Not here: what follows (domain/perimeter.py).
@@ -14,8 +14,8 @@ from typing import Protocol
 
 from coordinator.db.connection import Connections
 from coordinator.domain.perimeter import NAMES_LIMIT, Listing, make_name_safe
-from coordinator.gc import root_listing_table as table
-from coordinator.gc.root_listing_table import ListingStart
+from coordinator.perimeter import root_listing_table as table
+from coordinator.perimeter.root_listing_table import ListingStart
 from coordinator.storage.layout import REPOSITORIES
 from coordinator.storage.port import ObjectInfo
 
