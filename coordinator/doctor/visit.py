@@ -25,6 +25,7 @@ from coordinator.domain.names import parse_digest
 from coordinator.domain.pods import ProbeMethod, parse_registry
 from coordinator.domain.refusals import Refusals
 from coordinator.errors import BaleenError, UnavailableError
+from coordinator.gitlab.databases import GitlabDatabases
 from coordinator.ingest.refusals import EVERY_S
 from coordinator.kafka.log import LogInspector
 from coordinator.kafka.tail import EventTail, TailedRecord
@@ -65,6 +66,8 @@ class Instruments(NamedTuple):
     credentials: Credentials | None
     inspector: LogInspector
     tail: EventTail
+    #: For pods whose registry has a database.
+    databases: GitlabDatabases
     patience: float = PATIENCE_S
     resolve: Resolve = resolve
 
@@ -191,7 +194,16 @@ class Visit:
             clients = [place.client for place in self.places]
         except BaleenError:
             clients = []  # then nothing was pushed either
-        return self.scratch.clean(clients, self._is_quiet)
+        problems = self.scratch.clean(clients, self._is_quiet)
+        return problems + (self._find_rows() if self.pod.kind.has_database and self.scratch.done else [])
+
+    def _find_rows(self) -> list[str]:
+        """Return a sentence if the registry's database still has manifests or links of the scratch repositories."""
+        try:
+            left = self.instruments.databases.of(self.pod.name).has_link(self.scratch.repositories)
+        except BaleenError as error:
+            return [str(error)]
+        return [f"The registry's database still has rows of {self.scratch.repository}: permit deletes."] if left else []
 
     def close(self) -> None:
         for client in self._clients:
@@ -202,14 +214,14 @@ class Visit:
     @cached_property
     def unresolved(self) -> dict[str, str]:
         """URLs that do not resolve, and why."""
-        return {url: found for url in self.pod.registries if isinstance(found := self._look_up(url), str)}
+        return {url: found for url in self.pod.registries if isinstance(found := self.look_up(url), str)}
 
     @cached_property
     def ping_results(self) -> list[PingResult]:
         """What each address of each URL answers. One that requires login has not answered."""
         found: list[PingResult] = []
         for url in self.pod.registries:
-            addresses = self._look_up(url)
+            addresses = self.look_up(url)
             if not isinstance(addresses, str):
                 found += self._ping([Place(url, address, self._make_client(url, address)) for address in addresses])
         return found
@@ -219,7 +231,8 @@ class Visit:
         """The addresses at which the registry answers."""
         return [answer.place for answer in self.ping_results if answer.error is None]
 
-    def _look_up(self, url: str) -> list[str] | str:
+    def look_up(self, url: str) -> list[str] | str:
+        """Return the addresses of a URL's host, or why there are none."""
         registry = parse_registry(url)
         if is_address(registry.host):
             return [registry.host]
@@ -369,7 +382,8 @@ class Visit:
         """Return the keys that a push stores in the shared bucket and root: those that exist, those that do not."""
         image, repository = push.image, self.scratch.repository
         digests = [*(parse_digest(blob.digest) for blob in image.blobs), parse_digest(image.digest)]
-        keys = [blob_key(digest) for digest in digests]
+        # The bytes of a manifest may be in the registry's database.
+        keys = [blob_key(digest) for digest in (digests[:-1] if self.pod.kind.has_database else digests)]
         if self.pod.kind.links_in_store:
             keys += [layer_link_key(repository, digest) for digest in digests[:-1]]
             keys.append(revision_link_key(repository, digests[-1]))

@@ -120,11 +120,26 @@ class PodKind(StrEnum):
         """Whether a mounted blob is sent to it through the upload API, with the client's token."""
         return self in UPLOADED_TO
 
+    @property
+    def has_database(self) -> bool:
+        """Whether manifests and links are rows of a database that Baleen reads.
+
+        The registry confirms blobs by these rows: it answers a mount, and a manifest that lists the blob, with 201
+        without looking at storage. Only HEAD and GET of a blob look there.
+        """
+        return self in WITH_DATABASE
+
+    @property
+    def reports_blob_deletes(self) -> bool:
+        """Whether the registry sends an event when a client deletes a blob from a repository."""
+        return self not in WITH_DATABASE
+
 
 #: Columns of `pods` say the same to SQL (db/schema/pods.py).
 LINKS_IN_STORE: Final = frozenset({PodKind.LINK})
 RECONCILABLE: Final = frozenset({PodKind.LINK, PodKind.GITLAB})
 UPLOADED_TO: Final = frozenset({PodKind.RELAY, PodKind.GITLAB})
+WITH_DATABASE: Final = frozenset({PodKind.GITLAB})
 
 
 def check_reconcilable(pod: PodName, kind: PodKind) -> None:

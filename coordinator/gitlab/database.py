@@ -34,6 +34,16 @@ MANIFESTS_PAGE: Final = 32
 KNOWN_SCHEMAS: Final = frozenset(
     {("20251021070732_bbm_backfill_blobs_id_column", "20251015074500_post_create_blobs_null_id_index")}
 )
+#: The tables that are read. Reading a partitioned table needs no right on its partitions.
+TABLES: Final = (
+    "top_level_namespaces",
+    "repositories",
+    "repository_blobs",
+    "manifests",
+    "blobs",
+    "schema_migrations",
+    "post_deploy_schema_migrations",
+)
 #: The first byte of a stored digest.
 _SHA256 = b"\x01"
 
@@ -107,6 +117,11 @@ class GitlabDatabase:
         Raises UnavailableError and UnknownSchemaError.
         """
         self._ask(_ONE)
+
+    def read_clock(self) -> datetime:
+        """Return the time of the database's clock, which gives rows their times."""
+        found: datetime = self._ask("SELECT clock_timestamp()")[0][0]
+        return found
 
     # Repositories
 

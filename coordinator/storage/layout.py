@@ -23,6 +23,10 @@ from coordinator.errors import InvalidNameError
 BASE = "docker/registry/v2"
 BLOBS = f"{BASE}/blobs/sha256/"
 REPOSITORIES = f"{BASE}/repositories/"
+#: Written by a GitLab registry that uses a database, so that none without one is started on the same root.
+DATABASE_LOCK = "docker/registry/lockfiles/database-in-use"
+#: Written by one without a database.
+FILESYSTEM_LOCK = "docker/registry/lockfiles/filesystem-in-use"
 QUARANTINE = "quarantine/"
 MARK = "collected-by.json"
 
