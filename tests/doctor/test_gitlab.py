@@ -190,9 +190,9 @@ def test_what_metrics_prove(clinic: Clinic, database: str, reader: str) -> None:
         assert examine(*urls).result is PROVED
         assert examine(f"{one.debug_url}/metrics", two.debug_url).result is PROVED
         for given, why in {
-            (): "0 processes were examined at their debug addresses, and 2 answer as registries",
-            urls[:1]: "1 processes were examined",
-            (urls[0], f"{urls[0]}/metrics"): "it is the same process as at",
+            (): "0 of 2 processes were examined at their debug addresses",
+            urls[:1]: "1 of 2 processes were examined",
+            (urls[0], f"{urls[0]}/again/metrics"): "1 of 2 processes were examined",
             (*urls, other.address): "it has no series registry_database_",
             (*urls, "http://127.0.0.1:1"): "did not answer to GET /metrics (ECONNREFUSED)",
             (*urls, f"{urls[0]}/nothing"): "answered 404 to GET /nothing",
@@ -200,7 +200,7 @@ def test_what_metrics_prove(clinic: Clinic, database: str, reader: str) -> None:
             (*urls, young.debug_url): "s ago, and GC may begin up to a minute after that",
         }.items():
             found = examine(*given)
-            assert (found.result, why in found.proof) == (UNPROVED, True), found
+            assert (found.result, why in found.proof) == (UNPROVED, True), (given, found)
             assert found.fix
         assert examine(*urls, processes=3).result is UNPROVED
 

@@ -279,7 +279,7 @@ def _make_debug_handler(started: float, *, collects: bool) -> type[Handler]:
                 f"process_start_time_seconds {started!r}",
                 *(['registry_gc_runs_total{worker="registry.gc.worker.BlobWorker"} 1'] if collects else []),
             ]
-            self.reply(200 if self.path == "/metrics" else 404, "".join(f"{line}\n" for line in lines).encode())
+            self.reply(200 if self.path.endswith("/metrics") else 404, "".join(f"{line}\n" for line in lines).encode())
 
     return Debug
 
