@@ -18,8 +18,10 @@ from typing import NamedTuple
 from coordinator.db.connection import Connections
 from coordinator.doctor import scratch_table as scratch
 from coordinator.doctor.table import ExaminedPod
-from coordinator.domain.names import Digest, RepositoryName, parse_digest, parse_repository
+from coordinator.domain.merge import LinkKind
+from coordinator.domain.names import Digest, RepositoryName, format_digest, parse_digest, parse_repository
 from coordinator.errors import BaleenError, ConflictError
+from coordinator.gitlab.database import GitlabDatabase
 from coordinator.registry.client import RegistryClient, RegistryError, RegistryNotFoundError
 from coordinator.registry.images import OCI, Image, ImageFormat, Index, Layer, make_image, make_index, make_layer
 from coordinator.storage.layout import MARK, QUARANTINE, REPOSITORIES, blob_key, repository_prefix
@@ -34,6 +36,7 @@ OTHER = "-other"
 BY = "-by-"
 CONTENT = b"A doctor's scratch object: it may be deleted."
 LAYER_BYTES = 2000
+_SCRATCH_NAME = re.compile(rf"/{NAME}{_MARK}(?:{OTHER})?$")
 #: Prefixes of one pod on which its key is tried.
 PREFIXES_TRIED = 100
 #: The answer of a registry that refuses deletes.
@@ -293,6 +296,31 @@ def clean_up_after(pod: ExaminedPod, store: TrialStore, connections: Connections
     store.abort_uploads(MARK)
     for beginning in _object_prefixes(pod):
         store.erase(store.list_matching(beginning, re.compile(rf"{NAME}{_MARK}{BY}{re.escape(pod.name)}$")))
+    return cleaned
+
+
+def clean_registry_after(
+    pod: ExaminedPod, client: RegistryClient, database: GitlabDatabase, connections: Connections, own: Scratch
+) -> int:
+    """Delete, through the registry, what killed visits left in its database; return the number of repositories.
+
+    Raises RegistryError and UnavailableError. Without this a reconcile would bring it back into the table.
+    """
+    with connections.use() as connection:
+        known = scratch.find_repositories(connection, pod.id, f"{pod.prefix}/{NAME}")
+    cleaned = 0
+    for name in known:
+        repository = database.read_repository(name)
+        if name in own.repositories or _SCRATCH_NAME.search(name) is None or repository is None:
+            continue
+        manifests = [format_digest(row.digest) for row in database.read_links(repository, LinkKind.REVISION)]
+        layers = [format_digest(row.digest) for row in database.read_links(repository, LinkKind.LAYER)]
+        # An index has a later row than what it lists.
+        for digest in reversed(manifests):
+            client.delete_manifest(name, digest)
+        for digest in layers:
+            client.delete_blob(name, digest)
+        cleaned += bool(manifests or layers)
     return cleaned
 
 

@@ -13,11 +13,13 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
+import structlog
+
 from coordinator.db.connection import Connections
 from coordinator.doctor import kinds
 from coordinator.doctor import table as findings
 from coordinator.doctor.kinds import KindsReport
-from coordinator.doctor.scratch import Announcement, Scratch
+from coordinator.doctor.scratch import Announcement, Scratch, clean_registry_after
 from coordinator.doctor.table import ExaminedPod
 from coordinator.doctor.texts import PodFacts
 from coordinator.domain.hosts import is_address
@@ -52,6 +54,8 @@ PATIENCE_S = 30.0
 POLL_S = 0.1
 
 T = TypeVar("T")
+
+log = structlog.get_logger()
 
 
 class Instruments(NamedTuple):
@@ -204,6 +208,16 @@ class Visit:
         except BaleenError as error:
             return [str(error)]
         return [f"The registry's database still has rows of {self.scratch.repository}: permit deletes."] if left else []
+
+    def clean_registry(self) -> None:
+        """Remove what killed visits left in the registry's database, if there is one, as far as that is possible."""
+        if not self.pod.kind.has_database or not self.places:
+            return
+        database, client = self.instruments.databases.of(self.pod.name), self.places[0].client
+        try:
+            clean_registry_after(self.pod, client, database, self.instruments.connections, self.scratch)
+        except BaleenError as error:
+            log.warning("what an earlier visit left stays in the registry", pod=self.pod.name, reason=str(error))
 
     def close(self) -> None:
         for client in self._clients:

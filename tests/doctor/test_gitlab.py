@@ -14,6 +14,7 @@ from coordinator.compose import database as compose_database
 from coordinator.compose import store as compose_store
 from coordinator.doctor import gitlab
 from coordinator.doctor import table as findings
+from coordinator.doctor.examine import REMOVING
 from coordinator.doctor.visit import Visit
 from coordinator.domain.findings import Finding, Result, checks_of_pod
 from coordinator.domain.names import parse_pod
@@ -89,9 +90,33 @@ def registry(clinic: Clinic, pod: Pod, url: str, *processes: dict[str, Any]) -> 
         yield made
 
 
-def rows(url: str, statement: str) -> list[tuple[Any, ...]]:
+def scratch_rows(url: str) -> list[tuple[Any, ...]]:
+    """Return the manifests and links of doctors' repositories in a registry's database."""
+    held = "FROM {} x JOIN repositories r ON r.id = x.repository_id WHERE r.path LIKE '%/baleen-doctor-%'"
+    manifests, links = (f"SELECT r.path, x.id {held.format(table)}" for table in ("manifests", "repository_blobs"))
     with psycopg.connect(url) as connection:
-        return connection.execute(statement).fetchall()  # type: ignore[call-overload, no-any-return]
+        return connection.execute(f"{manifests} UNION ALL {links}").fetchall()  # type: ignore[call-overload, no-any-return]
+
+
+class _KilledError(Exception):
+    """The process is killed: nothing is removed any more."""
+
+
+def test_a_visit_that_was_killed(clinic: Clinic, database: str, reader: str) -> None:
+    """What a killed visit left in the registry's database, indexes among it, the next one removes."""
+    pod = clinic.admit("g-killed", kind="gitlab")
+
+    def on_step(what: str) -> None:
+        if what == REMOVING:
+            raise _KilledError
+
+    with registry(clinic, pod, database, {}) as (process,):
+        clinic.write_gitlab(pod, reader, process.debug_url)
+        with pytest.raises(_KilledError):
+            clinic.examine(pod, on_step=on_step)
+        assert scratch_rows(database) != []
+        assert clinic.examine(pod).problems == []
+    assert scratch_rows(database) == []
 
 
 def test_a_registry_that_is_well(clinic: Clinic, database: str, reader: str) -> None:
@@ -112,9 +137,7 @@ def test_a_registry_that_is_well(clinic: Clinic, database: str, reader: str) -> 
     assert "HEAD answers 404, and a mount answers 201, a manifest that lists it answers 201; its row" in cache.proof
     assert "GC keeps each blob that has one" in cache.meaning
     assert "the table removed the manifest" in of(report, "deletes-arrive").proof
-    held = "FROM {} x JOIN repositories r ON r.id = x.repository_id WHERE r.path LIKE '%/baleen-doctor-%'"
-    assert rows(database, f"SELECT 1 {held.format('manifests')}") == []
-    assert rows(database, f"SELECT 1 {held.format('repository_blobs')}") == []
+    assert scratch_rows(database) == []
 
 
 def test_faults(clinic: Clinic, database: str) -> None:
