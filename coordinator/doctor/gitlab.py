@@ -116,19 +116,19 @@ def _find_places(visit: Visit, line: str) -> list[_DebugPlace]:
 
 
 def _gc_part(visit: Visit, place: _DebugPlace, examined: set[datetime]) -> Part:
-    """Return what the metrics at a place prove; adds when its process began, which tells it from others."""
+    """Return what the metrics at a place prove; adds the start of its process, which no other process shares."""
     where, ca_file = str(place), visit.instruments.settings.registry_ca_file
     try:
         metrics = read_metrics(place.base_url, place.path, place.address, ca_file=ca_file, timeout=TIMEOUT_S)
     except RegistryError as error:
         return unproved(where, str(error))
-    if series := sorted(name for name in metrics.names if name.startswith(OF_GC)):
-        return refuted(where, f"it collects garbage: its metrics have {series[0]}")
     if not any(name.startswith(OF_REGISTRY) for name in metrics.names):
         return unproved(where, f"it has no series {OF_REGISTRY}…, so it is no such registry with a database")
     if metrics.started_at is None:
         return unproved(where, "its metrics do not say when the process began (process_start_time_seconds)")
     examined.add(metrics.started_at)
+    if series := sorted(name for name in metrics.names if name.startswith(OF_GC)):
+        return refuted(where, f"it collects garbage: its metrics have {series[0]}")
     age = visit.read_clock() - metrics.started_at
     if age < MIN_AGE:
         sentence = f"it began {age.total_seconds():.0f} s ago, and GC may begin up to a minute after that"

@@ -5,7 +5,8 @@ Invariants: a blob is hidden, and its bytes are deleted, only if this visit made
 the table needs it; keys are deleted only below the scratch repositories, and of those blobs.
 The next visit finds what a killed visit left: it removes the links and holdings, and leaves the bytes to garbage
 collection, which asks the whole table first.
-In a registry's database the rows of its two empty repositories stay, and those of its blobs: no request removes them.
+In a registry's database the rows of a visit's repositories stay, which are then empty, and those of its blobs: no
+request removes them.
 Not here: the experiments.
 """
 
