@@ -54,7 +54,7 @@ def check_no_descriptor_cache(visit: Visit) -> Finding:
         gone = [_try_without_blob(visit, place, blob, image) for place in warm]
     back = [_try_restored_blob(visit, place, blob, part) for place, part in zip(warm, gone, strict=True)]
     found = make_finding(Check.NO_DESCRIPTOR_CACHE, [*cold, *back], visit.pod_facts)
-    if visit.pod.kind.has_database and found.result is Result.PROVED:
+    if visit.pod.kind.confirms_by_rows and found.result is Result.PROVED:
         return found._replace(meaning=CONFIRMED_BY_ROWS)
     return found
 
@@ -71,7 +71,7 @@ def _try_without_blob(visit: Visit, place: Place, blob: Layer, image: Image) -> 
             confirmed.append("a manifest that lists it answers 201")
     except RegistryError as error:
         return unproved(where, str(error), RUN_AGAIN)
-    if confirmed and not wrong and visit.pod.kind.has_database:
+    if confirmed and not wrong and visit.pod.kind.confirms_by_rows:
         return _try_rows(visit, where, image, confirmed)
     if wrong or confirmed:
         return refuted(where, f"for a blob whose bytes are gone, {', '.join([*wrong, *confirmed])}")

@@ -23,7 +23,7 @@ def check_clocks(visit: Visit) -> Finding:
     if not parts:
         parts = [not_tried("the registry", "no process of it answers", Check.REGISTRY_ANSWERS)]
     parts.append(_store_part(visit, bound))
-    if visit.pod.kind.has_database:
+    if visit.pod.kind.has_registry_database:
         parts.append(_database_part(visit, bound))
     return make_finding(Check.CLOCKS, parts, visit.pod_facts)
 

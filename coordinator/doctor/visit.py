@@ -199,7 +199,7 @@ class Visit:
         except BaleenError:
             clients = []  # then nothing was pushed either
         problems = self.scratch.clean(clients, self._is_quiet)
-        return problems + (self._find_rows() if self.pod.kind.has_database and self.scratch.done else [])
+        return problems + (self._find_rows() if self.pod.kind.has_registry_database and self.scratch.done else [])
 
     def _find_rows(self) -> list[str]:
         """Return a sentence if the registry's database still has manifests or links of the scratch repositories."""
@@ -211,7 +211,7 @@ class Visit:
 
     def clean_registry(self) -> None:
         """Remove what killed visits left in the registry's database, if there is one, as far as that is possible."""
-        if not self.pod.kind.has_database or not self.places:
+        if not self.pod.kind.has_registry_database or not self.places:
             return
         database, client = self.instruments.databases.of(self.pod.name), self.places[0].client
         try:
@@ -397,7 +397,7 @@ class Visit:
         image, repository = push.image, self.scratch.repository
         digests = [*(parse_digest(blob.digest) for blob in image.blobs), parse_digest(image.digest)]
         # The bytes of a manifest may be in the registry's database.
-        keys = [blob_key(digest) for digest in (digests[:-1] if self.pod.kind.has_database else digests)]
+        keys = [blob_key(digest) for digest in (digests[:-1] if self.pod.kind.has_registry_database else digests)]
         if self.pod.kind.links_in_store:
             keys += [layer_link_key(repository, digest) for digest in digests[:-1]]
             keys.append(revision_link_key(repository, digests[-1]))

@@ -116,30 +116,34 @@ class PodKind(StrEnum):
         return self in RECONCILABLE
 
     @property
+    def has_registry_database(self) -> bool:
+        """Whether its registry has a metadata database, which needs settings, a key and a mode of its own."""
+        return self in WITH_REGISTRY_DATABASE
+
+    @property
     def is_uploaded_to(self) -> bool:
         """Whether a mounted blob is sent to it through the upload API, with the client's token."""
         return self in UPLOADED_TO
 
     @property
-    def has_database(self) -> bool:
-        """Whether manifests and links are rows of a database that Baleen reads.
-
-        The registry confirms blobs by these rows: it answers a mount, and a manifest that lists the blob, with 201
-        without looking at storage. Only HEAD and GET of a blob look there.
+    def confirms_by_rows(self) -> bool:
+        """Whether its registry answers a mount, or a manifest that lists a blob, with 201 because its database has the
+        blob's row, whatever storage has. Only HEAD and GET of a blob look at storage.
         """
-        return self in WITH_DATABASE
+        return self in WITH_REGISTRY_DATABASE
 
     @property
     def reports_blob_deletes(self) -> bool:
-        """Whether the registry sends an event when a client deletes a blob from a repository."""
-        return self not in WITH_DATABASE
+        """Whether its registry sends an event when a client deletes a blob from a repository."""
+        return self not in WITH_REGISTRY_DATABASE
 
 
 #: Columns of `pods` say the same to SQL (db/schema/pods.py).
 LINKS_IN_STORE: Final = frozenset({PodKind.LINK})
 RECONCILABLE: Final = frozenset({PodKind.LINK, PodKind.GITLAB})
 UPLOADED_TO: Final = frozenset({PodKind.RELAY, PodKind.GITLAB})
-WITH_DATABASE: Final = frozenset({PodKind.GITLAB})
+
+WITH_REGISTRY_DATABASE: Final = frozenset({PodKind.GITLAB})
 
 
 def check_reconcilable(pod: PodName, kind: PodKind) -> None:

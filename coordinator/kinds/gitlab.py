@@ -1,11 +1,12 @@
 """Pods whose registry is a GitLab Container Registry with a metadata database, which Baleen reads."""
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from coordinator.domain.names import Digest, PodName
 from coordinator.domain.pods import PodKind
-from coordinator.gitlab.databases import make_databases
+from coordinator.gitlab.databases import GitlabDatabases
 from coordinator.gitlab.links import GitlabLinks
 from coordinator.kinds.kind import MountParts, Services
 from coordinator.mounts.linker import BlobLinker
@@ -16,7 +17,8 @@ class GitlabPods:
     kind: ClassVar = PodKind.GITLAB
 
     def __init__(self, services: Services) -> None:
-        self._databases = make_databases(services.settings)
+        directory = services.settings.gitlab_databases
+        self._databases = GitlabDatabases(None if directory is None else Path(directory))
 
     def close(self) -> None:
         self._databases.close()

@@ -23,10 +23,8 @@ from coordinator.errors import InvalidNameError
 BASE = "docker/registry/v2"
 BLOBS = f"{BASE}/blobs/sha256/"
 REPOSITORIES = f"{BASE}/repositories/"
-#: Written by a GitLab registry that uses a database, so that none without one is started on the same root.
-DATABASE_LOCK = "docker/registry/lockfiles/database-in-use"
-#: Written by one without a database.
-FILESYSTEM_LOCK = "docker/registry/lockfiles/filesystem-in-use"
+#: Where a GitLab registry says whether it has a database; registries of the other sort then refuse to start.
+LOCK_FILES = "docker/registry/lockfiles/"
 QUARANTINE = "quarantine/"
 MARK = "collected-by.json"
 
@@ -45,6 +43,9 @@ _HEX = 2 * DIGEST_BYTES
 #: Where the digest begins in the key of a blob, and what follows it.
 _BLOB_DIGEST, _DATA = len(BLOBS) + len("00/"), len("/data")
 LINK_LENGTH = _HEX + len(_LINK_NAME)
+#: There is one of them: of a root whose GitLab registry has a database, or of one whose has none.
+DATABASE_LOCK = f"{LOCK_FILES}database-in-use"
+FILESYSTEM_LOCK = f"{LOCK_FILES}filesystem-in-use"
 
 
 class LinkFolder(NamedTuple):
