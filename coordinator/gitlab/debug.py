@@ -26,7 +26,7 @@ def read_debug_urls(directory: str | None, pod: PodName) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UnconfiguredError(
-            f"The file {file} cannot be read ({reason}): write the debug address of each process of the registry to it, "
+            f"The file {file} cannot be read ({reason}): write the debug address of each registry process to it, "
             "one a line."
         ) from error
     return [line for line in lines if line and not line.startswith("#")]
