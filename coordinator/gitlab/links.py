@@ -41,7 +41,7 @@ class GitlabLinks:
         self._database = database
 
     def close(self) -> None:
-        """The database is whoever opened it's to close."""
+        """The caller that opened the database closes it."""
 
     def check(self) -> None:
         self._database.check()
