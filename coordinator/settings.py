@@ -228,7 +228,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     registry_password: Secret | None = None
     #: Certificates (PEM) to trust at registries and token issuers in addition to the system's.
     registry_ca_file: Annotated[str | None, FILE_NAME] = None
-    #: A directory with a file for each pod of kind `gitlab`, named like the pod: the URL of its registry's database.
+    #: A directory with two files for each pod of kind `gitlab`: one named like the pod, with the URL of its registry's
+    #: database; and `<pod>.debug`, with the debug address of each registry process, one a line, for the doctor.
     gitlab_databases: Annotated[str | None, FILE_NAME] = None
     #: How often, at least, a pod's links in storage are compared with the table.
     reconcile_every: Annotated[Duration, TimeRange(1, 365 * DAY)] = Duration(DAY)

@@ -1,7 +1,8 @@
 """The parts of commands that examine a pod."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 from coordinator.compose.database import make_connections
 from coordinator.compose.store import make_trial_store
@@ -9,6 +10,7 @@ from coordinator.compose.values import registry_credentials
 from coordinator.doctor.visit import PATIENCE_S, Instruments
 from coordinator.domain.names import PodName
 from coordinator.errors import SettingsError
+from coordinator.gitlab.databases import GitlabDatabases
 from coordinator.kafka.log import LogInspector
 from coordinator.kafka.tail import EventTail
 from coordinator.settings import Settings
@@ -18,12 +20,16 @@ from coordinator.table import statements
 @contextmanager
 def open_instruments(settings: Settings, pod: PodName, *, patience: float | None = None) -> Iterator[Instruments]:
     """The instruments of a doctor for one visit."""
-    secret = settings.pod_secret_key
+    secret, directory = settings.pod_secret_key, settings.gitlab_databases
     if (settings.pod_access_key is None) != (secret is None):
         raise SettingsError("BALEEN_POD_ACCESS_KEY and BALEEN_POD_SECRET_KEY belong together: set both or neither.")
     connected = make_connections(settings, name="baleen-doctor", prepare=statements.prepare_connection)
     try:
-        with LogInspector(settings) as inspector, EventTail(settings, inspector, pod) as tail:
+        with (
+            LogInspector(settings) as inspector,
+            EventTail(settings, inspector, pod) as tail,
+            closing(GitlabDatabases(None if directory is None else Path(directory))) as databases,
+        ):
             yield Instruments(
                 settings,
                 connected,
@@ -32,6 +38,7 @@ def open_instruments(settings: Settings, pod: PodName, *, patience: float | None
                 registry_credentials(settings),
                 inspector,
                 tail,
+                databases,
                 PATIENCE_S if patience is None else patience,
             )
     finally:

@@ -1,16 +1,30 @@
-"""Check that the registry does not answer from a cache that a hidden blob exists (scenario 17)."""
+"""Check that the registry does not answer from a cache that a hidden blob exists (scenario 17).
+
+A registry with a database confirms mounts and manifests by its rows. There GC hides no blob that has a row
+(gc/claims.py), so it is enough that Baleen sees each of these rows, and that HEAD looks at storage.
+"""
 
 from collections.abc import Callable
 
 from coordinator.doctor.registry import failed_push_parts
 from coordinator.doctor.results import RUN_AGAIN, Part, make_finding, not_tried, proved, refuted, unproved
 from coordinator.doctor.visit import Place, Visit
-from coordinator.domain.findings import Check, Finding
+from coordinator.domain.findings import Check, Finding, Result
+from coordinator.domain.names import parse_digest
+from coordinator.errors import BaleenError
 from coordinator.registry.client import RegistryError, RegistryUnreachableError
 from coordinator.registry.images import Image, Layer
 
 #: The first HEAD may fill a cache; the second may be answered from it.
 HEADS = 2
+CONFIRMED_BY_ROWS = (
+    "The registry confirms mounts and manifests by rows that Baleen sees, so GC keeps each blob that has one; for all "
+    "else it looks at storage."
+)
+WRONG_DATABASE = (
+    "Give Baleen the URL of the database that every process of the registry uses, and remove `redis.cache` from the "
+    "registry's configuration if it is there."
+)
 
 
 def check_no_descriptor_cache(visit: Visit) -> Finding:
@@ -39,29 +53,46 @@ def check_no_descriptor_cache(visit: Visit) -> Finding:
     with visit.scratch.remove_for_block(blob):
         gone = [_try_without_blob(visit, place, blob, image) for place in warm]
     back = [_try_restored_blob(visit, place, blob, part) for place, part in zip(warm, gone, strict=True)]
-    return make_finding(Check.NO_DESCRIPTOR_CACHE, [*cold, *back], visit.pod_facts)
+    found = make_finding(Check.NO_DESCRIPTOR_CACHE, [*cold, *back], visit.pod_facts)
+    if visit.pod.kind.confirms_by_rows and found.result is Result.PROVED:
+        return found._replace(meaning=CONFIRMED_BY_ROWS)
+    return found
 
 
 def _try_without_blob(visit: Visit, place: Place, blob: Layer, image: Image) -> Part:
     """Try HEAD, a mount, and a push of a manifest, while the blob's bytes are gone."""
     where = str(place)
     try:
-        wrong = []
-        if _has_blob(visit, place, blob):
-            wrong.append("HEAD answers 200")
+        wrong = ["HEAD answers 200"] if _has_blob(visit, place, blob) else []
+        confirmed = []
         if _is_accepted(lambda: visit.scratch.mount(place.client, blob)):
-            wrong.append("a mount answers 201")
+            confirmed.append("a mount answers 201")
         if _is_accepted(lambda: visit.scratch.put_manifest(place.client, image)):
-            wrong.append("a manifest that lists it answers 201")
+            confirmed.append("a manifest that lists it answers 201")
     except RegistryError as error:
         return unproved(where, str(error), RUN_AGAIN)
-    if wrong:
-        return refuted(where, f"for a blob whose bytes are gone, {', '.join(wrong)}")
+    if confirmed and not wrong and visit.pod.kind.confirms_by_rows:
+        return _try_rows(visit, where, image, confirmed)
+    if wrong or confirmed:
+        return refuted(where, f"for a blob whose bytes are gone, {', '.join([*wrong, *confirmed])}")
     return proved(
         where,
         f"for a blob that {HEADS} HEADs had found and whose bytes are gone, HEAD answers 404, a mount answers 202, "
         "and a manifest that lists it is refused",
     )
+
+
+def _try_rows(visit: Visit, where: str, image: Image, confirmed: list[str]) -> Part:
+    """Look for the row of each blob that the registry confirmed: GC then sees that it must keep the blob."""
+    blobs = [parse_digest(blob.digest) for blob in image.blobs]
+    try:
+        known = visit.instruments.databases.of(visit.pod.name).find_known(blobs)
+    except BaleenError:
+        return not_tried(where, "the registry's database could not be read", Check.REGISTRY_DATABASE)
+    answered = f"for a blob whose bytes are gone, HEAD answers 404, and {', '.join(confirmed)}"
+    if known != set(blobs):
+        return refuted(where, f"{answered}, though the database that Baleen reads has no row of it", WRONG_DATABASE)
+    return proved(where, f"{answered}; its row is in the database that Baleen reads")
 
 
 def _try_restored_blob(visit: Visit, place: Place, blob: Layer, part: Part) -> Part:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from coordinator.doctor import cache, clocks, events, kafka, key, registry, storage
+from coordinator.doctor import cache, clocks, events, gitlab, kafka, key, registry, storage
 from coordinator.doctor.visit import Visit
 from coordinator.domain.findings import Check, Finding
 
@@ -17,6 +17,9 @@ CHECKS: dict[Check, Callable[[Visit], Finding]] = {
     Check.PROBES_ARRIVE: events.check_probes_arrive,
     Check.PROCESSES_REACHED: registry.check_processes_reached,
     Check.SAME_ROOT: storage.check_same_root,
+    Check.REGISTRY_DATABASE: gitlab.check_registry_database,
+    Check.REGISTRY_GC_OFF: gitlab.check_registry_gc_off,
+    Check.LOCK_FILE: gitlab.check_lock_file,
     Check.CLOCKS: clocks.check_clocks,
     Check.UPLOAD_SECRET: registry.check_upload_secret,
     Check.NO_DESCRIPTOR_CACHE: cache.check_no_descriptor_cache,
@@ -37,6 +40,8 @@ CHECKS_OF_PROCESSES = frozenset(
         Check.EVENTS_IN_ORDER,
         Check.PROBES_ARRIVE,
         Check.SAME_ROOT,
+        Check.REGISTRY_DATABASE,
+        Check.REGISTRY_GC_OFF,
         Check.CLOCKS,
         Check.UPLOAD_SECRET,
         Check.NO_DESCRIPTOR_CACHE,

@@ -1,4 +1,4 @@
-"""Compare the clocks of registries and of the object store with the database's, by which all is measured."""
+"""Compare the clocks of registries, their databases and the object store with that of Baleen's database."""
 
 import math
 from datetime import datetime, timedelta
@@ -7,6 +7,7 @@ from coordinator.doctor.registry import failed_push_parts, no_event_part
 from coordinator.doctor.results import RUN_AGAIN, Part, make_finding, not_tried, proved, refuted, unproved
 from coordinator.doctor.visit import PushReport, Visit
 from coordinator.domain.findings import Check, Finding
+from coordinator.errors import BaleenError
 from schemas.records import RegistryEvent
 
 #: Object stores give times in whole seconds.
@@ -21,7 +22,10 @@ def check_clocks(visit: Visit) -> Finding:
     parts += [_registry_part(report, bound) for report in visit.reports]
     if not parts:
         parts = [not_tried("the registry", "no process of it answers", Check.REGISTRY_ANSWERS)]
-    return make_finding(Check.CLOCKS, [*parts, _store_part(visit, bound)], visit.pod_facts)
+    parts.append(_store_part(visit, bound))
+    if visit.pod.kind.has_registry_database:
+        parts.append(_database_part(visit, bound))
+    return make_finding(Check.CLOCKS, parts, visit.pod_facts)
 
 
 def _registry_part(report: PushReport, bound: timedelta) -> Part:
@@ -42,6 +46,17 @@ def _store_part(visit: Visit, bound: timedelta) -> Part:
     if stored is None:
         return unproved(where, "it does not have an object that was stored", RUN_AGAIN)
     return clock_part(where, clock_error(stored.modified_at, before, after, STORE_STEP), bound)
+
+
+def _database_part(visit: Visit, bound: timedelta) -> Part:
+    """Compare the clock that gives a registry's rows their times."""
+    where = "the registry's database"
+    before = visit.read_clock()
+    try:
+        found = visit.instruments.databases.of(visit.pod.name).read_clock()
+    except BaleenError:
+        return not_tried(where, "it could not be read", Check.REGISTRY_DATABASE)
+    return clock_part(where, clock_error(found, before, visit.read_clock()), bound)
 
 
 def clock_error(time: datetime, before: datetime, after: datetime, step: timedelta = NO_TIME) -> timedelta:

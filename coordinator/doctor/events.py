@@ -301,7 +301,7 @@ def _deletion_part(visit: Visit, deletion: _Deletion) -> Part:
         lambda: not visit.query(lambda connection: scratch.read_manifest(connection, repository, manifest)).held
     ):
         return proved(where, "the event of a manifest's delete came, and the table removed the manifest")
-    if not visit.pod.kind.links_in_store:
+    if not visit.pod.kind.is_reconcilable:
         return proved(
             where, "the event of a manifest's delete came; so soon after the push it is a doubtful removal in the table"
         )

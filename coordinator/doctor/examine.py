@@ -104,6 +104,7 @@ def _run_visit(
         visit = Visit(instruments, examined)
         try:
             instruments.tail.begin()
+            visit.clean_registry()
             found = _run_checks(visit, wanted, on_step)
         finally:
             on_step(REMOVING)

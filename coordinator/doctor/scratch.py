@@ -5,6 +5,8 @@ Invariants: a blob is hidden, and its bytes are deleted, only if this visit made
 the table needs it; keys are deleted only below the scratch repositories, and of those blobs.
 The next visit finds what a killed visit left: it removes the links and holdings, and leaves the bytes to garbage
 collection, which asks the whole table first.
+In a registry's database the rows of a visit's repositories stay, which are then empty, and those of its blobs: no
+request removes them.
 Not here: the experiments.
 """
 
@@ -17,8 +19,10 @@ from typing import NamedTuple
 from coordinator.db.connection import Connections
 from coordinator.doctor import scratch_table as scratch
 from coordinator.doctor.table import ExaminedPod
-from coordinator.domain.names import Digest, RepositoryName, parse_digest, parse_repository
+from coordinator.domain.merge import LinkKind
+from coordinator.domain.names import Digest, RepositoryName, format_digest, parse_digest, parse_repository
 from coordinator.errors import BaleenError, ConflictError
+from coordinator.gitlab.database import GitlabDatabase
 from coordinator.registry.client import RegistryClient, RegistryError, RegistryNotFoundError
 from coordinator.registry.images import OCI, Image, ImageFormat, Index, Layer, make_image, make_index, make_layer
 from coordinator.storage.layout import MARK, QUARANTINE, REPOSITORIES, blob_key, repository_prefix
@@ -33,6 +37,7 @@ OTHER = "-other"
 BY = "-by-"
 CONTENT = b"A doctor's scratch object: it may be deleted."
 LAYER_BYTES = 2000
+_SCRATCH_NAME = re.compile(rf"/{NAME}{_MARK}(?:{OTHER})?$")
 #: Prefixes of one pod on which its key is tried.
 PREFIXES_TRIED = 100
 #: The answer of a registry that refuses deletes.
@@ -217,12 +222,16 @@ class Scratch:
                 for repository, digest in reversed(self._manifests):
                     self._delete_if_permitted(client.delete_manifest, repository, digest)
                 for repository, digest in self._layers:
-                    self._delete_if_permitted(client.delete_blob, repository, digest)
+                    self._delete_if_permitted(
+                        client.delete_blob, repository, digest, is_reported=self._pod.kind.reports_blob_deletes
+                    )
             except RegistryError:
                 continue
             return
 
-    def _delete_if_permitted(self, call: Callable[[str, str], None], repository: RepositoryName, digest: str) -> None:
+    def _delete_if_permitted(
+        self, call: Callable[[str, str], None], repository: RepositoryName, digest: str, *, is_reported: bool = True
+    ) -> None:
         """Delete something, if it exists and the registry permits deletes."""
         try:
             call(repository, digest)
@@ -232,7 +241,8 @@ class Scratch:
             if error.registry_status != METHOD_NOT_ALLOWED:
                 raise
         else:
-            self.done.add(Announcement("delete", repository, digest))
+            if is_reported:
+                self.done.add(Announcement("delete", repository, digest))
 
     def _erase_objects(self) -> None:
         for repository in self.repositories:
@@ -287,6 +297,31 @@ def clean_up_after(pod: ExaminedPod, store: TrialStore, connections: Connections
     store.abort_uploads(MARK)
     for beginning in _object_prefixes(pod):
         store.erase(store.list_matching(beginning, re.compile(rf"{NAME}{_MARK}{BY}{re.escape(pod.name)}$")))
+    return cleaned
+
+
+def clean_registry_after(
+    pod: ExaminedPod, client: RegistryClient, database: GitlabDatabase, connections: Connections, own: Scratch
+) -> int:
+    """Delete, through the registry, what killed visits left in its database; return the number of repositories.
+
+    Raises RegistryError and UnavailableError. Without this a reconcile would bring it back into the table.
+    """
+    with connections.use() as connection:
+        known = scratch.find_repositories(connection, pod.id, f"{pod.prefix}/{NAME}")
+    cleaned = 0
+    for name in known:
+        repository = database.read_repository(name)
+        if name in own.repositories or _SCRATCH_NAME.search(name) is None or repository is None:
+            continue
+        manifests = [format_digest(row.digest) for row in database.read_links(repository, LinkKind.REVISION)]
+        layers = [format_digest(row.digest) for row in database.read_links(repository, LinkKind.LAYER)]
+        # An index has a later row than what it lists.
+        for digest in reversed(manifests):
+            client.delete_manifest(name, digest)
+        for digest in layers:
+            client.delete_blob(name, digest)
+        cleaned += bool(manifests or layers)
     return cleaned
 
 

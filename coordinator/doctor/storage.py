@@ -34,6 +34,7 @@ def _storage_part(visit: Visit, push: Push) -> Part:
             f"such as {missing[0]}",
         )
     what = "bytes and links" if visit.pod.kind.links_in_store else "bytes"
+    what = "blobs" if visit.pod.kind.has_registry_database else what
     return proved(where, f"all {what} of a pushed image, {len(there)} objects, are in {root}")
 
 

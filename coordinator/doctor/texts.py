@@ -10,7 +10,9 @@ from typing import Final, NamedTuple
 from coordinator.domain.findings import Check, Result
 from coordinator.domain.perimeter import REMEDY
 from coordinator.domain.pods import ProbeMethod
+from coordinator.gitlab.database import TABLES
 from coordinator.pods import configuration
+from coordinator.storage.layout import DATABASE_LOCK, FILESYSTEM_LOCK
 
 
 class PodFacts(NamedTuple):
@@ -120,7 +122,41 @@ def describe_same_root(pod_facts: PodFacts) -> str:
     return (
         f"storage:\n  s3: {{bucket: {pod_facts.bucket}, rootdirectory: {pod_facts.root}}}\n"
         "(Or correct BALEEN_S3_BUCKET and BALEEN_S3_ROOT, if Baleen's settings are wrong. Register a registry that "
-        "keeps its links in its own database with `baleen pods add --kind relay`.)"
+        "keeps its links in its own database with `baleen pods add --kind relay`, or GitLab's with `--kind gitlab`.)"
+    )
+
+
+def describe_registry_database(pod_facts: PodFacts) -> str:
+    """Return how to let Baleen read a registry's database."""
+    return (
+        "Write the URL of the database that `database` in the configuration of each process names, with its primary as "
+        f"the host, to the file {pod_facts.pod} in the directory that BALEEN_GITLAB_DATABASES names, for every process "
+        "of Baleen:\npostgresql://BALEEN_READER:…@HOST:5432/registry?sslmode=verify-full\n"
+        "Let that user read these tables, and nothing else:\n"
+        f"GRANT SELECT ON {', '.join(TABLES)} TO BALEEN_READER;\n"
+        "(A schema that Baleen was not compared with needs another release of Baleen, or of the registry.)"
+    )
+
+
+def describe_registry_gc(pod_facts: PodFacts) -> str:
+    """Return how to switch a registry's own GC off, and how to show that to Baleen."""
+    return (
+        "Put this into the configuration of each process that serves clients, and restart it:\n"
+        "gc: {disabled: true}\n"
+        "http:\n  debug:\n    addr: :5001\n    prometheus: {enabled: true, path: /metrics}\n"
+        f"Write the debug address of each of them, one a line, to the file {pod_facts.pod}.debug in the directory that "
+        "BALEEN_GITLAB_DATABASES names. A name with several addresses stands for all of them. Leave out the process "
+        "that has `storage: inmemory` and no clients:\nhttp://HOST:5001"
+    )
+
+
+def describe_lock_file(pod_facts: PodFacts) -> str:
+    return (
+        "Set this in the environment of each process of the registry, and restart a process with its database: it "
+        f"writes {DATABASE_LOCK}, which its key must be permitted to read and write.\n"
+        "REGISTRY_FF_ENFORCE_LOCKFILES=true\n"
+        f"If {FILESYSTEM_LOCK} is there, find the process of GitLab's registry that runs without a database below "
+        f"/{pod_facts.root.strip('/')}, and end it; then delete that object."
     )
 
 
@@ -212,6 +248,27 @@ TEXTS: dict[Check, CheckTexts] = {
         "The registry stores elsewhere: the shared bucket and root do not show what it has.",
         "the registry stores in the shared bucket and root",
         describe_same_root,
+    ),
+    Check.REGISTRY_DATABASE: CheckTexts(
+        "Baleen reads the registry's database: what is pushed has its rows there.",
+        "Baleen reads a database that does not have what is pushed to the registry: its rows say nothing of the pod.",
+        "Baleen reads the registry's database",
+        describe_registry_database,
+    ),
+    Check.REGISTRY_GC_OFF: CheckTexts(
+        "No process of the registry collects garbage by itself.",
+        "A process of the registry collects garbage by itself: it deletes bytes that other pods need, and sends no "
+        "event.",
+        "a process of the registry collects garbage by itself",
+        describe_registry_gc,
+    ),
+    Check.LOCK_FILE: CheckTexts(
+        "The lock file of the registry's database is in the root: no process that has REGISTRY_FF_ENFORCE_LOCKFILES "
+        "starts there without its database. Check that each process of this registry has it: Baleen cannot.",
+        "A process of the registry can be started without its database. It keeps links in the bucket, which Baleen "
+        "does not read for this pod, and their blobs would be collected.",
+        "the registry's root is locked for processes without a database",
+        describe_lock_file,
     ),
     Check.CLOCKS: CheckTexts(
         "The clocks of registry, object store and database agree well enough to order pushes and deletes.",

@@ -13,11 +13,13 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
+import structlog
+
 from coordinator.db.connection import Connections
 from coordinator.doctor import kinds
 from coordinator.doctor import table as findings
 from coordinator.doctor.kinds import KindsReport
-from coordinator.doctor.scratch import Announcement, Scratch
+from coordinator.doctor.scratch import Announcement, Scratch, clean_registry_after
 from coordinator.doctor.table import ExaminedPod
 from coordinator.doctor.texts import PodFacts
 from coordinator.domain.hosts import is_address
@@ -25,6 +27,7 @@ from coordinator.domain.names import parse_digest
 from coordinator.domain.pods import ProbeMethod, parse_registry
 from coordinator.domain.refusals import Refusals
 from coordinator.errors import BaleenError, UnavailableError
+from coordinator.gitlab.databases import GitlabDatabases
 from coordinator.ingest.refusals import EVERY_S
 from coordinator.kafka.log import LogInspector
 from coordinator.kafka.tail import EventTail, TailedRecord
@@ -52,6 +55,8 @@ POLL_S = 0.1
 
 T = TypeVar("T")
 
+log = structlog.get_logger()
+
 
 class Instruments(NamedTuple):
     """The services that a visit uses."""
@@ -65,6 +70,8 @@ class Instruments(NamedTuple):
     credentials: Credentials | None
     inspector: LogInspector
     tail: EventTail
+    #: For pods whose registry has a database.
+    databases: GitlabDatabases
     patience: float = PATIENCE_S
     resolve: Resolve = resolve
 
@@ -191,7 +198,26 @@ class Visit:
             clients = [place.client for place in self.places]
         except BaleenError:
             clients = []  # then nothing was pushed either
-        return self.scratch.clean(clients, self._is_quiet)
+        problems = self.scratch.clean(clients, self._is_quiet)
+        return problems + (self._find_rows() if self.pod.kind.has_registry_database and self.scratch.done else [])
+
+    def _find_rows(self) -> list[str]:
+        """Return a sentence if the registry's database still has manifests or links of the scratch repositories."""
+        try:
+            left = self.instruments.databases.of(self.pod.name).has_link(self.scratch.repositories)
+        except BaleenError as error:
+            return [str(error)]
+        return [f"The registry's database still has rows of {self.scratch.repository}: permit deletes."] if left else []
+
+    def clean_registry(self) -> None:
+        """Remove what killed visits left in the registry's database, if there is one, as far as that is possible."""
+        if not self.pod.kind.has_registry_database or not self.places:
+            return
+        database, client = self.instruments.databases.of(self.pod.name), self.places[0].client
+        try:
+            clean_registry_after(self.pod, client, database, self.instruments.connections, self.scratch)
+        except BaleenError as error:
+            log.warning("what an earlier visit left stays in the registry", pod=self.pod.name, reason=str(error))
 
     def close(self) -> None:
         for client in self._clients:
@@ -202,14 +228,14 @@ class Visit:
     @cached_property
     def unresolved(self) -> dict[str, str]:
         """URLs that do not resolve, and why."""
-        return {url: found for url in self.pod.registries if isinstance(found := self._look_up(url), str)}
+        return {url: found for url in self.pod.registries if isinstance(found := self.look_up(url), str)}
 
     @cached_property
     def ping_results(self) -> list[PingResult]:
         """What each address of each URL answers. One that requires login has not answered."""
         found: list[PingResult] = []
         for url in self.pod.registries:
-            addresses = self._look_up(url)
+            addresses = self.look_up(url)
             if not isinstance(addresses, str):
                 found += self._ping([Place(url, address, self._make_client(url, address)) for address in addresses])
         return found
@@ -219,7 +245,8 @@ class Visit:
         """The addresses at which the registry answers."""
         return [answer.place for answer in self.ping_results if answer.error is None]
 
-    def _look_up(self, url: str) -> list[str] | str:
+    def look_up(self, url: str) -> list[str] | str:
+        """Return the addresses of a URL's host, or why there are none."""
         registry = parse_registry(url)
         if is_address(registry.host):
             return [registry.host]
@@ -369,7 +396,8 @@ class Visit:
         """Return the keys that a push stores in the shared bucket and root: those that exist, those that do not."""
         image, repository = push.image, self.scratch.repository
         digests = [*(parse_digest(blob.digest) for blob in image.blobs), parse_digest(image.digest)]
-        keys = [blob_key(digest) for digest in digests]
+        # The bytes of a manifest may be in the registry's database.
+        keys = [blob_key(digest) for digest in (digests[:-1] if self.pod.kind.has_registry_database else digests)]
         if self.pod.kind.links_in_store:
             keys += [layer_link_key(repository, digest) for digest in digests[:-1]]
             keys.append(revision_link_key(repository, digests[-1]))

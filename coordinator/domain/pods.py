@@ -125,6 +125,18 @@ class PodKind(StrEnum):
         """Whether a mounted blob is sent to it through the upload API, with the client's token."""
         return self in UPLOADED_TO
 
+    @property
+    def confirms_by_rows(self) -> bool:
+        """Whether its registry answers a mount, or a manifest that lists a blob, with 201 because its database has the
+        blob's row, whatever storage has. Only HEAD and GET of a blob look at storage.
+        """
+        return self in WITH_REGISTRY_DATABASE
+
+    @property
+    def reports_blob_deletes(self) -> bool:
+        """Whether its registry sends an event when a client deletes a blob from a repository."""
+        return self not in WITH_REGISTRY_DATABASE
+
 
 #: Columns of `pods` say the same to SQL (db/schema/pods.py).
 LINKS_IN_STORE: Final = frozenset({PodKind.LINK})

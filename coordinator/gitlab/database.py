@@ -12,9 +12,10 @@ Not here: what a row means for the table (reconcile), writing.
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import psycopg
 
@@ -34,8 +35,20 @@ MANIFESTS_PAGE: Final = 32
 KNOWN_SCHEMAS: Final = frozenset(
     {("20251021070732_bbm_backfill_blobs_id_column", "20251015074500_post_create_blobs_null_id_index")}
 )
+#: The tables that are read. Reading a partitioned table needs no right on its partitions.
+TABLES: Final = (
+    "top_level_namespaces",
+    "repositories",
+    "repository_blobs",
+    "manifests",
+    "blobs",
+    "schema_migrations",
+    "post_deploy_schema_migrations",
+)
 #: The first byte of a stored digest.
 _SHA256 = b"\x01"
+
+T = TypeVar("T")
 
 
 class UnknownSchemaError(BaleenError):
@@ -94,10 +107,13 @@ class GitlabDatabase:
         self._page = page
         self._schemas = schemas
         self._lock = threading.Lock()
+        #: For questions whose caller waits no longer than it says. One thread: the others would wait for it anyway.
+        self._lookups = ThreadPoolExecutor(1, thread_name_prefix="gitlab")
         self._connection: psycopg.Connection[Any] | None = None
         self._next = 0.0
 
     def close(self) -> None:
+        self._lookups.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             self._disconnect()
 
@@ -107,6 +123,25 @@ class GitlabDatabase:
         Raises UnavailableError and UnknownSchemaError.
         """
         self._ask(_ONE)
+
+    def read_clock(self) -> datetime:
+        """Return the time of the database's clock, which gives rows their times."""
+        found: datetime = self._ask("SELECT clock_timestamp()")[0][0]
+        return found
+
+    def ask_within(self, ask: Callable[[], T], timeout_s: float | None) -> T:
+        """Return what `ask`, which uses this database, returns; raises UnavailableError if that takes longer.
+
+        The server's own limit ends the question later, or that of the connection, if the server does not answer at all.
+        """
+        if timeout_s is None:
+            return ask()
+        asked = self._lookups.submit(ask)
+        try:
+            return asked.result(timeout_s)
+        except TimeoutError as error:
+            asked.cancel()
+            raise UnavailableError(f"{self._name} answers too slowly: try again.") from error
 
     # Repositories
 

@@ -41,7 +41,7 @@ class GitlabLinks:
         self._database = database
 
     def close(self) -> None:
-        """Nothing: `GitlabDatabases` closes the database."""
+        """The caller that opened the database closes it."""
 
     def check(self) -> None:
         self._database.check()
@@ -60,17 +60,18 @@ class GitlabLinks:
                         yield _make_info(link_key(repository.path, kind, row.digest), row.created_at)
 
     def find(self, keys: Sequence[str], timeout_s: float | None = None) -> list[ObjectInfo | None]:
-        """`timeout_s` is that of the database's statements."""
         named = [_parse_link(key) for key in keys]
         asked = list(dict.fromkeys(link[1:] for link in named if link is not None))
-        found = dict(zip(asked, self._database.find_links(asked), strict=True)) if asked else {}
+        links = self._database.ask_within(lambda: self._database.find_links(asked), timeout_s) if asked else []
+        found = dict(zip(asked, links, strict=True))
         times = [None if link is None else found[link[1:]].of(link[0]) for link in named]
         return [None if time is None else _make_info(key, time) for key, time in zip(keys, times, strict=True)]
 
     def find_proved(
         self, places: Iterable[Prefixes], named: Collection[RepositoryName] = (), timeout_s: float | None = None
     ) -> set[Prefixes]:
-        return {place for place in dict.fromkeys(places) if self._database.has_link(place)}
+        asked = list(dict.fromkeys(places))
+        return self._database.ask_within(lambda: set(filter(self._database.has_link, asked)), timeout_s)
 
     def has_objects(self, prefixes: Sequence[RepositoryName]) -> bool:
         """Only links prove something here: what else is in the database says nothing of the pod."""

@@ -43,6 +43,9 @@ _HEX = 2 * DIGEST_BYTES
 #: Where the digest begins in the key of a blob, and what follows it.
 _BLOB_DIGEST, _DATA = len(BLOBS) + len("00/"), len("/data")
 LINK_LENGTH = _HEX + len(_LINK_NAME)
+#: There is one of them: of a root whose GitLab registry has a database, or of one whose has none.
+DATABASE_LOCK = f"{LOCK_FILES}database-in-use"
+FILESYSTEM_LOCK = f"{LOCK_FILES}filesystem-in-use"
 
 
 class LinkFolder(NamedTuple):

@@ -40,6 +40,8 @@ from tests.support.wait import eventually
 #: For what comes, also on a slow machine; and for visits to pods that do not tell all, which take so long.
 PATIENCE_S, IMPATIENCE_S = 60.0, 8.0
 PROBES = "/baleen-probe/"
+#: The directory with the files of pods of kind `gitlab`.
+GITLAB = "gitlab"
 
 
 class Clinic:
@@ -65,7 +67,9 @@ class Clinic:
                 "S3_SECRET_KEY": BALEEN.secret,
                 # The pods are not here for the prober, and most of them are away.
                 "PROBE_EVERY": "10s",
+                "GITLAB_DATABASES": str(directory / GITLAB),
             }
+            (directory / GITLAB).mkdir()
             settings |= more or {}
             baleen = Baleen(directory, children, {f"BALEEN_{name}": value for name, value in settings.items()})
             with baleen.api:
@@ -73,9 +77,9 @@ class Clinic:
 
     # Patients
 
-    def admit(self, name: str, roots: Sequence[str] = (ROOT,), probe: str = "push") -> Pod:
+    def admit(self, name: str, roots: Sequence[str] = (ROOT,), probe: str = "push", kind: str = "link") -> Pod:
         """Register a pod; `POD` is its key from now on, by the policy that `baleen pods policy` prints for it."""
-        pod = self.baleen.add_pod(name, probe=probe)
+        pod = self.baleen.add_pod(name, probe=probe, kind=kind)
         self.store.restrain({POD: [name]}, roots)
         return pod
 
@@ -159,11 +163,20 @@ class Clinic:
     def await_applied(self) -> None:
         self.baleen.await_applied()
 
+    def write_gitlab(self, pod: Pod, database_url: str | None, *debug_urls: str) -> None:
+        """Write where the registry's database of a pod is, and its processes' debug addresses; None is nowhere."""
+        directory = self._directory / GITLAB
+        (directory / pod.name).unlink(missing_ok=True)
+        if database_url is not None:
+            (directory / pod.name).write_text(f"{database_url}\n")
+        (directory / f"{pod.name}.debug").write_text("\n".join(["# Processes that serve clients", *debug_urls, ""]))
+
     # Visits
 
     def settings(self, key: Key | None = POD, **others: Any) -> Settings:
         """Baleen's settings as the doctor's command has them, with the pod's key."""
         given: dict[str, Any] = {"safety_clock_skew": 1.0, "unsafe_times": True}
+        given["gitlab_databases"] = str(self._directory / GITLAB)
         if key is not None:
             given |= {"pod_access_key": key.access, "pod_secret_key": Secret(key.secret)}
         return changed(self.baleen.settings, **(given | others))

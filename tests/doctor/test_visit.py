@@ -9,11 +9,12 @@ from coordinator.compose import command as compose_command
 from coordinator.compose import store as compose_store
 from coordinator.db.locks import FACTS_LOCK, PODS_LOCK
 from coordinator.doctor import table as findings
-from coordinator.doctor.checks import CHECKS_OF_PROCESSES
+from coordinator.doctor.checks import CHECKS_OF_PROCESSES as ALL_OF_PROCESSES
 from coordinator.doctor.examine import REMOVING
 from coordinator.doctor.scratch import BY, Scratch
-from coordinator.domain.findings import KEY_CHECKS, Check, Result
+from coordinator.domain.findings import CHECKS_OF_KIND, KEY_CHECKS, Check, Result, checks_of_pod
 from coordinator.domain.names import parse_digest, parse_pod, parse_repository
+from coordinator.domain.pods import PodKind
 from coordinator.errors import ConflictError, NotFoundError
 from coordinator.registry.client import RegistryClient
 from coordinator.registry.images import DOCKER, OCI
@@ -38,6 +39,8 @@ from tests.support.wait import eventually
 
 REFUTED, UNPROVED = Result.REFUTED, Result.UNPROVED
 pytestmark = pytest.mark.lengthy
+#: Those of pods of kind `link`.
+CHECKS_OF_PROCESSES = ALL_OF_PROCESSES - CHECKS_OF_KIND[PodKind.GITLAB]
 #: The broker that `baleen up` starts is not one to rely on.
 EMBEDDED = {"kafka-durable": REFUTED}
 _ports = itertools.count(1)
@@ -60,7 +63,7 @@ def test_a_pod_that_is_well(clinic: Clinic) -> None:
         assert clinic.everything() == before
         document = clinic.baleen.pod(pod)
     results = {found["check"]: found["result"] for found in document["findings"]}
-    assert list(results) == [check.value for check in Check]
+    assert list(results) == [check.value for check in checks_of_pod(PodKind.LINK, managed=True)]
     assert {check: result for check, result in results.items() if result != "proved"} == EMBEDDED
     assert [reason for reason in document["blocked_by"] if reason.startswith("doctor:")] == [
         "doctor: kafka-durable is refuted: run `baleen pods doctor well`, which says what to repair"

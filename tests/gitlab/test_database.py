@@ -10,10 +10,12 @@ import psycopg
 import pytest
 
 from coordinator.domain.merge import LinkKind
-from coordinator.domain.names import PodName, RepositoryName, format_digest, parse_digest
+from coordinator.domain.names import Digest, PodName, RepositoryName, format_digest, parse_digest
 from coordinator.errors import UnavailableError
 from coordinator.gitlab.database import GitlabDatabase, UnknownSchemaError
+from coordinator.gitlab.links import GitlabLinks
 from coordinator.settings import Secret
+from coordinator.storage.layout import link_key
 from tests.gitlab.model import CAPTURED, fill_tables, make_tables
 from tests.services.databases import DatabaseServer
 
@@ -97,6 +99,20 @@ def test_another_schema_is_refused(read: Callable[..., GitlabDatabase]) -> None:
     """Nothing is read from a schema that was never compared with what Baleen asks."""
     with pytest.raises(UnknownSchemaError, match="last migrations: 2025"):
         read(schemas={("1", "2")}).check()
+
+
+def test_a_slow_database_holds_nobody_up(read: Callable[..., GitlabDatabase], url: str) -> None:
+    """A look-up with a timeout ends after it if the database does not answer in time, and later ones are answered."""
+    links, place = GitlabLinks(read()), (RepositoryName("fx/app"),)
+    key = link_key(place[0], LinkKind.LAYER, Digest(bytes(32)))
+    assert links.find([key], 60) == [None]
+    assert links.find_proved([place], timeout_s=60) == {place}
+    with psycopg.connect(url) as connection:
+        connection.execute("LOCK TABLE repositories IN ACCESS EXCLUSIVE MODE")
+        for ask in (lambda: links.find([key], 0.1), lambda: links.find_proved([place], timeout_s=0.1)):
+            with pytest.raises(UnavailableError, match="answers too slowly"):
+                ask()
+    assert links.find([key], 60) == [None]
 
 
 def test_a_database_that_is_away_shows_no_secret() -> None:
