@@ -230,6 +230,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     registry_ca_file: Annotated[str | None, FILE_NAME] = None
     #: A directory with a file for each pod of kind `gitlab`, named like the pod: the URL of its registry's database.
     gitlab_databases: Annotated[str | None, FILE_NAME] = None
+    #: The same for writing: mounts into a pod with a file here are made by rows in its registry's database.
+    gitlab_writers: Annotated[str | None, FILE_NAME] = None
     #: How often, at least, a pod's links in storage are compared with the table.
     reconcile_every: Annotated[Duration, TimeRange(1, 365 * DAY)] = Duration(DAY)
 
