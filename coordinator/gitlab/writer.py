@@ -7,9 +7,9 @@ What the registry itself writes for an upload and for a mount, in the same order
     repositories            the path and its last part, without a parent, as the registry makes it
     repository_blobs        the link
 
-One transaction, which waits at most LOCK_TIMEOUT_MS for a lock: less than PostgreSQL waits until it ends one of two
-transactions that wait for each other, so never the registry's. The server must be the primary and have a known schema.
-A repository that is marked as deleted is left alone: the registry alone may bring it back.
+One transaction. It takes locks in the registry's order, and gives up after LOCK_TIMEOUT_MS, which is less than the
+time after which PostgreSQL looks for a deadlock. The server must be the primary and have a known schema. A repository
+that is marked as deleted is left alone: the registry alone may bring it back.
 
 The registry's own collector reviews a blob when its entry in `gc_blob_review_queue` is due, a day after the upload.
 If no manifest lists the blob it deletes the row in `blobs`, and thereby all links. A trigger adds the entry for each

@@ -57,7 +57,7 @@ class RowStorage(ModelStorage):
         values |= {"name": repository.rpartition("/")[2], "digest": _stored(digest), "size": self._size(digest)}
         with self._rows() as rows:
             for statement in UPLOADED.split(";"):
-                rows.execute(statement, values)  # type: ignore[call-overload]
+                rows.execute(statement, values)
 
     def _size(self, digest: str) -> int | None:
         found = self._blobs.head(self._blob_key(digest))

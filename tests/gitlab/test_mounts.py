@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from datetime import timedelta
@@ -18,7 +18,7 @@ from sqlalchemy.engine import make_url
 
 from coordinator.db.connection import Connections
 from coordinator.domain.mounts import MountRequest, NotMountedError, Reason
-from coordinator.domain.names import Digest, PodName, RepositoryName, format_digest
+from coordinator.domain.names import PodName, RepositoryName, format_digest
 from coordinator.domain.pods import PodKind
 from coordinator.errors import UnavailableError
 from coordinator.gitlab import writer
@@ -27,7 +27,7 @@ from coordinator.kinds.kind import MountParts
 from coordinator.kinds.kinds import Kinds
 from coordinator.mounts import table
 from coordinator.mounts.directory import MountPod, MountPods
-from coordinator.mounts.linker import MountJob
+from coordinator.mounts.linker import BlobLinker, MountJob
 from coordinator.mounts.mounter import Mounter
 from coordinator.mounts.relay import Relay
 from coordinator.mounts.sources import Sources
@@ -59,13 +59,13 @@ def database(databases: Databases) -> Iterator[Writing]:
     with psycopg.connect(url, autocommit=True) as connection:
         make_tables(connection)
         fill_tables(connection)
-        connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{role}'")  # type: ignore[call-overload]
+        connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{role}'")
         # Exactly the rights that the documentation of the module names.
         for grant in re.findall(r"GRANT [^;]+ TO role;", writer.__doc__ or ""):
             connection.execute(grant.replace("TO role", f"TO {role}"))
         yield Writing(url, make_url(url).set(username=role, password=role).render_as_string(hide_password=False), role)
-        connection.execute(f"DROP OWNED BY {role}")  # type: ignore[call-overload]
-        connection.execute(f"DROP ROLE {role}")  # type: ignore[call-overload]
+        connection.execute(f"DROP OWNED BY {role}")
+        connection.execute(f"DROP ROLE {role}")
 
 
 class World:
@@ -102,17 +102,20 @@ class World:
     def target(self) -> MountPod:
         return MountPod(self.garbage.pods["pod-b"], PodName("pod-b"), PodKind.GITLAB, (self.registry.url,), ("pod-b",))
 
-    def mounter(self, settings: Settings | None = None, limit: int = LIMIT) -> Mounter:
-        sources = Sources(self.store)
+    def job(self, repository: RepositoryName = TARGET) -> MountJob:
+        return MountJob(self.target, repository, self.digest, self.size, self.source, SOURCE, None)
+
+    def make_linkers(self, settings: Settings | None = None, limit: int = LIMIT) -> Mapping[PodKind, BlobLinker]:
         kinds = self.stack.enter_context(Kinds(settings or Settings(gitlab_writers=str(self.directory)), self.store))
-        linkers = kinds.make_linkers(
-            MountParts(self.store, Relay(self.connections, sources.read, credentials=None), limit)
-        )
+        relay = Relay(self.connections, Sources(self.store).read, credentials=None)
+        return kinds.make_linkers(MountParts(self.store, relay, limit))
+
+    def mounter(self, settings: Settings | None = None, limit: int = LIMIT) -> Mounter:
         made = Mounter(
             self.connections,
             MountPods(lambda: [self.source, self.target]),
-            sources,
-            linkers,
+            Sources(self.store),
+            self.make_linkers(settings, limit),
             lambda _: None,
             margin=timedelta(seconds=1),
             relay_limit=limit,
@@ -130,7 +133,8 @@ class World:
         return self.rows.execute(
             """
             SELECT n.name, r.name, r.path, r.parent_id, r.deleted_at, b.size, t.media_type
-            FROM repository_blobs l JOIN blobs b ON b.digest = l.blob_digest JOIN media_types t ON t.id = b.media_type_id
+            FROM repository_blobs l JOIN blobs b ON b.digest = l.blob_digest
+            JOIN media_types t ON t.id = b.media_type_id
             JOIN repositories r ON (r.top_level_namespace_id, r.id) = (l.top_level_namespace_id, l.repository_id)
             JOIN top_level_namespaces n ON n.id = l.top_level_namespace_id
             WHERE l.blob_digest = %s ORDER BY r.path
@@ -170,23 +174,25 @@ def test_a_mount_by_rows(world: World, there: str) -> None:
     assert world.links() == [world.row(each) for each in (["fx/app", TARGET] if there == "blob" else [TARGET])]
 
 
-@pytest.mark.parametrize("settings", [Settings(), None])
-def test_without_a_right_to_write(world: World, settings: Settings | None) -> None:
-    """Where no URL of a writer is given the blob is uploaded, and Baleen does not connect to the database."""
-    (world.directory / "pod-b").unlink()
-    world.rows.execute("REVOKE CONNECT ON DATABASE " + make_url(world.database.url).database + " FROM PUBLIC")  # type: ignore[call-overload]
-    world.mount(settings=settings)
+@pytest.mark.parametrize("lacks", ["setting", "file"])
+def test_without_a_right_to_write(world: World, lacks: str) -> None:
+    """Where no URL of a writer is given the blob is uploaded, and Baleen writes no row."""
+    if lacks == "file":
+        (world.directory / "pod-b").unlink()
+    world.mount(settings=Settings() if lacks == "setting" else None)
     assert world.is_served()
     assert world.uploads == [TARGET]
+    session = "SELECT FROM pg_stat_activity WHERE usename = %s"
+    assert world.rows.execute(session, (world.database.role,)).fetchall() == []
 
 
 @pytest.mark.parametrize("why", ["away", "no URL", "another schema", "no rights", "read only"])
 def test_a_database_that_cannot_be_written_to(world: World, why: str) -> None:
     """A blob is uploaded where rows cannot be written, for whatever reason."""
     if why == "no rights":
-        world.rows.execute(f"REVOKE INSERT ON repository_blobs FROM {world.database.role}")  # type: ignore[call-overload]
+        world.rows.execute(f"REVOKE INSERT ON repository_blobs FROM {world.database.role}")
     if why == "read only":
-        world.rows.execute(f"ALTER ROLE {world.database.role} SET default_transaction_read_only = on")  # type: ignore[call-overload]
+        world.rows.execute(f"ALTER ROLE {world.database.role} SET default_transaction_read_only = on")
     urls = {"away": NOWHERE, "no URL": "", "another schema": world.garbage.url}
     world.permit(urls.get(why, world.database.writer_url))
     world.mount()
@@ -215,17 +221,17 @@ def test_a_repository_that_is_marked_as_deleted(world: World) -> None:
     assert world.is_served()
 
 
-def test_a_blob_whose_bytes_are_gone(world: World) -> None:
-    """A mount of a blob without bytes is refused, and no row is written."""
-    key = blob_key(world.digest)
-    job = MountJob(world.target, TARGET, world.digest, world.size, world.source, SOURCE, None)
-    linker = world.mounter()._linkers[PodKind.GITLAB]
-    world.store.delete(key)
+@pytest.mark.parametrize("content", [None, b"other bytes"])
+def test_a_blob_whose_bytes_are_gone(world: World, content: bytes | None) -> None:
+    """A mount of a blob whose bytes are gone, or others, is refused, and no row is written."""
+    linker = world.make_linkers()[PodKind.GITLAB]
+    world.store.delete(blob_key(world.digest))
+    if content is not None:
+        world.store.put(blob_key(world.digest), content)
     with pytest.raises(UnavailableError):
-        linker.link(job)
-    with pytest.raises(NotMountedError):
-        world.mount()
+        linker.link(world.job())
     assert world.links() == []
+    assert ("pod-b",) not in world.rows.execute("SELECT name FROM top_level_namespaces").fetchall()
 
 
 def test_a_registry_on_another_store(world: World) -> None:
@@ -266,11 +272,10 @@ def test_a_claim_of_a_registry(world: World) -> None:
         world.source = world.source._replace(kind=PodKind.RELAY, registries=(source.url,))
         world.mount()
         assert world.uploads == []
-        unproved = MountJob(world.target, OTHER, world.digest, world.size, world.source, SOURCE, None)
-        world.mounter()._linkers[PodKind.GITLAB].link(unproved)
+        world.make_linkers()[PodKind.GITLAB].link(world.job(OTHER))
         assert world.uploads == [OTHER]
         # A registry that only claims it shows nothing.
-        source.storage.read_blob = lambda _: bytes(world.size)  # type: ignore[method-assign]
+        source.storage.read_blob = lambda _: bytes(world.size)
         with pytest.raises(NotMountedError):
             world.mount(RepositoryName("pod-b/third"))
     assert not world.is_served(RepositoryName("pod-b/third"))
@@ -299,7 +304,7 @@ class Link(NamedTuple):
 @pytest.fixture
 def link(world: World) -> Iterator[Link]:
     with closing(GitlabWriter(PodName("pod-b"), lambda: Secret(world.database.writer_url))) as made:
-        yield Link(world, made, made.write_link(TARGET, Digest(world.digest), world.size))
+        yield Link(world, made, made.write_link(TARGET, world.digest, world.size))
 
 
 @pytest.mark.parametrize("served", [False, True])
@@ -311,7 +316,7 @@ def test_a_link_is_removed_unless_it_is_served(link: Link, served: bool) -> None
 
 def test_only_a_link_of_its_own_is_removed(link: Link) -> None:
     """A mount removes no link that was there before it."""
-    again = link.writer.write_link(TARGET, Digest(link.world.digest), link.world.size)
+    again = link.writer.write_link(TARGET, link.world.digest, link.world.size)
     assert not link.writer.remove_link(again, lambda: False)
     assert link.world.is_served()
 
