@@ -43,6 +43,7 @@ SQL = tuple(
         "dead_letters",
         "doctor",
         "gc",
+        "gitlab",
         "jobs",
         "leftovers",
         "lookup",
