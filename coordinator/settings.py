@@ -231,6 +231,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     #: A directory with two files for each pod of kind `gitlab`: one named like the pod, with the URL of its registry's
     #: database; and `<pod>.debug`, with the debug address of each registry process, one a line, for the doctor.
     gitlab_databases: Annotated[str | None, FILE_NAME] = None
+    #: The same for writing: mounts into a pod with a file here are made by rows in its registry's database.
+    gitlab_writers: Annotated[str | None, FILE_NAME] = None
     #: How often, at least, a pod's links in storage are compared with the table.
     reconcile_every: Annotated[Duration, TimeRange(1, 365 * DAY)] = Duration(DAY)
 

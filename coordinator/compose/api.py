@@ -102,7 +102,7 @@ def make_mounts(settings: Settings, verifier: TokenVerifier | None, signing: Key
         connected,
         MountPods(read_mount_pods),
         sources,
-        kinds.make_linkers(MountParts(store, relay)),
+        kinds.make_linkers(MountParts(store, relay, settings.mount_relay_limit)),
         make_rights_reader(settings, verifier),
         margin=timedelta(seconds=settings.safety_clock_skew),
         relay_limit=settings.mount_relay_limit,

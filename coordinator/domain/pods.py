@@ -122,7 +122,7 @@ class PodKind(StrEnum):
 
     @property
     def is_uploaded_to(self) -> bool:
-        """Whether a mounted blob is sent to it through the upload API, with the client's token."""
+        """Whether a mounted blob may have to be sent to it through the upload API, with the client's token."""
         return self in UPLOADED_TO
 
     @property

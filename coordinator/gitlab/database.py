@@ -2,39 +2,28 @@
 
 One connection, one question at a time, at most `per_s` questions a second, each read-only and with a time limit; lists
 are paged by the primary key. So the load on a database that serves an instance of GitLab has a bound.
-A replica lags behind, and what it lacks may exist: each answer is refused unless its server is the primary. So is a
-schema that was never compared with the questions here.
 Only SELECT on the tables that are named here is needed. Digests are stored as one byte for the algorithm (1: sha256)
 and the hash. Repositories that are only marked as deleted count: what they hold may come back.
-Not here: what a row means for the table (reconcile), writing.
+Not here: what a row means for the table (reconcile), the connection (connection.py), writing (writer.py).
 """
 
-import threading
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from itertools import islice
 from typing import Any, Final, NamedTuple, TypeVar
 
-import psycopg
-
 from coordinator.domain.merge import LinkKind
 from coordinator.domain.names import DIGEST_BYTES, Digest, PodName, RepositoryName
-from coordinator.errors import BaleenError, UnavailableError
-from coordinator.settings import Secret
+from coordinator.errors import UnavailableError
+from coordinator.gitlab.connection import KNOWN_SCHEMAS, SHA256, GitlabConnection, ReadUrl, first_part
 
-CONNECT_TIMEOUT_S: Final = 5
 STATEMENT_TIMEOUT_S: Final = 10
 #: Questions a second, and rows of a page.
 PER_S: Final = 50.0
 PAGE: Final = 1000
 #: Manifests that are read together: each may have four million bytes.
 MANIFESTS_PAGE: Final = 32
-#: The last migrations, before and after the deployment, of the schemas that the questions here were compared with.
-KNOWN_SCHEMAS: Final = frozenset(
-    {("20251021070732_bbm_backfill_blobs_id_column", "20251015074500_post_create_blobs_null_id_index")}
-)
 #: The tables that are read. Reading a partitioned table needs no right on its partitions.
 TABLES: Final = (
     "top_level_namespaces",
@@ -45,14 +34,8 @@ TABLES: Final = (
     "schema_migrations",
     "post_deploy_schema_migrations",
 )
-#: The first byte of a stored digest.
-_SHA256 = b"\x01"
 
 T = TypeVar("T")
-
-
-class UnknownSchemaError(BaleenError):
-    """The database's schema was never compared with what Baleen reads there."""
 
 
 class Repository(NamedTuple):
@@ -87,35 +70,28 @@ class LinkTimes(NamedTuple):
 
 
 class GitlabDatabase:
-    """Asks the database of one pod; for several threads, which wait for each other.
-
-    `read_url` is called for each connection, so that a password may change.
-    """
+    """Asks the database of one pod; for several threads, which wait for each other."""
 
     def __init__(
         self,
         pod: PodName,
-        read_url: Callable[[], Secret],
+        read_url: ReadUrl,
         *,
         per_s: float = PER_S,
         page: int = PAGE,
         schemas: Collection[tuple[str, str]] = KNOWN_SCHEMAS,
     ) -> None:
-        self._pod = pod
-        self._read_url = read_url
-        self._pause = 1 / per_s
+        options = f"-c statement_timeout={STATEMENT_TIMEOUT_S}s -c default_transaction_read_only=on"
+        self._connection = GitlabConnection(pod, read_url, options, per_s=per_s, schemas=schemas)
+        self._ask = self._connection.ask
         self._page = page
-        self._schemas = schemas
-        self._lock = threading.Lock()
+        self._pod = pod
         #: For questions whose caller waits no longer than it says. One thread: the others would wait for it anyway.
         self._lookups = ThreadPoolExecutor(1, thread_name_prefix="gitlab")
-        self._connection: psycopg.Connection[Any] | None = None
-        self._next = 0.0
 
     def close(self) -> None:
         self._lookups.shutdown(wait=False, cancel_futures=True)
-        with self._lock:
-            self._disconnect()
+        self._connection.close()
 
     def check(self) -> None:
         """Return if the database answers as a primary with a known schema; else raise.
@@ -141,12 +117,14 @@ class GitlabDatabase:
             return asked.result(timeout_s)
         except TimeoutError as error:
             asked.cancel()
-            raise UnavailableError(f"{self._name} answers too slowly: try again.") from error
+            raise UnavailableError(
+                f"The registry database of pod {self._pod} answers too slowly: try again."
+            ) from error
 
     # Repositories
 
     def read_repository(self, path: RepositoryName) -> Repository | None:
-        found = self._ask(f"{_REPOSITORY} AND r.path = %(path)s", {"first": _first_part(path), "path": path})
+        found = self._ask(f"{_REPOSITORY} AND r.path = %(path)s", {"first": first_part(path), "path": path})
         return Repository(RepositoryName(found[0][0]), *found[0][1:]) if found else None
 
     def read_repositories(self, prefix: RepositoryName) -> Iterator[Repository]:
@@ -156,7 +134,7 @@ class GitlabDatabase:
             found = self._ask(
                 f"{_REPOSITORY} AND (r.path = %(prefix)s OR starts_with(r.path, %(prefix)s || '/'))"
                 " AND r.id > %(after)s ORDER BY r.id LIMIT %(limit)s",
-                {"first": _first_part(prefix), "prefix": prefix, "after": after, "limit": self._page},
+                {"first": first_part(prefix), "prefix": prefix, "after": after, "limit": self._page},
             )
             for path, namespace, number in found:
                 yield Repository(RepositoryName(path), namespace, number)
@@ -209,73 +187,12 @@ class GitlabDatabase:
         """Return those of these blobs that have a row: the registry confirms them without asking the object store."""
         found = self._ask(
             "SELECT digest FROM blobs WHERE digest = ANY(%(digests)s::bytea[])",
-            {"digests": [_SHA256 + digest for digest in digests]},
+            {"digests": [SHA256 + digest for digest in digests]},
         )
         return {digest for row in found if (digest := _parse_digest(row[0])) is not None}
 
-    # The connection
-
-    def _ask(self, statement: str, values: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
-        with self._lock:
-            time.sleep(max(0.0, self._next - time.monotonic()))
-            try:
-                connection = self._connection or self._connect()
-                # Both in one round trip: a server that was demoted meanwhile says so.
-                with connection.pipeline(), connection.transaction():
-                    asked = connection.execute(statement, values)
-                    replica = connection.execute("SELECT pg_is_in_recovery()")
-                    found, (is_replica,) = asked.fetchall(), replica.fetchone() or (True,)
-            except psycopg.errors.InsufficientPrivilege as error:
-                raise UnavailableError(f"{self._name} refuses to be read: {error.diag.message_primary}.") from error
-            except psycopg.Error as error:
-                self._disconnect()
-                # Without the cause: its text may show the address and the user.
-                raise UnavailableError(f"{self._name} does not answer ({type(error).__name__}).") from None
-            finally:
-                self._next = time.monotonic() + self._pause
-            if is_replica:
-                self._disconnect()
-                raise UnavailableError(f"{self._name} is a replica, and what it lacks may exist: name its primary.")
-            return found
-
-    @property
-    def _name(self) -> str:
-        return f"The registry database of pod {self._pod}"
-
-    def _connect(self) -> psycopg.Connection[Any]:
-        connection = psycopg.connect(
-            self._read_url().reveal(),
-            autocommit=True,
-            connect_timeout=CONNECT_TIMEOUT_S,
-            application_name="baleen",
-            options=f"-c statement_timeout={STATEMENT_TIMEOUT_S}s -c default_transaction_read_only=on -c timezone=UTC",
-            keepalives_idle=10,
-            keepalives_interval=5,
-            keepalives_count=3,
-            tcp_user_timeout=30_000,
-        )
-        try:
-            row = connection.execute(_SCHEMA).fetchone()
-        except psycopg.errors.UndefinedTable:
-            row = None
-        if row is None or row not in self._schemas:
-            connection.close()
-            found = "none that Baleen knows the tables of" if row is None else " and ".join(map(str, row))
-            raise UnknownSchemaError(
-                f"{self._name} has a schema that Baleen was not compared with (last migrations: {found}). Baleen reads "
-                "nothing there, and keeps what the pod holds."
-            )
-        self._connection = connection
-        return connection
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
 
 _ONE: Final = "SELECT 1"
-_SCHEMA: Final = "SELECT (SELECT max(id) FROM schema_migrations), (SELECT max(id) FROM post_deploy_schema_migrations)"
 #: The namespace is looked up by its name: a join through the path alone is planned over every partition.
 _REPOSITORY: Final = """
     SELECT r.path, r.top_level_namespace_id, r.id FROM repositories r
@@ -303,16 +220,12 @@ _MANIFESTS: Final = """
 
 
 def _make_values(named: Sequence[Named]) -> dict[str, Any]:
-    return {"paths": [path for path, _ in named], "digests": [_SHA256 + digest for _, digest in named]}
-
-
-def _first_part(path: RepositoryName) -> str:
-    return path.partition("/")[0]
+    return {"paths": [path for path, _ in named], "digests": [SHA256 + digest for _, digest in named]}
 
 
 def _parse_digest(stored: bytes) -> Digest | None:
     """Return a stored digest; None for one of another algorithm, which no registry of this schema has written."""
-    if not stored.startswith(_SHA256) or len(stored) != 1 + DIGEST_BYTES:
+    if not stored.startswith(SHA256) or len(stored) != 1 + DIGEST_BYTES:
         return None
     return Digest(bytes(stored[1:]))
 

@@ -4,27 +4,47 @@ The URL of each is in a file of its own, so that it comes from where secrets are
 """
 
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 from coordinator.domain.names import PodName
 from coordinator.errors import UnconfiguredError
+from coordinator.gitlab.connection import ReadUrl
 from coordinator.gitlab.database import GitlabDatabase
+from coordinator.gitlab.writer import GitlabWriter
 from coordinator.settings import Secret
 
 
-class GitlabDatabases:
-    """Opens the database of a pod when it is first asked for; for several threads."""
+class _Closable(Protocol):
+    def close(self) -> None: ...
 
-    def __init__(self, directory: Path | None) -> None:
-        """`directory` has a file for each pod, named like it, with a URL as libpq reads it."""
+
+T = TypeVar("T", bound=_Closable)
+
+
+class PodFiles(Generic[T]):
+    """Opens what is made of the file of a pod, when it is first asked for; for several threads."""
+
+    def __init__(self, setting: str, directory: Path | None, make: Callable[[PodName, ReadUrl], T]) -> None:
+        """`directory` has a file for each pod, named like it, with a URL as libpq reads it; `setting` names it."""
+        self._setting = setting
         self._directory = directory
+        self._make = make
         self._lock = threading.Lock()
-        self._open: dict[PodName, GitlabDatabase] = {}
+        self._open: dict[PodName, T] = {}
 
-    def of(self, pod: PodName) -> GitlabDatabase:
+    def has(self, pod: PodName) -> bool:
+        """Whether the pod has a file now."""
+        with suppress(OSError):
+            return self._directory is not None and (self._directory / pod).is_file()
+        return False
+
+    def of(self, pod: PodName) -> T:
         with self._lock:
             if pod not in self._open:
-                self._open[pod] = GitlabDatabase(pod, lambda: self._read_url(pod))
+                self._open[pod] = self._make(pod, lambda: self._read_url(pod))
             return self._open[pod]
 
     def close(self) -> None:
@@ -37,7 +57,7 @@ class GitlabDatabases:
         if self._directory is None:
             raise UnconfiguredError(
                 f"Pod {pod} is of kind gitlab, and its registry's database is not known: set "
-                "BALEEN_GITLAB_DATABASES to a directory that has a file for each such pod."
+                f"{self._setting} to a directory that has a file for each such pod."
             )
         file = self._directory / pod
         try:
@@ -47,3 +67,17 @@ class GitlabDatabases:
                 f"The file {file} cannot be read ({error.strerror}): write the URL of the registry database of pod "
                 f"{pod} to it."
             ) from error
+
+
+class GitlabDatabases(PodFiles[GitlabDatabase]):
+    """For reading."""
+
+    def __init__(self, directory: Path | None) -> None:
+        super().__init__("BALEEN_GITLAB_DATABASES", directory, GitlabDatabase)
+
+
+class GitlabWriters(PodFiles[GitlabWriter]):
+    """For writing, where an operator has given the right to it."""
+
+    def __init__(self, directory: Path | None) -> None:
+        super().__init__("BALEEN_GITLAB_WRITERS", directory, GitlabWriter)

@@ -6,7 +6,8 @@ from typing import ClassVar
 
 from coordinator.domain.names import Digest, PodName
 from coordinator.domain.pods import PodKind
-from coordinator.gitlab.databases import GitlabDatabases
+from coordinator.gitlab.databases import GitlabDatabases, GitlabWriters
+from coordinator.gitlab.linker import GitlabLinker
 from coordinator.gitlab.links import GitlabLinks
 from coordinator.kinds.kind import MountParts, Services
 from coordinator.mounts.linker import BlobLinker
@@ -17,17 +18,19 @@ class GitlabPods:
     kind: ClassVar = PodKind.GITLAB
 
     def __init__(self, services: Services) -> None:
-        directory = services.settings.gitlab_databases
-        self._databases = GitlabDatabases(None if directory is None else Path(directory))
+        readers, writers = services.settings.gitlab_databases, services.settings.gitlab_writers
+        self._databases = GitlabDatabases(None if readers is None else Path(readers))
+        self._writers = GitlabWriters(None if writers is None else Path(writers))
 
     def close(self) -> None:
+        self._writers.close()
         self._databases.close()
 
     def read_links(self, pod: PodName) -> PodLinks:
         return GitlabLinks(self._databases.of(pod))
 
     def make_linker(self, parts: MountParts) -> BlobLinker:
-        return parts.relay
+        return GitlabLinker(self._writers, parts.store, parts.relay, parts.relay_limit)
 
     def find_claimed(self, pod: PodName, blobs: Sequence[Digest]) -> Collection[Digest]:
         """A row in `blobs` makes the registry answer 201 to a mount, and to a manifest that lists the blob."""

@@ -6,6 +6,7 @@ from typing import ClassVar, NamedTuple, Protocol
 from coordinator.domain.names import Digest, PodName
 from coordinator.domain.pods import PodKind
 from coordinator.mounts.linker import BlobLinker
+from coordinator.mounts.relay import Relay
 from coordinator.reconcile.links import BucketLinks, PodLinks
 from coordinator.settings import Settings
 from coordinator.storage.port import ObjectStore
@@ -24,7 +25,9 @@ class MountParts(NamedTuple):
 
     store: ObjectStore
     #: Sends a blob through the upload API of the pod's registry.
-    relay: BlobLinker
+    relay: Relay
+    #: Bytes of the largest blob that is sent.
+    relay_limit: int
 
 
 class Kind(Protocol):

@@ -95,15 +95,17 @@ class Mounter:
         if access is not None and not all(access.permits(wanted.repository, action) for action in ("pull", "push")):
             raise NotMountedError(Reason.NO_RIGHT)
         found = self._find(wanted, access, authorization)
-        if not (target.kind.links_in_store and found.pod.kind.links_in_store):
-            self._check_job(found.make_job(wanted, target, authorization))
+        linker, is_proved = self._linkers[target.kind], False
+        is_relayed = linker.is_relayed(target)
+        if is_relayed or not found.pod.kind.links_in_store:
+            is_proved = self._check_job(found.make_job(wanted, target, authorization), is_relayed)
         # Meanwhile another thread looks up the bytes.
         reserved = self._reserve(wanted, target, found)
         try:
-            job = found.make_job(wanted, target, authorization)
+            job = found.make_job(wanted, target, authorization)._replace(is_proved=is_proved)
             if reserved.is_unsized:
                 self._record_size(job)
-            self._linkers[target.kind].link(job)
+            linker.link(job)
             if not self._is_in_table(reserved):
                 # A check looked for the link before it was made (reconcile/resolve.py). A check from now on finds it.
                 reserved = self._reserve(wanted, target, found)
@@ -145,17 +147,21 @@ class Mounter:
             raise NotMountedError(Reason.UNKNOWN_SOURCE)
         return FoundSource(pod, source, self._sources.find(pod, source, wanted.digest, authorization))
 
-    def _check_job(self, job: MountJob) -> None:
-        """Check a blob that has to be relayed, or that only its source's own registry claims to have."""
-        relayed = job.pod.kind.is_uploaded_to
-        if job.size > self._relay_limit and (relayed or not job.is_known):
+    def _check_job(self, job: MountJob, is_relayed: bool) -> bool:
+        """Check a blob that has to be relayed, or that only its source's own registry claims to have.
+
+        Return whether the source has proved that it has it.
+        """
+        if job.size > self._relay_limit and (is_relayed or not job.is_known):
             raise NotMountedError(Reason.TOO_LARGE)
-        if not relayed and not job.is_known:
+        needs_proof = not is_relayed and not job.is_known
+        if needs_proof:
             # What is linked is in the shared store: perhaps other pods' bytes, which the source only claims to have.
             self._sources.verify_source(job)
             # Checked only now: the proof would show the source's operator that other pods have the blob.
             if self._sources.stored_size(job.digest) != job.size:
                 raise NotMountedError(Reason.NOT_SHARED)
+        return needs_proof
 
     def _reserve(self, wanted: MountRequest, target: MountPod, found: FoundSource) -> Reservation:
         try:

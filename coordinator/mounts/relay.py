@@ -23,6 +23,7 @@ from coordinator.domain.mounts import NotMountedError, Reason
 from coordinator.domain.names import format_digest
 from coordinator.errors import UnavailableError
 from coordinator.mounts import table
+from coordinator.mounts.directory import MountPod
 from coordinator.mounts.linker import MountJob
 from coordinator.mounts.replicas import ask_any_registry
 from coordinator.mounts.sources import bearer_token_of
@@ -82,27 +83,37 @@ class Relay:
         self._head_start = head_start
         self._least_rate = least_rate
 
+    def is_relayed(self, pod: MountPod) -> bool:  # noqa: ARG002 - all are
+        return True
+
     def link(self, job: MountJob) -> None:
         if not self._waiting.acquire(blocking=False):
             raise NotMountedError(Reason.BUSY, "as many relays are under way as may be")
         try:
-            with self._lock_relay(job):
+            with _translate_errors(), self._lock_relay(job):
                 self._link(job)
-        except RegistryError as error:
-            if isinstance(error, UnavailableError):
-                raise
-            raise UnavailableError(str(error)) from error
         finally:
             self._waiting.release()
 
-    def _link(self, job: MountJob) -> None:
+    def has_blob(self, job: MountJob) -> bool:
+        """Return whether the pod serves the blob in the repository to the client; raises UnavailableError."""
+        with _translate_errors():
+            client, is_there = self._ask_registry(job)
+            client.close()
+            return is_there
+
+    def _ask_registry(self, job: MountJob) -> tuple[RegistryClient, bool]:
+        """Return the client of a registry of the pod, and whether it has the blob."""
         token = bearer_token_of(job.authorization)
-        client, is_there = ask_any_registry(
+        return ask_any_registry(
             job.pod,
             # Without a token anonymously: Baleen's own credentials permit more than the client's.
             lambda url: self._client(url, token=token),
             lambda client: client.has_blob(job.repository, format_digest(job.digest)),
         )
+
+    def _link(self, job: MountJob) -> None:
+        client, is_there = self._ask_registry(job)
         with client:
             if is_there or self._mount_within_pod(job):
                 return
@@ -193,6 +204,16 @@ class Relay:
                 yield
             finally:
                 table.unlock_relay(connection, job.pod.id, job.digest)
+
+
+@contextmanager
+def _translate_errors() -> Iterator[None]:
+    try:
+        yield
+    except RegistryError as error:
+        if isinstance(error, UnavailableError):
+            raise
+        raise UnavailableError(str(error)) from error
 
 
 class _Pace:

@@ -12,7 +12,8 @@ import pytest
 from coordinator.domain.merge import LinkKind
 from coordinator.domain.names import Digest, PodName, RepositoryName, format_digest, parse_digest
 from coordinator.errors import UnavailableError
-from coordinator.gitlab.database import GitlabDatabase, UnknownSchemaError
+from coordinator.gitlab.connection import UnknownSchemaError
+from coordinator.gitlab.database import GitlabDatabase
 from coordinator.gitlab.links import GitlabLinks
 from coordinator.settings import Secret
 from coordinator.storage.layout import link_key

@@ -221,6 +221,6 @@ def test_rule_17_a_purge_checks_before_it_deletes(tmp_path: Path) -> None:
 
 
 def test_rule_17_is_about_versions(tmp_path: Path) -> None:
-    """Without versions a purge deletes a copy: what somebody puts back stays, with or without asking the object store."""
+    """Without versions a purge deletes a copy: what somebody puts back stays, with or without a look."""
     world = ("-DREQUESTS=2", "-DCRASHES=0", "-DHIDES=2", "-DJOBS=1")
     assert_holds(tmp_path, "-DWITHOUT=17", "-DSHOWN", *world, *UNVERSIONED)

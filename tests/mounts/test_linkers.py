@@ -1,6 +1,6 @@
 """The contract of every linker, on real registries: once it returns the pod serves the blob, and else it raises.
 
-Another linker is one more entry of `MAKERS`.
+Another linker is one more entry of `MAKERS`, or more if its registry needs it.
 Not here: the reference that comes before (test_mounter.py), how the relay sends (test_relay.py).
 """
 
@@ -12,14 +12,18 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from coordinator.db.connection import Connections
 from coordinator.domain.names import RepositoryName, parse_digest, parse_pod
 from coordinator.domain.pods import PodKind
 from coordinator.errors import UnavailableError
+from coordinator.gitlab.databases import GitlabWriters
+from coordinator.gitlab.linker import GitlabLinker
 from coordinator.mounts import table
 from coordinator.mounts.directory import MountPod
 from coordinator.mounts.linker import BlobLinker, LinkWriter, MountJob
@@ -33,6 +37,8 @@ from coordinator.stack.ports import Ports
 from coordinator.stack.supervisor import StackEndpoints
 from coordinator.storage.s3 import S3ObjectStore
 from tests.conftest import temporary_directory
+from tests.gitlab.model import fill_tables, make_tables
+from tests.gitlab.row_registry import RowRegistry
 from tests.registries.harness import HOST, HTTP_SECRET, Registry
 from tests.services.databases import Databases
 from tests.services.s3 import s3_storage
@@ -59,7 +65,7 @@ class World:
     failing: BlobLinker
     source: MountPod
     target: MountPod
-    registry: Registry
+    registry: Registry | RowRegistry
     layer: Layer
     connections: Connections
     #: Reads a blob from its source.
@@ -92,13 +98,34 @@ def relay(_: S3ObjectStore, relay: Relay) -> tuple[BlobLinker, BlobLinker]:
 MAKERS = {PodKind.LINK: link, PodKind.RELAY: relay}
 
 
+def rows(url: str, name: str, directory: Path, store: S3ObjectStore, relay: Relay) -> tuple[BlobLinker, BlobLinker]:
+    """Linkers of the pod of this name, whose registry has its database at `url`."""
+    linkers = []
+    for folder, known in (("there", url), ("away", "postgresql://127.0.0.1:1/registry")):
+        (directory / folder).mkdir()
+        (directory / folder / name).write_text(known)
+        linkers.append(GitlabLinker(GitlabWriters(directory / folder), store, relay, relay_limit=1 << 20))
+    return linkers[0], linkers[1]
+
+
 @pytest.fixture(scope="module")
 def database(databases: Databases) -> str:
     return databases.migrated()
 
 
+@pytest.fixture(scope="module")
+def gitlab_url(databases: Databases) -> str:
+    url = databases.empty()
+    with psycopg.connect(url, autocommit=True) as connection:
+        make_tables(connection)
+        fill_tables(connection)
+    return url
+
+
 @pytest.fixture(params=PodKind)
-def world(request: pytest.FixtureRequest, embedded_stack: StackEndpoints, database: str) -> Iterator[World]:
+def world(
+    request: pytest.FixtureRequest, embedded_stack: StackEndpoints, database: str, gitlab_url: str
+) -> Iterator[World]:
     kind, mark = request.param, secrets.token_hex(3)
     storage = s3_storage(embedded_stack, "linkers")
     store = S3ObjectStore(**asdict(storage))
@@ -117,19 +144,29 @@ def world(request: pytest.FixtureRequest, embedded_stack: StackEndpoints, databa
             return Registry(children, made)
 
         source = started(f"source-{mark}", storage.root)
-        target = started(f"target-{mark}", storage.root if kind is PodKind.LINK else f"target-{mark}")
+        name = f"target-{mark}"
+        target: Registry | RowRegistry
+        if kind is PodKind.GITLAB:
+            target = RowRegistry(store, gitlab_url)
+            closing.callback(target.kill)
+        else:
+            target = started(name, storage.root if kind is PodKind.LINK else name)
         layer = make_layer(mark, 100_000)
         with RegistryClient(source.url, timeout=CLIENT_S) as client:
             client.push_image(f"source-{mark}/app", make_image(mark, [layer]), "v1")
         connections = Connections(database, name="test-linkers", prepare=table.prepare_connection)
         closing.callback(connections.close)
         read = Sources(store).read
-        linker, failing = MAKERS[kind](store, Relay(connections, read, credentials=None))
-        pods = (known(1, f"source-{mark}", PodKind.LINK, source), known(2, f"target-{mark}", kind, target))
+        relay = Relay(connections, read, credentials=None)
+        if kind is PodKind.GITLAB:
+            linker, failing = rows(gitlab_url, name, directory, store, relay)
+        else:
+            linker, failing = MAKERS[kind](store, relay)
+        pods = (known(1, f"source-{mark}", PodKind.LINK, source), known(2, name, kind, target))
         yield World(linker, failing, *pods, target, layer, connections, read)
 
 
-def known(number: int, name: str, kind: PodKind, registry: Registry) -> MountPod:
+def known(number: int, name: str, kind: PodKind, registry: Registry | RowRegistry) -> MountPod:
     return MountPod(number, parse_pod(name), kind, (registry.url,), (name,))
 
 

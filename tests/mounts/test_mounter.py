@@ -50,6 +50,9 @@ SOURCE, TARGET, OTHER = (RepositoryName(name) for name in ("pod-a/app", "pod-b/a
 class Failing:
     """A linker whose store does not answer."""
 
+    def is_relayed(self, _: MountPod) -> bool:
+        return False
+
     def link(self, job: MountJob) -> None:
         raise UnavailableError(f"The object store does not take the link of {job.repository}.")
 

@@ -148,7 +148,7 @@ R_OF_WATERMARKS = Rule(policy, "reported_until", _without_bound)
 R_OF_LISTINGS = Rule(policy, "reconciled_until", _without_bound)
 TARGETS = Rule(purge, "targets_of", _all_versions)
 LINKED = Rule(hide, "Hider.find_linked", always({}))
-#: Removals are believed without asking the object store: each pod's links are elsewhere.
+#: Removals are believed without a look: each pod's links are elsewhere.
 CONFIRM_REMOVALS = Rule(statements, "read_pods_by_report", lambda _: lambda connection, pods: set(pods))
 DEAD = Rule(watermarks, "counting_processes", _living)
 COVERED = Rule(watermarks, "is_retirable", lambda _: lambda dead_since, began, bound: dead_since is not None)

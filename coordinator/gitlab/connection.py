@@ -1,0 +1,153 @@
+"""One connection to the metadata database of a GitLab Container Registry, of a pod.
+
+A replica lags behind, and what it lacks may exist: each answer is refused unless its server is the primary. So is a
+schema that was never compared with the statements of this package.
+Errors name the pod and never the URL, which has a password.
+Not here: the statements (database.py, writer.py), where the URL comes from (databases.py).
+"""
+
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import psycopg
+
+from coordinator.domain.names import PodName, RepositoryName
+from coordinator.errors import BaleenError, UnavailableError
+from coordinator.settings import Secret
+
+CONNECT_TIMEOUT_S: Final = 5
+#: The last migrations, before and after the deployment, of the schemas that this package was compared with.
+KNOWN_SCHEMAS: Final = frozenset(
+    {("20251021070732_bbm_backfill_blobs_id_column", "20251015074500_post_create_blobs_null_id_index")}
+)
+#: The first byte of a stored digest.
+SHA256: Final = b"\x01"
+
+#: Called for each connection, so that a password may change.
+ReadUrl = Callable[[], Secret]
+
+
+class UnknownSchemaError(BaleenError):
+    """The database's schema was never compared with what Baleen reads and writes there."""
+
+
+class _ReplicaError(Exception):
+    """The server is a replica."""
+
+
+class GitlabConnection:
+    """Opened when it is first used, and again after it broke; for several threads, which wait for each other."""
+
+    def __init__(
+        self,
+        pod: PodName,
+        read_url: ReadUrl,
+        options: str,
+        *,
+        per_s: float,
+        wait_s: float = -1,
+        schemas: Collection[tuple[str, str]] = KNOWN_SCHEMAS,
+    ) -> None:
+        """`options` are libpq's; `per_s` transactions begin a second; `wait_s`: for other threads, -1 is no limit."""
+        self._pod = pod
+        self._read_url = read_url
+        self._options = options
+        self._pause = 1 / per_s
+        self._wait_s = wait_s
+        self._schemas = schemas
+        self._lock = threading.Lock()
+        self._connection: psycopg.Connection[Any] | None = None
+        self._next = 0.0
+
+    def close(self) -> None:
+        with self._lock:
+            self._disconnect()
+
+    def ask(self, statement: str, values: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
+        """Return the rows of a query. Raises UnavailableError and UnknownSchemaError, as `transaction` does."""
+        # Both in one round trip: a server that was demoted meanwhile says so.
+        with self._use() as connection:
+            with connection.pipeline(), connection.transaction():
+                asked = connection.execute(statement, values)
+                replica = connection.execute(_IS_REPLICA)
+                found, primary = asked.fetchall(), replica.fetchone() == (False,)
+            if not primary:
+                raise _ReplicaError
+        return found
+
+    @contextmanager
+    def transaction(self) -> Iterator[psycopg.Connection[Any]]:
+        """Yield the connection in a transaction, which is rolled back if the block raises."""
+        with self._use() as connection, connection.transaction():
+            if connection.execute(_IS_REPLICA).fetchone() != (False,):
+                raise _ReplicaError
+            yield connection
+
+    @contextmanager
+    def _use(self) -> Iterator[psycopg.Connection[Any]]:
+        if not self._lock.acquire(timeout=self._wait_s):
+            raise UnavailableError(f"{self._name} is in use by too many threads.")
+        try:
+            time.sleep(max(0.0, self._next - time.monotonic()))
+            yield self._connection or self._connect()
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise UnavailableError(f"{self._name} refuses: {error.diag.message_primary}.") from error
+        except psycopg.Error as error:
+            self._disconnect()
+            # Without the cause: its text may show the address and the user.
+            raise UnavailableError(f"{self._name} does not answer ({type(error).__name__}).") from None
+        except _ReplicaError:
+            self._disconnect()
+            raise UnavailableError(
+                f"{self._name} is a replica, and what it lacks may exist: name its primary."
+            ) from None
+        finally:
+            self._next = time.monotonic() + self._pause
+            self._lock.release()
+
+    @property
+    def _name(self) -> str:
+        return f"The registry database of pod {self._pod}"
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        connection = psycopg.connect(
+            self._read_url().reveal(),
+            autocommit=True,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            application_name="baleen",
+            options=f"{self._options} -c timezone=UTC",
+            keepalives_idle=10,
+            keepalives_interval=5,
+            keepalives_count=3,
+            tcp_user_timeout=30_000,
+        )
+        try:
+            row = connection.execute(_SCHEMA).fetchone()
+        except psycopg.errors.UndefinedTable:
+            row = None
+        if row is None or row not in self._schemas:
+            connection.close()
+            found = "none that Baleen knows the tables of" if row is None else " and ".join(map(str, row))
+            raise UnknownSchemaError(
+                f"{self._name} has a schema that Baleen was not compared with (last migrations: {found}). Baleen reads "
+                "nothing there, and keeps what the pod holds."
+            )
+        self._connection = connection
+        return connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+_IS_REPLICA: Final = "SELECT pg_is_in_recovery()"
+_SCHEMA: Final = "SELECT (SELECT max(id) FROM schema_migrations), (SELECT max(id) FROM post_deploy_schema_migrations)"
+
+
+def first_part(path: RepositoryName) -> str:
+    """Return the name of a repository's namespace."""
+    return path.partition("/")[0]
