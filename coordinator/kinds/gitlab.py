@@ -6,10 +6,11 @@ from typing import ClassVar
 
 from coordinator.domain.names import Digest, PodName
 from coordinator.domain.pods import PodKind
+from coordinator.errors import UnavailableError
 from coordinator.gitlab.databases import GitlabDatabases, GitlabWriters
 from coordinator.gitlab.linker import GitlabLinker
 from coordinator.gitlab.links import GitlabLinks
-from coordinator.kinds.kind import MountParts, Services
+from coordinator.kinds.kind import ClaimingPod, MountParts, Services
 from coordinator.mounts.linker import BlobLinker
 from coordinator.reconcile.links import PodLinks
 
@@ -32,6 +33,15 @@ class GitlabPods:
     def make_linker(self, parts: MountParts) -> BlobLinker:
         return GitlabLinker(self._writers, parts.store, parts.relay, parts.relay_limit)
 
-    def find_claimed(self, pod: PodName, blobs: Sequence[Digest]) -> Collection[Digest]:
-        """A row in `blobs` makes the registry answer 201 to a mount, and to a manifest that lists the blob."""
-        return self._databases.of(pod).find_known(blobs)
+    def find_claimed(self, pod: ClaimingPod, blobs: Sequence[Digest]) -> Collection[Digest]:
+        """A row in `blobs` makes the registry answer 201 to a mount, and to a manifest that lists the blob.
+
+        Raises UnavailableError if the database has nothing of the pod: what another one lacks proves nothing.
+        """
+        database = self._databases.of(pod.name)
+        if not database.has_link(pod.prefixes):
+            raise UnavailableError(
+                f"The registry database of pod {pod.name} has no manifest and no link below the pod's prefixes: if it "
+                "is another registry's, correct the URL in BALEEN_GITLAB_DATABASES. The first probe makes one."
+            )
+        return database.find_known(blobs)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
-from coordinator.domain.names import Digest, PodName
+from coordinator.domain.names import Digest, PodName, RepositoryName
 from coordinator.domain.pods import PodKind
 from coordinator.mounts.linker import BlobLinker
 from coordinator.mounts.relay import Relay
@@ -30,6 +30,14 @@ class MountParts(NamedTuple):
     relay_limit: int
 
 
+class ClaimingPod(NamedTuple):
+    """A pod whose registry may confirm blobs by its own database."""
+
+    name: PodName
+    kind: PodKind
+    prefixes: Sequence[RepositoryName]
+
+
 class Kind(Protocol):
     """The pods of one kind; for several threads. Calls that ask a service raise UnavailableError if it is away."""
 
@@ -47,6 +55,6 @@ class Kind(Protocol):
         """Return what makes a pod serve a mounted blob."""
         ...
 
-    def find_claimed(self, pod: PodName, blobs: Sequence[Digest]) -> Collection[Digest]:
+    def find_claimed(self, pod: ClaimingPod, blobs: Sequence[Digest]) -> Collection[Digest]:
         """Return those of these blobs that the pod's registry confirms by its own database (gc/claims.py)."""
         ...

@@ -6,7 +6,7 @@ from typing import Final, Self
 from coordinator.domain.names import Digest, PodName
 from coordinator.domain.pods import PodKind
 from coordinator.kinds.gitlab import GitlabPods
-from coordinator.kinds.kind import Kind, MountParts, Services
+from coordinator.kinds.kind import ClaimingPod, Kind, MountParts, Services
 from coordinator.kinds.link import LinkPods
 from coordinator.kinds.relay import RelayPods
 from coordinator.mounts.linker import BlobLinker
@@ -17,8 +17,8 @@ from coordinator.storage.port import ObjectStore
 #: One class for each member of `PodKind`.
 KINDS: Final[Sequence[type[Kind]]] = (LinkPods, RelayPods, GitlabPods)
 
-#: Returns the pods whose registry may confirm blobs without asking the object store.
-ReadPods = Callable[[], Sequence[tuple[PodName, PodKind]]]
+#: Returns all pods.
+ReadPods = Callable[[], Sequence[ClaimingPod]]
 
 
 class Kinds:
@@ -59,4 +59,6 @@ class KindClaims:
     def find_claims(self, blobs: Sequence[Digest]) -> Mapping[Digest, PodName]:
         if not blobs:
             return {}
-        return {digest: pod for pod, kind in self._read_pods() for digest in self._kinds[kind].find_claimed(pod, blobs)}
+        return {
+            digest: pod.name for pod in self._read_pods() for digest in self._kinds[pod.kind].find_claimed(pod, blobs)
+        }

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from coordinator.domain.names import Digest, PodName
 from coordinator.domain.pods import PodKind
-from coordinator.kinds.kind import MountParts, Services
+from coordinator.kinds.kind import ClaimingPod, MountParts, Services
 from coordinator.mounts.linker import BlobLinker, LinkWriter
 from coordinator.reconcile.links import PodLinks
 
@@ -24,6 +24,6 @@ class LinkPods:
     def make_linker(self, parts: MountParts) -> BlobLinker:
         return LinkWriter(parts.store)
 
-    def find_claimed(self, pod: PodName, blobs: Sequence[Digest]) -> Collection[Digest]:  # noqa: ARG002
+    def find_claimed(self, pod: ClaimingPod, blobs: Sequence[Digest]) -> Collection[Digest]:  # noqa: ARG002
         """Nothing: the doctor proves that their registries look at storage (doctor/cache.py)."""
         return ()

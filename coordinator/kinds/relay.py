@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from coordinator.domain.names import Digest, PodName
 from coordinator.domain.pods import PodKind
-from coordinator.kinds.kind import MountParts, Services
+from coordinator.kinds.kind import ClaimingPod, MountParts, Services
 from coordinator.mounts.linker import BlobLinker
 from coordinator.reconcile.links import PodLinks
 
@@ -25,6 +25,6 @@ class RelayPods:
     def make_linker(self, parts: MountParts) -> BlobLinker:
         return parts.relay
 
-    def find_claimed(self, pod: PodName, blobs: Sequence[Digest]) -> Collection[Digest]:  # noqa: ARG002
+    def find_claimed(self, pod: ClaimingPod, blobs: Sequence[Digest]) -> Collection[Digest]:  # noqa: ARG002
         """Nothing: the doctor proves that their registries look at storage (doctor/cache.py)."""
         return ()

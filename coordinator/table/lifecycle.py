@@ -111,9 +111,9 @@ def read_live_sample(connection: Connection[Any], limit: int) -> list[Digest]:
 def read_rightly_without_bytes(connection: Connection[Any], blobs: Sequence[int]) -> set[int]:
     """Return which of these blobs without bytes in storage are not necessarily lost.
 
-    Either they are needed only by pods that may have their bytes in a store of their own. Or they were
-    never stored, and only manifests of kind NAMED name them: any client can make up such a digest, and would raise an
-    alarm that is never cleared.
+    Either they are needed only by pods that may have their bytes elsewhere: where only events show what a pod holds, in
+    a store of its own; where a database shows it, the bytes of manifests. Or they were never stored, and only manifests
+    of kind NAMED name them: any client can make up such a digest, and would raise an alarm that is never cleared.
     """
     if not blobs:
         return set()
@@ -121,7 +121,9 @@ def read_rightly_without_bytes(connection: Connection[Any], blobs: Sequence[int]
         f"""
         SELECT b.id FROM unnest(%s::bigint[]) b (id)
         WHERE EXISTS ({_PODS_THAT_NEED} WHERE NOT p.links_in_store)
-          AND NOT EXISTS ({_PODS_THAT_NEED} WHERE p.links_in_store)
+          AND NOT EXISTS (
+              {_PODS_THAT_NEED} WHERE p.links_in_store OR (
+                  p.is_reconcilable AND NOT EXISTS (SELECT FROM repository_manifests x WHERE x.manifest_id = b.id)))
         UNION
         SELECT b.id FROM blobs b
         WHERE b.id = ANY(%s::bigint[]) AND b.size < 0 AND b.link_count = 0
