@@ -43,11 +43,13 @@ OTHER_CAPITALS: Final = {
     "BALEEN_DB_PASSWORD": "docker-compose.yml",
     "BALEEN_TEST_DISTRIBUTION": "tests/services/go_programs.py",
     "BALEEN_TEST_GITLAB_REGISTRY": "tests/gitlab/registry.py",
+    "CHECKS_OF_KIND": "a constant of the code",
     "DEEP_ARCHIVE": "a storage class of S3",
     "HTTP_PROXY": "every HTTP client",
     "MANIFEST_BLOB_UNKNOWN": "an error code of the OCI distribution specification",
     "NAME_UNKNOWN": "an error code of the OCI distribution specification",
     "NO_PROXY": "every HTTP client",
+    "REGISTRY_FF_ENFORCE_LOCKFILES": "GitLab's registry",
     "SOAK_SECONDS": ".ci/run",
     "T_H": "a constant of the code",
 }

@@ -31,6 +31,7 @@ class Worker(NamedTuple):
     app: ReferenceApp
     processor: Processor
     kinds: Kinds
+    resolver: Resolver
     link_keeper: LinkKeeper
     restoring: ExitStack
     connections: Connections
@@ -87,7 +88,7 @@ def make_worker(settings: Settings) -> Worker:
         group=settings.worker_group,
         fetch_records=settings.worker_batch,
     )
-    return Worker(app, processor, kinds, link_keeper, restoring, connections, inspector)
+    return Worker(app, processor, kinds, resolver, link_keeper, restoring, connections, inspector)
 
 
 def _prepare_connection(connection: Any) -> None:

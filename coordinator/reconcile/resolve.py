@@ -139,8 +139,8 @@ class Resolver:
                     raise NotHereError(
                         f"Storage has no link of the pod, though the table has {format_digest(doubtful.digest)} "
                         f"in {doubtful.repository}. Check BALEEN_S3_BUCKET and BALEEN_S3_ROOT, and that the pod's "
-                        "registry keeps its links there. A registry that keeps them in its own database is of another "
-                        "kind."
+                        "registry keeps its links there. One that keeps them elsewhere is of kind gitlab (in the "
+                        "database of GitLab's registry) or of kind relay."
                     )
                 results.append(result)
             doubtful_removals.apply_confirmations(connection, results)

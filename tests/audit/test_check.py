@@ -44,7 +44,7 @@ CORRUPTIONS = [
 @pytest.fixture
 def filled(table: Table) -> Table:
     table.connection.execute(
-        "TRUNCATE blobs, hides, manifests, repositories, repository_manifests, repository_blobs, removals"
+        "TRUNCATE blobs, claims, hides, manifests, repositories, repository_manifests, repository_blobs, removals"
     )
     table.apply(
         table.push("a", "m", ["c", "l"], 1),
