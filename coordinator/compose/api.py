@@ -23,8 +23,8 @@ from coordinator.db.threads import in_thread
 from coordinator.dead_letters.resolve import FindStored
 from coordinator.domain.access import Access
 from coordinator.domain.mounts import NotMountedError, Reason
-from coordinator.domain.names import RepositoryName
-from coordinator.domain.pods import PodMode
+from coordinator.domain.names import PodName, RepositoryName
+from coordinator.domain.pods import PodKind, PodMode
 from coordinator.errors import SettingsError, UnavailableError
 from coordinator.gc import mark
 from coordinator.gc.view import FiguresReader
@@ -49,7 +49,7 @@ from coordinator.pods import refusals
 from coordinator.pods import table as pods
 from coordinator.pods.prober import probe_image_digests
 from coordinator.pods.probes import read_pods_of
-from coordinator.reconcile.stored_content import has_any_link, is_stored
+from coordinator.reconcile.stored_content import is_stored
 from coordinator.settings import Settings
 from coordinator.tokens import table as tokens
 from coordinator.tokens.issuers import Issuers
@@ -221,9 +221,10 @@ def deps(settings: Settings, sizes: Sizes = PRODUCTION) -> Deps:
             if (problem := describe_schema_problem(connection)) is not None:
                 raise UnavailableError(problem)
 
-    def still_holds(prefixes: Sequence[RepositoryName], mode: PodMode) -> bool:
+    def still_holds(pod: PodName, kind: PodKind, prefixes: Sequence[RepositoryName], mode: PodMode) -> bool:
         # A rare call, with longer timeouts than `store`.
-        return has_any_link(make_object_store(settings), prefixes, mode, image=probe_image_digests())
+        with Kinds(settings, make_object_store(settings)) as kinds:
+            return kinds.still_holds(kind, pod, prefixes, mode)
 
     def publish(outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
         return asyncio.run_coroutine_threadsafe(producer.publish(outcomes), loops[0]).result()

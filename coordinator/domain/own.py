@@ -15,6 +15,9 @@ PROBE_REPOSITORY: Final = "baleen-probe"
 PROBE_TAG: Final = "known"
 _SCRATCH = re.compile(r"baleen-doctor-[0-9a-f]{16}(?:-other)?", re.ASCII)
 
+#: Names of both, below a pod's prefix.
+OWN_REPOSITORY: Final = re.compile(rf"^({PROBE_REPOSITORY}|baleen-doctor-[0-9a-f]{{16}}(-other)?)$", re.ASCII)
+
 
 def is_scratch(name: str) -> bool:
     """Whether a repository of this name, directly below a pod's prefix, is a doctor's."""

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
 import structlog
@@ -234,8 +235,14 @@ class _Run:
         self._count.step = "plan"
         facts = self._read_recent_facts()
         self._count.blocked_by = block_reasons(facts)
-        self._count.planned = planned = plan.count_totals(self._connections, facts)
-        self._count.beyond_limits = reasons = self._describe_excess(planned)
+        planned = plan.count_totals(self._connections, facts)
+        reasons = self._describe_excess(planned)
+        if reasons and not self._options.dry:
+            # Perhaps most of it is claimed by registries that were not asked yet, and stays.
+            self._update_claims(hide_policy(facts).until)
+            planned = plan.count_totals(self._connections, facts)
+            reasons = self._describe_excess(planned)
+        self._count.planned, self._count.beyond_limits = planned, reasons
         if self._options.dry:
             self._count_plan(facts)
             self._delete_leftovers()
@@ -262,6 +269,12 @@ class _Run:
                 )
         self._delete_leftovers()
         self._count.step = "done"
+
+    def _update_claims(self, until: datetime | None) -> None:
+        if until is not None:
+            for page in plan.read_candidate_pages(self._connections, until, self._sizes.page):
+                self._work.check()
+                self._hider.update_claims(page)
 
     def _read_recent_facts(self) -> Facts:
         return self._recent_facts().facts

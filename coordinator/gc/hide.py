@@ -124,6 +124,12 @@ class Hider:
         """Return which of these blobs the database of a registry lists, and its pod (rule 18)."""
         return self._claims.find_claims(blobs)
 
+    def update_claims(self, asked: Sequence[Candidate]) -> None:
+        """Look up and write which of these a registry claims; raises UnavailableError."""
+        claimed = self.find_claimed([each.digest for each in asked])
+        with self._connections.use() as connection:
+            gc.update_claims(connection, asked, claimed)
+
     def keep(self, job: Job, wanted: Sequence[Candidate]) -> KeptBlobs:
         """Look up which of these must not be hidden, and write it; raises UnavailableError."""
         linked = self.find_linked(wanted)

@@ -19,6 +19,8 @@ from coordinator.errors import BaleenError, UnavailableError
 from coordinator.settings import Secret
 
 CONNECT_TIMEOUT_S: Final = 5
+#: Then the name is resolved and the schema checked anew: the database may have moved, and the old one still be up.
+MAX_AGE_S: Final = 60.0
 #: The last migrations, before and after the deployment, of the schemas that this package was compared with.
 KNOWN_SCHEMAS: Final = frozenset(
     {("20251021070732_bbm_backfill_blobs_id_column", "20251015074500_post_create_blobs_null_id_index")}
@@ -60,6 +62,8 @@ class GitlabConnection:
         self._schemas = schemas
         self._lock = threading.Lock()
         self._connection: psycopg.Connection[Any] | None = None
+        #: The URL that it was opened with, and when.
+        self._opened: tuple[str, float] = ("", 0.0)
         self._next = 0.0
 
     def close(self) -> None:
@@ -92,7 +96,7 @@ class GitlabConnection:
             raise UnavailableError(f"{self._name} is in use by too many threads.")
         try:
             time.sleep(max(0.0, self._next - time.monotonic()))
-            yield self._connection or self._connect()
+            yield self._current()
         except psycopg.errors.InsufficientPrivilege as error:
             raise UnavailableError(f"{self._name} refuses: {error.diag.message_primary}.") from error
         except psycopg.Error as error:
@@ -112,9 +116,18 @@ class GitlabConnection:
     def _name(self) -> str:
         return f"The registry database of pod {self._pod}"
 
-    def _connect(self) -> psycopg.Connection[Any]:
+    def _current(self) -> psycopg.Connection[Any]:
+        """Return the connection; another one if the URL has changed, or it is old."""
+        url, (opened_with, opened_at) = self._read_url().reveal(), self._opened
+        if self._connection is not None and url == opened_with and time.monotonic() < opened_at + MAX_AGE_S:
+            return self._connection
+        self._disconnect()
+        self._opened = (url, time.monotonic())
+        return self._connect(url)
+
+    def _connect(self, url: str) -> psycopg.Connection[Any]:
         connection = psycopg.connect(
-            self._read_url().reveal(),
+            url,
             autocommit=True,
             connect_timeout=CONNECT_TIMEOUT_S,
             application_name="baleen",

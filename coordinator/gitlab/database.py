@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from coordinator.domain.merge import LinkKind
 from coordinator.domain.names import DIGEST_BYTES, Digest, PodName, RepositoryName
+from coordinator.domain.own import OWN_REPOSITORY, PROBE_REPOSITORY
 from coordinator.errors import UnavailableError
 from coordinator.gitlab.connection import KNOWN_SCHEMAS, SHA256, GitlabConnection, ReadUrl, first_part
 
@@ -165,13 +166,28 @@ class GitlabDatabase:
         return [LinkTimes(*row) for row in self._ask(_FIND_LINKS, _make_values(named))]
 
     def has_link(self, prefixes: Collection[RepositoryName]) -> bool:
-        """Return whether any repository that these prefixes own holds a manifest or links a blob."""
-        return any(
-            next(self.read_links(repository, kind), None) is not None
-            for prefix in prefixes
-            for repository in self.read_repositories(prefix)
-            for kind in LinkKind
+        """Return whether any repository that these prefixes own holds a manifest or links a blob.
+
+        Asks first for the one of probes: an instance may have any number of empty repositories.
+        """
+        probed = (RepositoryName(f"{prefix}/{PROBE_REPOSITORY}") for prefix in prefixes)
+        return any(map(self._has_manifest, probed)) or any(
+            self._ask(_ANY_LINK, {"first": first_part(prefix), "prefix": prefix}) for prefix in prefixes
         )
+
+    def has_manifest(self, prefixes: Collection[RepositoryName]) -> bool:
+        """Return whether any repository that these prefixes own holds a manifest, besides those that Baleen made."""
+        return any(
+            self._ask(_ANY_MANIFEST, {"first": first_part(prefix), "prefix": prefix, "own": OWN_REPOSITORY.pattern})
+            for prefix in prefixes
+        )
+
+    def _has_manifest(self, path: RepositoryName) -> bool:
+        repository = self.read_repository(path)
+        if repository is None:
+            return False
+        values = {"namespace": repository.namespace, "id": repository.id}
+        return bool(self._ask(f"{_LINKS[LinkKind.REVISION]} LIMIT 1", values))
 
     def read_manifests(self, named: Collection[Named]) -> dict[Digest, bytes]:
         """Return the bytes of those of these manifests that their repositories hold."""
@@ -203,6 +219,21 @@ _LINKS: Final = {
     LinkKind.REVISION: f"SELECT id, digest, created_at, octet_length(payload) FROM manifests WHERE {_OF}",
     LinkKind.LAYER: f"SELECT id, blob_digest, created_at, 0 FROM repository_blobs WHERE {_OF}",
 }
+_ANY_LINK: Final = f"""
+    {_REPOSITORY} AND (r.path = %(prefix)s OR starts_with(r.path, %(prefix)s || '/')) AND (
+        EXISTS (SELECT FROM manifests m
+                WHERE m.top_level_namespace_id = r.top_level_namespace_id AND m.repository_id = r.id)
+        OR EXISTS (SELECT FROM repository_blobs l
+                   WHERE l.top_level_namespace_id = r.top_level_namespace_id AND l.repository_id = r.id))
+    LIMIT 1
+"""
+_ANY_MANIFEST: Final = f"""
+    {_REPOSITORY} AND (r.path = %(prefix)s OR starts_with(r.path, %(prefix)s || '/'))
+    AND NOT (starts_with(r.path, %(prefix)s || '/') AND substr(r.path, length(%(prefix)s) + 2) ~ %(own)s)
+    AND EXISTS (SELECT FROM manifests m
+                WHERE m.top_level_namespace_id = r.top_level_namespace_id AND m.repository_id = r.id)
+    LIMIT 1
+"""
 _FIND_LINKS: Final = """
     SELECT (SELECT m.created_at FROM manifests m WHERE m.top_level_namespace_id = r.top_level_namespace_id
             AND m.repository_id = r.id AND m.digest = d.digest),

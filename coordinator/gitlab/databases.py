@@ -62,11 +62,12 @@ class PodFiles(Generic[T]):
         file = self._directory / pod
         try:
             return Secret(file.read_text().strip())
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            # Without the cause: its text may have a part of the URL.
             raise UnconfiguredError(
-                f"The file {file} cannot be read ({error.strerror}): write the URL of the registry database of pod "
-                f"{pod} to it."
-            ) from error
+                f"The file {file} cannot be read ({reason}): write the URL of the registry database of pod {pod} to it."
+            ) from None
 
 
 class GitlabDatabases(PodFiles[GitlabDatabase]):

@@ -12,6 +12,7 @@ Not here: what a link, or its absence, means (reconcile).
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime
+from typing import Final
 
 from coordinator.domain.merge import LinkKind
 from coordinator.domain.names import Digest, RepositoryName, format_digest
@@ -30,6 +31,10 @@ from coordinator.storage.port import ObjectInfo
 #: Bytes of a link object: the digest's text.
 _LINK_SIZE = len("sha256:") + 64
 
+#: A worker asks between batches of events, which wait for it.
+ANSWER_TIMEOUT_S: Final = 5.0
+READ_TIMEOUT_S: Final = 60.0
+
 Prefixes = tuple[RepositoryName, ...]
 Named = tuple[RepositoryName, Digest]
 
@@ -44,7 +49,7 @@ class GitlabLinks:
         """The caller that opened the database closes it."""
 
     def check(self) -> None:
-        self._database.check()
+        self._database.ask_within(self._database.check, ANSWER_TIMEOUT_S)
 
     def plan(self, prefixes: Sequence[RepositoryName], wanted: int) -> list[str]:
         """Return a part for each prefix: one connection reads them one after another."""
@@ -78,7 +83,7 @@ class GitlabLinks:
         return self._database.has_link(prefixes)
 
     def read_manifests(self, named: Collection[Named]) -> dict[Digest, StoredManifest]:
-        found = self._database.read_manifests(named)
+        found = self._database.ask_within(lambda: self._database.read_manifests(named), READ_TIMEOUT_S)
         return {
             digest: parse_stored_manifest(digest, found[digest])
             if digest in found

@@ -4,8 +4,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from coordinator.domain.names import Digest, PodName
-from coordinator.domain.pods import PodKind
+from coordinator.domain.names import Digest, PodName, RepositoryName
+from coordinator.domain.pods import PodKind, PodMode
 from coordinator.errors import UnavailableError
 from coordinator.gitlab.databases import GitlabDatabases, GitlabWriters
 from coordinator.gitlab.linker import GitlabLinker
@@ -29,6 +29,9 @@ class GitlabPods:
 
     def read_links(self, pod: PodName) -> PodLinks:
         return GitlabLinks(self._databases.of(pod))
+
+    def still_holds(self, pod: PodName, prefixes: Sequence[RepositoryName], mode: PodMode) -> bool:  # noqa: ARG002
+        return self._databases.of(pod).has_manifest(prefixes)
 
     def make_linker(self, parts: MountParts) -> BlobLinker:
         return GitlabLinker(self._writers, parts.store, parts.relay, parts.relay_limit)

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
 from coordinator.domain.names import Digest, PodName, RepositoryName
-from coordinator.domain.pods import PodKind
+from coordinator.domain.pods import PodKind, PodMode
 from coordinator.mounts.linker import BlobLinker
 from coordinator.mounts.relay import Relay
 from coordinator.reconcile.links import BucketLinks, PodLinks
@@ -16,6 +16,7 @@ class Services(NamedTuple):
     """What every kind is made from."""
 
     settings: Settings
+    store: ObjectStore
     #: What is in the shared bucket.
     bucket_links: BucketLinks
 
@@ -49,6 +50,10 @@ class Kind(Protocol):
 
     def read_links(self, pod: PodName) -> PodLinks:
         """Return the pod's links. If the kind is reconcilable, they are all that the pod holds."""
+        ...
+
+    def still_holds(self, pod: PodName, prefixes: Sequence[RepositoryName], mode: PodMode) -> bool:
+        """Return whether the pod has anything that keeps a blob, besides what Baleen itself pushed there."""
         ...
 
     def make_linker(self, parts: MountParts) -> BlobLinker:

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Self
 
-from coordinator.domain.names import Digest, PodName
-from coordinator.domain.pods import PodKind
+from coordinator.domain.names import Digest, PodName, RepositoryName
+from coordinator.domain.pods import PodKind, PodMode
 from coordinator.kinds.gitlab import GitlabPods
 from coordinator.kinds.kind import ClaimingPod, Kind, MountParts, Services
 from coordinator.kinds.link import LinkPods
@@ -26,9 +26,8 @@ class Kinds:
 
     def __init__(self, settings: Settings, store: ObjectStore, kinds: Sequence[type[Kind]] = KINDS) -> None:
         self._bucket_links = BucketLinks(store)
-        self._kinds: Mapping[PodKind, Kind] = {
-            each.kind: each(Services(settings, self._bucket_links)) for each in kinds
-        }
+        services = Services(settings, store, self._bucket_links)
+        self._kinds: Mapping[PodKind, Kind] = {each.kind: each(services) for each in kinds}
         self.links = Links(self._bucket_links, {kind: each.read_links for kind, each in self._kinds.items()})
 
     def __enter__(self) -> Self:
@@ -41,6 +40,10 @@ class Kinds:
         for each in self._kinds.values():
             each.close()
         self._bucket_links.close()
+
+    def still_holds(self, kind: PodKind, pod: PodName, prefixes: Sequence[RepositoryName], mode: PodMode) -> bool:
+        """Return whether the pod has anything that keeps a blob; raises UnavailableError."""
+        return self._kinds[kind].still_holds(pod, prefixes, mode)
 
     def make_linkers(self, parts: MountParts) -> dict[PodKind, BlobLinker]:
         return {kind: each.make_linker(parts) for kind, each in self._kinds.items()}

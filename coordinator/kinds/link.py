@@ -3,11 +3,13 @@
 from collections.abc import Collection, Sequence
 from typing import ClassVar
 
-from coordinator.domain.names import Digest, PodName
-from coordinator.domain.pods import PodKind
+from coordinator.domain.names import Digest, PodName, RepositoryName
+from coordinator.domain.pods import PodKind, PodMode
 from coordinator.kinds.kind import ClaimingPod, MountParts, Services
 from coordinator.mounts.linker import BlobLinker, LinkWriter
+from coordinator.pods.prober import probe_image_digests
 from coordinator.reconcile.links import PodLinks
+from coordinator.reconcile.stored_content import has_any_link
 
 
 class LinkPods:
@@ -15,11 +17,15 @@ class LinkPods:
 
     def __init__(self, services: Services) -> None:
         self._links = services.bucket_links
+        self._store = services.store
 
     def close(self) -> None: ...
 
     def read_links(self, pod: PodName) -> PodLinks:  # noqa: ARG002 - all have one bucket
         return self._links
+
+    def still_holds(self, pod: PodName, prefixes: Sequence[RepositoryName], mode: PodMode) -> bool:  # noqa: ARG002
+        return has_any_link(self._store, prefixes, mode, image=probe_image_digests())
 
     def make_linker(self, parts: MountParts) -> BlobLinker:
         return LinkWriter(parts.store)

@@ -3,8 +3,8 @@
 from collections.abc import Collection, Sequence
 from typing import ClassVar
 
-from coordinator.domain.names import Digest, PodName
-from coordinator.domain.pods import PodKind
+from coordinator.domain.names import Digest, PodName, RepositoryName
+from coordinator.domain.pods import PodKind, PodMode
 from coordinator.kinds.kind import ClaimingPod, MountParts, Services
 from coordinator.mounts.linker import BlobLinker
 from coordinator.reconcile.links import PodLinks
@@ -21,6 +21,10 @@ class RelayPods:
     def read_links(self, pod: PodName) -> PodLinks:  # noqa: ARG002
         """Return those in the shared bucket, where its manifests' bytes may be."""
         return self._links
+
+    def still_holds(self, pod: PodName, prefixes: Sequence[RepositoryName], mode: PodMode) -> bool:  # noqa: ARG002
+        """Nothing shows it: an operator has confirmed it."""
+        return False
 
     def make_linker(self, parts: MountParts) -> BlobLinker:
         return parts.relay

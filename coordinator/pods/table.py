@@ -36,8 +36,8 @@ EXAMPLES = 3
 #: An operator who compares what a pod holds may not have seen pushes of this last time, by the registry's clock.
 COMPARED_WITHIN = datetime.timedelta(hours=1)
 
-#: Does storage have links that keep blobs, below these prefixes, in a pod of this mode?
-StillHolds = Callable[[Sequence[RepositoryName], PodMode], bool]
+#: Does a pod have links that keep blobs, below these prefixes, where something shows them?
+StillHolds = Callable[[PodName, PodKind, Sequence[RepositoryName], PodMode], bool]
 
 #: Open gaps by id, with the time up to which events may be lost in each: a gap that widens keeps its id.
 Gaps = Mapping[int, datetime.datetime]
@@ -511,8 +511,9 @@ def _check_storage(engine: Engine, name: PodName, still_holds: StillHolds, image
         )
         gaps = {gap.id: gap.resolves_from for gap in opened}
         _refuse_if_needed(connection, name, row.id, gaps, _find_own_repositories(connection, row.id, image))
-    # A pod whose links are not in shared storage cannot be checked: the operator's confirmation stands.
-    if PodKind(row.kind).links_in_store and still_holds(row.prefixes, PodMode(row.mode)):
+    # A pod that only its events show cannot be checked: the operator's confirmation stands.
+    kind = PodKind(row.kind)
+    if kind.is_reconcilable and still_holds(name, kind, row.prefixes, PodMode(row.mode)):
         raise ConflictError(f"Pod {name} has links in storage that the table lacks: reconcile it first.")
     return gaps
 

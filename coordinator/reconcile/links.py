@@ -1,6 +1,7 @@
 """Read the links of a pod, wherever its registry keeps them: `PodLinks` is the interface, one class for each place.
 
-    BucketLinks      in the shared bucket (pods of kind `link`)
+    BucketLinks      in the shared bucket
+    GitlabLinks      rows of the metadata database of GitLab's registry (coordinator/gitlab/links.py)
 
 A link has the key that distribution gives it (storage/layout.py), also where it is a row of a database.
 Not here: what a link, or its absence, means (compare.py, resolve.py).
@@ -79,10 +80,13 @@ class BucketLinks:
     def __init__(self, store: ObjectStore, lookups_at_once: int = LOOKUPS_AT_ONCE) -> None:
         self._store = store
         self._lookups = ThreadPoolExecutor(lookups_at_once, thread_name_prefix="links")
+        #: For those with a timeout, whose caller may hold a lock: they wait for no body that is read meanwhile.
+        self._urgent = ThreadPoolExecutor(lookups_at_once, thread_name_prefix="links-urgent")
         self._evidence = Evidence(store)
 
     def close(self) -> None:
         self._lookups.shutdown(wait=False, cancel_futures=True)
+        self._urgent.shutdown(wait=False, cancel_futures=True)
 
     def check(self) -> None:
         self._store.check()
@@ -125,7 +129,8 @@ class BucketLinks:
 
     def _map(self, ask: Callable[[_T], _R], asked: Sequence[_T], timeout_s: float | None = None) -> list[_R]:
         try:
-            return list(self._lookups.map(ask, asked, timeout=timeout_s))
+            pool = self._lookups if timeout_s is None else self._urgent
+            return list(pool.map(ask, asked, timeout=timeout_s))
         except TimeoutError as error:
             raise UnavailableError("The object store answers too slowly to look up links: try again.") from error
 

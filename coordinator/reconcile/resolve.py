@@ -10,7 +10,7 @@ applied between look-up and removal: it would change nothing, because the holdin
 An absence counts only if a link of the pod is found in this bucket and root, just before the look-up and just after it
 (evidence.py): the root may be wrong, the pod may keep its links in its own database, and everything below a root may be
 gone for a while without any error (a filer that fails over).
-This works only for pods whose links are in shared storage; doubtful removals of other pods stay.
+This works only for pods whose links something shows: the bucket, or a database. Doubtful removals of others stay.
 """
 
 import datetime

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from coordinator.domain.merge import LinkKind
 from coordinator.domain.names import Digest, RepositoryName
 from coordinator.gitlab.database import MANIFESTS_PAGE, PAGE, LinkTimes, Named, Repository, Row
+
+T = TypeVar("T")
 
 #: A repository's id and a digest.
 Key = tuple[int, Digest]
@@ -63,6 +65,9 @@ class MemoryGitlabDatabase:
 
     def check(self) -> None:
         self._before()
+
+    def ask_within(self, ask: Callable[[], T], timeout_s: float | None) -> T:  # noqa: ARG002 - time is simulated
+        return ask()
 
     def read_repository(self, path: RepositoryName) -> Repository | None:
         self._before()

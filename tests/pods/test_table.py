@@ -72,7 +72,7 @@ def test_a_gap_that_is_noticed_while_storage_is_checked(fresh: Table, again: Cal
     again(fresh, pod)
     checks: list[list[str]] = []
 
-    def checked(prefixes: Any, _: Any) -> bool:
+    def checked(_: Any, __: Any, prefixes: Any, ___: Any) -> bool:
         checks.append(list(prefixes))
         if len(checks) == 1:
             again(fresh, pod)
