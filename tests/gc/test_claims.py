@@ -70,6 +70,15 @@ def test_listed_blobs_take_nothing_of_what_a_run_may_hide(garbage: Garbage, list
     assert all(garbage.is_served(f"l{n}") for n in range(6))
 
 
+def test_listed_blobs_are_not_too_much(garbage: Garbage, listed: Listed) -> None:
+    """A run whose plan exceeds the limits asks first: what is listed stays, so it is no reason to refuse the run."""
+    garbage.push_and_forget("m", *(f"l{n}" for n in range(6)))
+    listed.listed = {garbage.digest(f"l{n}") for n in range(6)}
+    garbage.limits = Limits(1, 1, Amount(2, 10**9))
+    run = garbage.collect()
+    assert (run.hidden, run.kept["claimed"]) == (1, 6)
+
+
 def test_a_blob_that_is_listed_since_it_was_hidden(garbage: Garbage, listed: Listed) -> None:
     """A hidden blob that is listed since then is not purged, and is served again."""
     garbage.delete_bound = LANDED

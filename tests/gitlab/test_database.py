@@ -123,3 +123,65 @@ def test_a_database_that_is_away_shows_no_secret() -> None:
         database.check()
     assert not any(part in str(raised.value) for part in ("hunter2", "reader", "127.0.0.1"))
     assert raised.value.__cause__ is None
+
+
+def test_a_prefix_with_links_and_one_without(read: Callable[..., GitlabDatabase], url: str) -> None:
+    """A prefix has links if any of its repositories has, however many empty ones come first."""
+    database = read()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            """
+            INSERT INTO repositories (top_level_namespace_id, id, name, path)
+            SELECT n.id, -number, 'e', 'fx/empty/e' || number
+            FROM top_level_namespaces n, generate_series(1, 300) number WHERE n.name = 'fx'
+            """
+        )
+        try:
+            assert database.has_link([RepositoryName("fx")])
+            assert database.has_manifest([RepositoryName("fx")])
+            assert not database.has_link([RepositoryName("fx/empty")])
+            assert not database.has_link([RepositoryName("nobodys")])
+        finally:
+            connection.execute("DELETE FROM repositories WHERE id < 0")
+
+
+def test_what_baleen_pushed_holds_nothing(database_server: DatabaseServer) -> None:
+    """A pod whose only manifests are those of probes and doctors has links, and holds nothing."""
+    with database_server.databases() as made:
+        url = made.empty()
+        with psycopg.connect(url, autocommit=True) as connection:
+            make_tables(connection)
+            fill_tables(connection)
+            connection.execute("DELETE FROM manifest_references")
+            connection.execute(
+                "DELETE FROM manifests m USING repositories r WHERE r.id = m.repository_id AND r.path <> 'fx/app'"
+            )
+            with closing(GitlabDatabase(POD, lambda: Secret(url), per_s=FAST)) as database:
+                fx = [RepositoryName("fx")]
+                assert database.has_manifest(fx)
+                for own in ("fx/baleen-probe", "fx/baleen-doctor-0123456789abcdef-other"):
+                    connection.execute(
+                        "UPDATE repositories SET path = %s WHERE path LIKE 'fx/%%' AND id = ("
+                        "SELECT repository_id FROM manifests LIMIT 1)",
+                        (own,),
+                    )
+                    assert database.has_link(fx)
+                    assert not database.has_manifest(fx)
+
+
+def test_a_database_that_has_moved(database_server: DatabaseServer) -> None:
+    """When the URL changes, the next question goes to the other database."""
+    with database_server.databases() as made:
+        urls = [made.empty(), made.empty()]
+        for url in urls:
+            with psycopg.connect(url, autocommit=True) as connection:
+                make_tables(connection)
+                fill_tables(connection)
+        with psycopg.connect(urls[1], autocommit=True) as connection:
+            connection.execute("DELETE FROM repository_blobs")
+        now = urls[0]
+        with closing(GitlabDatabase(POD, lambda: Secret(now), per_s=FAST)) as database:
+            (repository,) = [each for each in database.read_repositories(RepositoryName("fx")) if each.path == "fx/app"]
+            assert list(database.read_links(repository, LinkKind.LAYER))
+            now = urls[1]
+            assert not list(database.read_links(repository, LinkKind.LAYER))
