@@ -156,7 +156,7 @@ class Restorer:
         """
         result = RestoreResult()
         ready: list[Served] = []
-        for served, failed in self._pool.map(lambda each: self._try(each[0], self._serve, each), wanted):
+        for served, failed in self._pool.map(lambda each: self._try(each[0], self.serve, each), wanted):
             if served is not None:
                 ready.append(served)
             result = result.add(failed=failed, waiting=served is None)
@@ -193,7 +193,7 @@ class Restorer:
             log.exception("hidden blob cannot be restored", digest=format_digest(hide.digest))
             return None, None
 
-    def _serve(self, wanted: tuple[Hide, str]) -> Served | None:
+    def serve(self, wanted: tuple[Hide, str]) -> Served | None:
         """Make a blob's bytes served; return it if its hide may end, and None if more has to be done."""
         hide, why = wanted
         found = self._read_hide(hide)

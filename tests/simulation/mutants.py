@@ -115,25 +115,32 @@ def _noting_late(original: Any) -> Any:
 
 def _not_late(original: Any) -> Any:
     """A reference that comes before t_h finds nothing to restore."""
-    return lambda self, found, why: found.hidden_at is not None and found.asked != _LATE and original(self, found, why)
+
+    def serve(self: Any, wanted: Any) -> Any:
+        found = wanted[0]
+        return original(self, wanted) if found.hidden_at is not None and found.asked != _LATE else None
+
+    return serve
 
 
 def _bytes_first(_: object) -> Any:
     """The bytes are shown, and then it is looked whether a delete can still land."""
 
-    def bring_back(self: Any, found: Any, why: str) -> bool:
+    def serve(self: Any, wanted: Any) -> Any:
+        found, why = wanted
         now = self._read_hide(found)
         if now is None:
-            return True
+            return restore.Served(found, why, is_served=True, has_ended=True)
         if now.purging_at is None and not self._serve_bytes(now):
-            return False
+            return None
         later = self._read_hide(found)
         if later is None or not later.is_harmless(self._delete_bound):
-            return False
+            return None
         with self._connections.use() as connection:
-            return gc.end_hide(connection, later, why)
+            is_over = gc.end_hide(connection, later, why)
+        return restore.Served(later, why, is_served=True, has_ended=True) if is_over else None
 
-    return bring_back
+    return serve
 
 
 # The rules, by their names in the code. docs/SAFETY.md names those that have a number there.
@@ -154,10 +161,10 @@ DEAD = Rule(watermarks, "counting_processes", _living)
 COVERED = Rule(watermarks, "is_retirable", lambda _: lambda dead_since, began, bound: dead_since is not None)
 HARMLESS = Rule(gc, "Hide.is_harmless", always(value=True))
 UNDISTURBED = Rule(gc, "UNDISTURBED", instead("true"))
-CANCELLED = (Rule(gc, "record_hidden", _noting_late), Rule(restore, "Restorer.restore", _not_late))
+CANCELLED = (Rule(gc, "record_hidden", _noting_late), Rule(restore, "Restorer.serve", _not_late))
 ONLY_ONE = Rule(hide, "CountedPermit.was_asked_once", always(value=True))
 UNTOUCHED = Rule(gc, "UNTOUCHED", instead("true"))
-BYTES_LAST = Rule(restore, "Restorer.restore", _bytes_first)
+BYTES_LAST = Rule(restore, "Restorer.serve", _bytes_first)
 OWN_MARKERS = Rule(restore, "Restorer.has_ended", always(value=False))
 LISTING = Rule(policy, "reconciled_until", always(datetime.max.replace(tzinfo=UTC)))
 OWNED = Rule(perimeter, "block_reasons", always([]))
@@ -239,6 +246,7 @@ _TABLE = (
         ["straggle collect wake restore wake"],
         {"slow": 0.9, "sleep": 0.5},
         seed=112,
+        within=3000,
     ),
     Mutant(
         "15: a restorer removes the marker that is there by then, and no look before a purge",
