@@ -25,12 +25,12 @@ from coordinator.db.connection import Connections
 from coordinator.domain.gc import Amount, Facts, Limits, PodFacts, Times
 from coordinator.domain.names import Digest
 from coordinator.gc import controls
-from coordinator.gc.claims import NO_CLAIMS
 from coordinator.gc.collect import JOB_KIND, Collector
 from coordinator.jobs import table as jobs
 from coordinator.jobs.work import run_waiting_jobs
 from coordinator.settings import Settings, make_settings
 from coordinator.storage.layout import MARK, blob_key
+from tests.support.claims import NO_CLAIMS
 
 BucketKind = Literal["versioned", "unversioned"]
 

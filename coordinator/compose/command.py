@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 from coordinator.compose.database import make_connections
 from coordinator.compose.store import make_trial_store
@@ -20,7 +19,7 @@ from coordinator.table import statements
 @contextmanager
 def open_instruments(settings: Settings, pod: PodName, *, patience: float | None = None) -> Iterator[Instruments]:
     """The instruments of a doctor for one visit."""
-    secret, directory = settings.pod_secret_key, settings.gitlab_databases
+    secret = settings.pod_secret_key
     if (settings.pod_access_key is None) != (secret is None):
         raise SettingsError("BALEEN_POD_ACCESS_KEY and BALEEN_POD_SECRET_KEY belong together: set both or neither.")
     connected = make_connections(settings, name="baleen-doctor", prepare=statements.prepare_connection)
@@ -28,7 +27,7 @@ def open_instruments(settings: Settings, pod: PodName, *, patience: float | None
         with (
             LogInspector(settings) as inspector,
             EventTail(settings, inspector, pod) as tail,
-            closing(GitlabDatabases(None if directory is None else Path(directory))) as databases,
+            closing(GitlabDatabases(settings.gitlab_databases)) as databases,
         ):
             yield Instruments(
                 settings,

@@ -4,7 +4,7 @@ Its database is the truth about the pod, so it must be this registry's: what a v
 Its own garbage collection would delete bytes that other pods need, and sends no event. No request to the registry shows
 whether it is on; the metrics of a process do, at the process's debug address: series `registry_gc_…` exist from the
 first run of a worker on, which comes within a minute of the process's start. Baleen has the debug addresses from a file
-beside that with the database's URL (gitlab/debug.py), and not from an option of the command: so the scheduler, too,
+beside that with the database's URL (gitlab/files.py), and not from an option of the command: so the scheduler, too,
 examines a process that began later, which may be configured differently (reexamination.py).
 Not here: the clock of the database (clocks.py), a blob whose bytes are gone (cache.py).
 """
@@ -21,7 +21,7 @@ from coordinator.domain.names import format_digest, parse_digest
 from coordinator.domain.pods import parse_registry
 from coordinator.errors import BaleenError, UsageError
 from coordinator.gitlab.database import GitlabDatabase
-from coordinator.gitlab.debug import read_debug_urls
+from coordinator.gitlab.files import read_debug_urls
 from coordinator.registry.errors import RegistryError
 from coordinator.registry.metrics import read_metrics
 from coordinator.storage.layout import DATABASE_LOCK, FILESYSTEM_LOCK

@@ -21,6 +21,7 @@ from coordinator.doctor import scratch_table as scratch
 from coordinator.doctor.table import ExaminedPod
 from coordinator.domain.merge import LinkKind
 from coordinator.domain.names import Digest, RepositoryName, format_digest, parse_digest, parse_repository
+from coordinator.domain.own import is_scratch
 from coordinator.errors import BaleenError, ConflictError
 from coordinator.gitlab.database import GitlabDatabase
 from coordinator.registry.client import RegistryClient, RegistryError, RegistryNotFoundError
@@ -37,7 +38,6 @@ OTHER = "-other"
 BY = "-by-"
 CONTENT = b"A doctor's scratch object: it may be deleted."
 LAYER_BYTES = 2000
-_SCRATCH_NAME = re.compile(rf"/{NAME}{_MARK}(?:{OTHER})?$")
 #: Prefixes of one pod on which its key is tried.
 PREFIXES_TRIED = 100
 #: The answer of a registry that refuses deletes.
@@ -312,7 +312,7 @@ def clean_registry_after(
     cleaned = 0
     for name in known:
         repository = database.read_repository(name)
-        if name in own.repositories or _SCRATCH_NAME.search(name) is None or repository is None:
+        if name in own.repositories or not is_scratch(name.rpartition("/")[2]) or repository is None:
             continue
         manifests = [format_digest(row.digest) for row in database.read_links(repository, LinkKind.REVISION)]
         layers = [format_digest(row.digest) for row in database.read_links(repository, LinkKind.LAYER)]

@@ -33,8 +33,8 @@ def _storage_part(visit: Visit, push: Push) -> Part:
             f"of {len(there) + len(missing)} objects of a pushed image, {len(missing)} are not in {root}, "
             f"such as {missing[0]}",
         )
-    what = "bytes and links" if visit.pod.kind.links_in_store else "bytes"
-    what = "blobs" if visit.pod.kind.has_registry_database else what
+    kind = visit.pod.kind
+    what = "bytes and links" if kind.links_in_store else "blobs" if kind.has_registry_database else "bytes"
     return proved(where, f"all {what} of a pushed image, {len(there)} objects, are in {root}")
 
 

@@ -13,10 +13,9 @@ from coordinator.domain.names import RepositoryName
 #: Has one image under one tag, with the same bytes in every pod.
 PROBE_REPOSITORY: Final = "baleen-probe"
 PROBE_TAG: Final = "known"
-_SCRATCH = re.compile(r"baleen-doctor-[0-9a-f]{16}(?:-other)?", re.ASCII)
-
-#: Names of both, below a pod's prefix.
-OWN_REPOSITORY: Final = re.compile(rf"^({PROBE_REPOSITORY}|baleen-doctor-[0-9a-f]{{16}}(-other)?)$", re.ASCII)
+#: Names of scratch repositories, as a whole; PostgreSQL reads it, too.
+SCRATCH_NAME: Final = "baleen-doctor-[0-9a-f]{16}(?:-other)?"
+_SCRATCH = re.compile(SCRATCH_NAME, re.ASCII)
 
 
 def is_scratch(name: str) -> bool:

@@ -17,13 +17,3 @@ class Claims(Protocol):
     def find_claims(self, blobs: Sequence[Digest]) -> Mapping[Digest, PodName]:
         """Return those of these blobs that a pod's registry claims, and one such pod; raises UnavailableError."""
         ...
-
-
-class NoClaims:
-    """Every registry looks at storage."""
-
-    def find_claims(self, blobs: Sequence[Digest]) -> Mapping[Digest, PodName]:  # noqa: ARG002 - of an interface
-        return {}
-
-
-NO_CLAIMS = NoClaims()

@@ -62,9 +62,6 @@ class RestoreResult(NamedTuple):
     #: Why the mark could not be written.
     unmarked: UnavailableError | None = None
 
-    def add(self, *, failed: UnavailableError | None, final: bool = False, waiting: bool = False) -> "RestoreResult":
-        return self._replace(final=self.final + final, waiting=self.waiting + waiting, failed=failed or self.failed)
-
     def __or__(self, other: "RestoreResult") -> "RestoreResult":
         return RestoreResult(
             self.final + other.final,
@@ -159,7 +156,7 @@ class Restorer:
         for served, failed in self._pool.map(lambda each: self._try(each[0], self.serve, each), wanted):
             if served is not None:
                 ready.append(served)
-            result = result.add(failed=failed, waiting=served is None)
+            result |= RestoreResult(waiting=int(served is None), failed=failed)
         if not ready:
             return result
         try:
@@ -167,7 +164,7 @@ class Restorer:
         except UnavailableError as error:
             return result._replace(waiting=len(wanted), unmarked=error)
         for over, failed in self._pool.map(lambda each: self._try(each.hide, self._end, each), ready):
-            result = result.add(failed=failed, final=bool(over), waiting=not over)
+            result |= RestoreResult(int(bool(over)), int(not over), failed)
         try:
             self._write_mark(mark.write_epoch)
         except UnavailableError as error:

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from coordinator.domain.merge import LinkKind
 from coordinator.domain.names import DIGEST_BYTES, Digest, PodName, RepositoryName
-from coordinator.domain.own import OWN_REPOSITORY, PROBE_REPOSITORY
+from coordinator.domain.own import PROBE_REPOSITORY, SCRATCH_NAME
 from coordinator.errors import UnavailableError
 from coordinator.gitlab.connection import KNOWN_SCHEMAS, SHA256, GitlabConnection, ReadUrl, first_part
 
@@ -126,34 +126,28 @@ class GitlabDatabase:
 
     def read_repository(self, path: RepositoryName) -> Repository | None:
         found = self._ask(f"{_REPOSITORY} AND r.path = %(path)s", {"first": first_part(path), "path": path})
-        return Repository(RepositoryName(found[0][0]), *found[0][1:]) if found else None
+        return Repository(RepositoryName(found[0][1]), found[0][2], found[0][0]) if found else None
 
     def read_repositories(self, prefix: RepositoryName) -> Iterator[Repository]:
         """Yield the repositories that a prefix owns, by id."""
-        after = 0
-        while True:
-            found = self._ask(
-                f"{_REPOSITORY} AND (r.path = %(prefix)s OR starts_with(r.path, %(prefix)s || '/'))"
-                " AND r.id > %(after)s ORDER BY r.id LIMIT %(limit)s",
-                {"first": first_part(prefix), "prefix": prefix, "after": after, "limit": self._page},
-            )
-            for path, namespace, number in found:
-                yield Repository(RepositoryName(path), namespace, number)
-            if len(found) < self._page:
-                return
-            after = found[-1][2]
+        values = {"first": first_part(prefix), "prefix": prefix}
+        for number, path, namespace in self._read_pages(f"{_OWNED} AND r.id > %(after)s ORDER BY r.id", values):
+            yield Repository(RepositoryName(path), namespace, number)
 
     # Links
 
     def read_links(self, repository: Repository, kind: LinkKind) -> Iterator[Row]:
         """Yield the manifests, or links to blobs, of a repository, by id."""
+        values = {"namespace": repository.namespace, "id": repository.id}
+        rows = self._read_pages(f"{_LINKS[kind]} AND id > %(after)s ORDER BY id", values)
+        yield from filter(None, map(_parse_row, rows))
+
+    def _read_pages(self, statement: str, values: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+        """Yield the rows of a statement in pages; the first column is the id after which the next page begins."""
         after = 0
         while True:
-            found = self._ask(
-                f"{_LINKS[kind]} AND id > %(after)s ORDER BY id LIMIT %(limit)s",
-                {"namespace": repository.namespace, "id": repository.id, "after": after, "limit": self._page},
-            )
-            yield from filter(None, map(_parse_row, found))
+            found = self._ask(f"{statement} LIMIT %(limit)s", values | {"after": after, "limit": self._page})
+            yield from found
             if len(found) < self._page:
                 return
             after = found[-1][0]
@@ -175,11 +169,14 @@ class GitlabDatabase:
             self._ask(_ANY_LINK, {"first": first_part(prefix), "prefix": prefix}) for prefix in prefixes
         )
 
-    def has_manifest(self, prefixes: Collection[RepositoryName]) -> bool:
-        """Return whether any repository that these prefixes own holds a manifest, besides those that Baleen made."""
+    def has_manifest(self, prefixes: Collection[RepositoryName], image: Collection[Digest] = ()) -> bool:
+        """Return whether any repository that these prefixes own holds a manifest, besides those that Baleen pushed.
+
+        `image`: the digests of the probes' image. In its repository, only that is Baleen's (domain/own.py).
+        """
+        own = {"scratch": f"^{SCRATCH_NAME}$", "probes": PROBE_REPOSITORY, "image": [SHA256 + each for each in image]}
         return any(
-            self._ask(_ANY_MANIFEST, {"first": first_part(prefix), "prefix": prefix, "own": OWN_REPOSITORY.pattern})
-            for prefix in prefixes
+            self._ask(_ANY_MANIFEST, own | {"first": first_part(prefix), "prefix": prefix}) for prefix in prefixes
         )
 
     def _has_manifest(self, path: RepositoryName) -> bool:
@@ -211,7 +208,7 @@ class GitlabDatabase:
 _ONE: Final = "SELECT 1"
 #: The namespace is looked up by its name: a join through the path alone is planned over every partition.
 _REPOSITORY: Final = """
-    SELECT r.path, r.top_level_namespace_id, r.id FROM repositories r
+    SELECT r.id, r.path, r.top_level_namespace_id FROM repositories r
     WHERE r.top_level_namespace_id = (SELECT id FROM top_level_namespaces WHERE name = %(first)s)
 """
 _OF: Final = "top_level_namespace_id = %(namespace)s AND repository_id = %(id)s"
@@ -219,8 +216,10 @@ _LINKS: Final = {
     LinkKind.REVISION: f"SELECT id, digest, created_at, octet_length(payload) FROM manifests WHERE {_OF}",
     LinkKind.LAYER: f"SELECT id, blob_digest, created_at, 0 FROM repository_blobs WHERE {_OF}",
 }
+#: Repositories that a prefix owns.
+_OWNED: Final = f"{_REPOSITORY} AND (r.path = %(prefix)s OR starts_with(r.path, %(prefix)s || '/'))"
 _ANY_LINK: Final = f"""
-    {_REPOSITORY} AND (r.path = %(prefix)s OR starts_with(r.path, %(prefix)s || '/')) AND (
+    {_OWNED} AND (
         EXISTS (SELECT FROM manifests m
                 WHERE m.top_level_namespace_id = r.top_level_namespace_id AND m.repository_id = r.id)
         OR EXISTS (SELECT FROM repository_blobs l
@@ -228,10 +227,9 @@ _ANY_LINK: Final = f"""
     LIMIT 1
 """
 _ANY_MANIFEST: Final = f"""
-    {_REPOSITORY} AND (r.path = %(prefix)s OR starts_with(r.path, %(prefix)s || '/'))
-    AND NOT (starts_with(r.path, %(prefix)s || '/') AND substr(r.path, length(%(prefix)s) + 2) ~ %(own)s)
-    AND EXISTS (SELECT FROM manifests m
-                WHERE m.top_level_namespace_id = r.top_level_namespace_id AND m.repository_id = r.id)
+    {_OWNED} AND NOT substr(r.path, length(%(prefix)s) + 2) ~ %(scratch)s AND EXISTS (
+        SELECT FROM manifests m WHERE m.top_level_namespace_id = r.top_level_namespace_id AND m.repository_id = r.id
+          AND NOT (r.path = %(prefix)s || '/' || %(probes)s AND m.digest = ANY(%(image)s::bytea[])))
     LIMIT 1
 """
 _FIND_LINKS: Final = """

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from coordinator.domain.names import PodName
-from coordinator.errors import UnconfiguredError
 from coordinator.gitlab.connection import ReadUrl
 from coordinator.gitlab.database import GitlabDatabase
+from coordinator.gitlab.files import read_pod_file
 from coordinator.gitlab.writer import GitlabWriter
 from coordinator.settings import Secret
 
@@ -27,7 +27,7 @@ T = TypeVar("T", bound=_Closable)
 class PodFiles(Generic[T]):
     """Opens what is made of the file of a pod, when it is first asked for; for several threads."""
 
-    def __init__(self, setting: str, directory: Path | None, make: Callable[[PodName, ReadUrl], T]) -> None:
+    def __init__(self, setting: str, directory: str | None, make: Callable[[PodName, ReadUrl], T]) -> None:
         """`directory` has a file for each pod, named like it, with a URL as libpq reads it; `setting` names it."""
         self._setting = setting
         self._directory = directory
@@ -38,7 +38,7 @@ class PodFiles(Generic[T]):
     def has(self, pod: PodName) -> bool:
         """Whether the pod has a file now."""
         with suppress(OSError):
-            return self._directory is not None and (self._directory / pod).is_file()
+            return self._directory is not None and (Path(self._directory) / pod).is_file()
         return False
 
     def of(self, pod: PodName) -> T:
@@ -54,31 +54,19 @@ class PodFiles(Generic[T]):
             self._open.clear()
 
     def _read_url(self, pod: PodName) -> Secret:
-        if self._directory is None:
-            raise UnconfiguredError(
-                f"Pod {pod} is of kind gitlab, and its registry's database is not known: set "
-                f"{self._setting} to a directory that has a file for each such pod."
-            )
-        file = self._directory / pod
-        try:
-            return Secret(file.read_text().strip())
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not text"
-            # Without the cause: its text may have a part of the URL.
-            raise UnconfiguredError(
-                f"The file {file} cannot be read ({reason}): write the URL of the registry database of pod {pod} to it."
-            ) from None
+        what = f"the URL of the registry database of pod {pod}"
+        return Secret(read_pod_file(self._setting, self._directory, pod, what).strip())
 
 
 class GitlabDatabases(PodFiles[GitlabDatabase]):
     """For reading."""
 
-    def __init__(self, directory: Path | None) -> None:
+    def __init__(self, directory: str | None) -> None:
         super().__init__("BALEEN_GITLAB_DATABASES", directory, GitlabDatabase)
 
 
 class GitlabWriters(PodFiles[GitlabWriter]):
     """For writing, where an operator has given the right to it."""
 
-    def __init__(self, directory: Path | None) -> None:
+    def __init__(self, directory: str | None) -> None:
         super().__init__("BALEEN_GITLAB_WRITERS", directory, GitlabWriter)

@@ -1,7 +1,6 @@
 """Pods whose registry is a GitLab Container Registry with a metadata database, which Baleen reads."""
 
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import ClassVar
 
 from coordinator.domain.names import Digest, PodName, RepositoryName
@@ -12,6 +11,7 @@ from coordinator.gitlab.linker import GitlabLinker
 from coordinator.gitlab.links import GitlabLinks
 from coordinator.kinds.kind import ClaimingPod, MountParts, Services
 from coordinator.mounts.linker import BlobLinker
+from coordinator.pods.prober import probe_image_digests
 from coordinator.reconcile.links import PodLinks
 
 
@@ -19,9 +19,8 @@ class GitlabPods:
     kind: ClassVar = PodKind.GITLAB
 
     def __init__(self, services: Services) -> None:
-        readers, writers = services.settings.gitlab_databases, services.settings.gitlab_writers
-        self._databases = GitlabDatabases(None if readers is None else Path(readers))
-        self._writers = GitlabWriters(None if writers is None else Path(writers))
+        self._databases = GitlabDatabases(services.settings.gitlab_databases)
+        self._writers = GitlabWriters(services.settings.gitlab_writers)
 
     def close(self) -> None:
         self._writers.close()
@@ -31,7 +30,7 @@ class GitlabPods:
         return GitlabLinks(self._databases.of(pod))
 
     def still_holds(self, pod: PodName, prefixes: Sequence[RepositoryName], mode: PodMode) -> bool:  # noqa: ARG002
-        return self._databases.of(pod).has_manifest(prefixes)
+        return self._databases.of(pod).has_manifest(prefixes, probe_image_digests())
 
     def make_linker(self, parts: MountParts) -> BlobLinker:
         return GitlabLinker(self._writers, parts.store, parts.relay, parts.relay_limit)

@@ -230,8 +230,8 @@ def test_what_metrics_prove(clinic: Clinic, database: str, reader: str) -> None:
 
 
 def test_rights_that_are_missing(clinic: Clinic, database: str) -> None:
-    """A user who may not read a table is told so, and what to grant; a lock file of a registry without a database is
-    refuted.
+    """If the role may not read a table, the doctor names the table and prints the rights to grant; a lock file of a
+    registry without a database is refuted.
     """
     pod = clinic.admit("g-rights", kind="gitlab")
     missing = tuple(table for table in TABLES if table != "blobs")

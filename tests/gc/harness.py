@@ -23,7 +23,7 @@ from coordinator.domain.names import Digest, RepositoryName
 from coordinator.gc import controls, mark
 from coordinator.gc import mark_view as queries
 from coordinator.gc import table as gc
-from coordinator.gc.claims import NO_CLAIMS, Claims
+from coordinator.gc.claims import Claims
 from coordinator.gc.collect import JOB_KIND, Collector
 from coordinator.gc.mark_table import ClaimResult
 from coordinator.gc.restore import Restorer
@@ -38,6 +38,7 @@ from coordinator.storage.layout import MARK, blob_key
 from coordinator.storage.port import ObjectStore
 from coordinator.table import statements
 from coordinator.table.epochs import advancing
+from tests.support.claims import NO_CLAIMS
 from tests.support.wait import eventually
 from tests.table.harness import Table
 

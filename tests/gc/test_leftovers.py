@@ -17,7 +17,6 @@ from coordinator.domain.names import Digest, RepositoryName, format_digest, pars
 from coordinator.domain.own import PROBE_REPOSITORY
 from coordinator.errors import UnavailableError
 from coordinator.gc import controls
-from coordinator.gc.claims import NO_CLAIMS
 from coordinator.gc.collect import Collector
 from coordinator.gc.leftovers import LeftoverKind, LeftoverState
 from coordinator.gc.restore import Restorer
@@ -36,6 +35,7 @@ from coordinator.storage.layout import (
 from coordinator.storage.port import ObjectStore, Target
 from tests.gc.harness import IN_FLIGHT, LANDED, NO_TIMES, Garbage, Run
 from tests.services.databases import Databases
+from tests.support.claims import NO_CLAIMS
 from tests.support.store import ANSWERED, SEND, FaultyStore
 from tests.support.wait import Waits
 

@@ -13,6 +13,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from tests.services.databases import Databases
+
 CAPTURED = Path(__file__).parents[1] / "fixtures" / "gitlab"
 #: Of a table that is partitioned; the real one has 64.
 PARTITIONS = 4
@@ -92,6 +94,15 @@ def _describe_column(row: dict[str, str]) -> str:
     name, table = row["column"], row["table"]
     default = DEFAULTS.get((table, name), DEFAULTS.get(name, ""))
     return f"{name} {row['data_type']}{' NOT NULL' * (row['nullable'] == 'NO')}{default}"
+
+
+def make_captured(databases: Databases) -> str:
+    """Make a database with the captured rows; return its URL."""
+    url = databases.empty()
+    with psycopg.connect(url, autocommit=True) as connection:
+        make_tables(connection)
+        fill_tables(connection)
+    return url
 
 
 def fill_tables(connection: psycopg.Connection[Any], folder: str = "tables") -> None:

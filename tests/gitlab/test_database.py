@@ -17,7 +17,7 @@ from coordinator.gitlab.database import GitlabDatabase
 from coordinator.gitlab.links import GitlabLinks
 from coordinator.settings import Secret
 from coordinator.storage.layout import link_key
-from tests.gitlab.model import CAPTURED, fill_tables, make_tables
+from tests.gitlab.model import CAPTURED, make_captured
 from tests.services.databases import DatabaseServer
 
 POD = PodName("gitlab")
@@ -27,11 +27,7 @@ FAST = 10_000.0
 @pytest.fixture(scope="module")
 def url(database_server: DatabaseServer) -> Iterator[str]:
     with database_server.databases() as made:
-        url = made.empty()
-        with psycopg.connect(url, autocommit=True) as connection:
-            make_tables(connection)
-            fill_tables(connection)
-        yield url
+        yield make_captured(made)
 
 
 @pytest.fixture(scope="module")
@@ -148,17 +144,17 @@ def test_a_prefix_with_links_and_one_without(read: Callable[..., GitlabDatabase]
 def test_what_baleen_pushed_holds_nothing(database_server: DatabaseServer) -> None:
     """A pod whose only manifests are those of probes and doctors has links, and holds nothing."""
     with database_server.databases() as made:
-        url = made.empty()
+        url = make_captured(made)
         with psycopg.connect(url, autocommit=True) as connection:
-            make_tables(connection)
-            fill_tables(connection)
             connection.execute("DELETE FROM manifest_references")
             connection.execute(
                 "DELETE FROM manifests m USING repositories r WHERE r.id = m.repository_id AND r.path <> 'fx/app'"
             )
             with closing(GitlabDatabase(POD, lambda: Secret(url), per_s=FAST)) as database:
                 fx = [RepositoryName("fx")]
-                assert database.has_manifest(fx)
+                found = connection.execute("SELECT digest FROM manifests").fetchall()
+                image = [Digest(bytes(row[0][1:])) for row in found]
+                assert database.has_manifest(fx, image)
                 for own in ("fx/baleen-probe", "fx/baleen-doctor-0123456789abcdef-other"):
                     connection.execute(
                         "UPDATE repositories SET path = %s WHERE path LIKE 'fx/%%' AND id = ("
@@ -166,17 +162,15 @@ def test_what_baleen_pushed_holds_nothing(database_server: DatabaseServer) -> No
                         (own,),
                     )
                     assert database.has_link(fx)
-                    assert not database.has_manifest(fx)
+                    assert not database.has_manifest(fx, image)
+                    # In the repository of probes a client's image is a client's.
+                    assert database.has_manifest(fx) is (own == "fx/baleen-probe")
 
 
 def test_a_database_that_has_moved(database_server: DatabaseServer) -> None:
     """When the URL changes, the next question goes to the other database."""
     with database_server.databases() as made:
-        urls = [made.empty(), made.empty()]
-        for url in urls:
-            with psycopg.connect(url, autocommit=True) as connection:
-                make_tables(connection)
-                fill_tables(connection)
+        urls = [make_captured(made), make_captured(made)]
         with psycopg.connect(urls[1], autocommit=True) as connection:
             connection.execute("DELETE FROM repository_blobs")
         now = urls[0]

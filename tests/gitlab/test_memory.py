@@ -14,7 +14,7 @@ from coordinator.errors import UnavailableError
 from coordinator.gitlab.database import MANIFESTS_PAGE, GitlabDatabase, LinkTimes
 from coordinator.settings import Secret
 from tests.gitlab.memory import MemoryGitlabDatabase
-from tests.gitlab.model import KEYS, fill_tables, make_tables
+from tests.gitlab.model import KEYS, make_captured
 from tests.services.databases import DatabaseServer
 
 ONE, TWO, OTHER = map(RepositoryName, ("group/one", "group/one/two", "group/other"))
@@ -133,11 +133,7 @@ def _stored(digest: Digest) -> bytes:
 @pytest.fixture(scope="module")
 def url(database_server: DatabaseServer) -> Iterator[str]:
     with database_server.databases() as made:
-        url = made.empty()
-        with psycopg.connect(url, autocommit=True) as connection:
-            make_tables(connection)
-            fill_tables(connection)
-        yield url
+        yield make_captured(made)
 
 
 @pytest.fixture(params=["memory", "real"])
@@ -255,7 +251,7 @@ def test_a_manifest_goes_once_no_index_lists_it(both: tuple[Any, Any]) -> None:
 
 
 def test_a_database_that_is_away_is_unavailable() -> None:
-    """What asks is told in both cases by the same error that the database does not answer."""
+    """Both raise the same error when the database does not answer."""
 
     def fail() -> None:
         raise UnavailableError("The registry database does not answer.")

@@ -28,7 +28,7 @@ PLAIN = ("--from-plain-http", "--to-plain-http")
 @needs_go
 def test_clients_and_rows_agree(gitlab_stage: GitlabStage, here: str, tmp_path: Path) -> None:
     """After pushes, copies and deletes by skopeo, crane and oras the table agrees with the rows: by events alone, after
-    a reconcile, and by events again after that. No event tells of a blob's delete: its link counts for its grace.
+    a reconcile, and by events again after that. A blob's delete sends no event: its link counts for its grace.
     """
     stage, skopeo = gitlab_stage, Skopeo(tmp_path)
     at, below, client = stage.b.registry.address, f"pod-b/{here}", stage.b.client
@@ -125,8 +125,8 @@ def test_crane_copies_between_the_pods(gitlab_stage: GitlabStage, here: str, tmp
 
 
 def test_a_registry_that_is_killed_with_events_in_its_queue(gitlab_stage: GitlabStage, here: str) -> None:
-    """What it never told is found by a reconcile of its database, which retires the process, too. Deletes that no event
-    told of block collections until they are accepted.
+    """A reconcile of its database finds what no event reported, and retires the process. Deletes without an event block
+    collections until an operator accepts them.
     """
     stage, member, below = gitlab_stage, gitlab_stage.b, f"pod-b/{here}"
     app = f"{below}/app"

@@ -13,7 +13,7 @@ from coordinator.errors import UnavailableError
 from coordinator.kinds.kind import ClaimingPod, Kind
 from coordinator.kinds.kinds import KINDS, Kinds
 from coordinator.settings import Settings
-from tests.gitlab.model import fill_tables, make_tables
+from tests.gitlab.model import make_captured
 from tests.services.databases import DatabaseServer
 from tests.storage.memory import MemoryObjectStore
 from tests.support.pages import ROOT
@@ -26,11 +26,7 @@ UNKNOWN = Digest(bytes(32))
 def directory(database_server: DatabaseServer, tmp_path: Path) -> Iterator[Path]:
     """A directory of URLs, with that of the captured rows."""
     with database_server.databases() as made:
-        url = made.empty()
-        with psycopg.connect(url, autocommit=True) as connection:
-            make_tables(connection)
-            fill_tables(connection)
-        (tmp_path / POD).write_text(url)
+        (tmp_path / POD).write_text(make_captured(made))
         yield tmp_path
 
 

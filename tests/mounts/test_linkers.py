@@ -104,7 +104,7 @@ def rows(url: str, name: str, directory: Path, store: S3ObjectStore, relay: Rela
     for folder, known in (("there", url), ("away", "postgresql://127.0.0.1:1/registry")):
         (directory / folder).mkdir()
         (directory / folder / name).write_text(known)
-        linkers.append(GitlabLinker(GitlabWriters(directory / folder), store, relay, relay_limit=1 << 20))
+        linkers.append(GitlabLinker(GitlabWriters(str(directory / folder)), store, relay, relay_limit=1 << 20))
     return linkers[0], linkers[1]
 
 

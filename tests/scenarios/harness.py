@@ -36,7 +36,7 @@ from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import PodName, parse_digest
 from coordinator.errors import BaleenError
 from coordinator.gc import collect, controls
-from coordinator.gc.claims import NO_CLAIMS, Claims
+from coordinator.gc.claims import Claims
 from coordinator.gc.collect import Collector
 from coordinator.gc.restore import Restorer
 from coordinator.jobs import work as jobs
@@ -67,6 +67,7 @@ from tests.registries.watermarks import is_past, moves_on, now
 from tests.router.harness import Router
 from tests.router.proxies import NGINX
 from tests.router.running import router_address, start_router
+from tests.support.claims import NO_CLAIMS
 from tests.support.store import FaultyStore, Observer
 from tests.support.wait import eventually
 

@@ -39,7 +39,7 @@ from coordinator.domain.progress import Position, Progress
 from coordinator.errors import NotFoundError, UnavailableError
 from coordinator.gc import collect, controls
 from coordinator.gc import table as gc
-from coordinator.gc.claims import NO_CLAIMS, Claims
+from coordinator.gc.claims import Claims
 from coordinator.gc.conditions import read_facts
 from coordinator.gc.restore import Restorer
 from coordinator.gitlab.links import GitlabLinks
@@ -94,6 +94,7 @@ from tests.simulation.registry import (
 )
 from tests.simulation.scheduler import SECOND, Scheduler, Violation
 from tests.simulation.store import Bucket, Flight, Store
+from tests.support.claims import NO_CLAIMS
 
 BOUND = timedelta(microseconds=REQUEST_BOUND)
 #: What a restore waits for: longer than the store takes a signature.
