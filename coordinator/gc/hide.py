@@ -1,9 +1,9 @@
 """Hide unreferenced blobs: registries no longer see them, and their bytes stay.
 
 One batch: look up the links of former referrers (rule 5) and the claims of registries (rule 18), write the intents
-(rule 13), copy the bytes away if the bucket keeps no versions, get a permit for the deletes and send them as one
-request, list what is below the markers, and only then read t_h (rules 1 and 12). An error after the intent leaves a
-hide that the next job undoes.
+(rule 13), copy the bytes away if the bucket keeps no versions, sign the deletes, check the copies, get a permit, send
+the deletes as one request, list what is below the markers, and only then read t_h (rules 1 and 12). An error after the
+intent leaves a hide that the next job undoes.
 
     bucket       where the bytes are then                      recorded
     versioned    below a delete marker                         the marker, and all versions below it
@@ -70,11 +70,20 @@ class HideResult(NamedTuple):
 class CountedPermit:
     """A permit for the store (storage/port.py) that asks the database, and counts how often it was asked."""
 
-    def __init__(self, connections: Connections, job: Job, hides: Sequence[int], state: BlobState) -> None:
+    def __init__(
+        self,
+        connections: Connections,
+        job: Job,
+        hides: Sequence[int],
+        state: BlobState,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`check` is called before the database is asked, and raises DisturbedError where nothing may be deleted."""
         self._connections = connections
         self._job = job
         self._hides = hides
         self._state = state
+        self._check = check
         self.asked = 0
 
     def was_asked_once(self) -> bool:
@@ -83,6 +92,7 @@ class CountedPermit:
 
     def __call__(self) -> None:
         self.asked += 1
+        self._check()
         with self._connections.use() as connection:
             gc.permit_deletes(connection, self._job, self._hides, self._state)
 
@@ -184,8 +194,8 @@ class Hider:
 
     def _move_to_quarantine(self, job: Job, intents: Sequence[Intent]) -> list[HiddenBlob]:
         sizes = self._copy_all(intents)
-        there = [each for each, size in sizes.items() if size is not None]
-        deleted = list(self._delete(job, there, lambda each: blob_key(each.digest))) if there else []
+        there = {each: size for each, size in sizes.items() if size is not None}
+        deleted = list(self._delete(job, list(there), lambda each: blob_key(each.digest), there)) if there else []
         served = set(self._pool.map(self._check_still_served, deleted))
         gone = [each for each in sizes if sizes[each] is None or (each in deleted and each not in served)]
         return [HiddenBlob(each.id, each.blob, each.digest, sizes[each] or 0) for each in gone]
@@ -225,16 +235,42 @@ class Hider:
             copy_within(self._store, key, copy)
         except ObjectNotFoundError:
             return None
-        original, copied = self._store.head(key), self._store.head(copy)
-        if copied is None or (original is not None and original.size != copied.size):
-            raise UnavailableError(f"The copy of {format_digest(intent.digest)} is incomplete: nothing was deleted.")
-        return copied.size
+        # The original may be gone by now.
+        there = self._store.head(key) or self._store.head(copy)
+        if there is None:
+            raise UnavailableError(f"There is no copy of {format_digest(intent.digest)}: nothing was deleted.")
+        return there.size
 
-    def _delete(self, job: Job, intents: Sequence[Intent], key: Callable[[Intent], str]) -> dict[Intent, str | None]:
-        """Delete in one request; return those that were certainly deleted, and only once, with their markers."""
+    def _find_incomplete(self, copies: Mapping[Intent, int]) -> set[Intent]:
+        """Return those of these blobs whose copies do not have their size."""
+        heads = self._pool.map(lambda each: self._store.head(quarantine_key(each.digest, each.id)), copies)
+        found = {each for each, head in zip(copies, heads, strict=True) if head is None or head.size != copies[each]}
+        if found:
+            log.warning("copies are incomplete: these blobs are not deleted", blobs=len(found), of=len(copies))
+        return found
+
+    def _delete(
+        self,
+        job: Job,
+        intents: Sequence[Intent],
+        key: Callable[[Intent], str],
+        copies: Mapping[Intent, int] | None = None,
+    ) -> dict[Intent, str | None]:
+        """Delete in one request; return those that were certainly deleted, and only once, with their markers.
+
+        `copies`: the sizes of the copies, which the permit compares after the request was signed: copying a batch may
+        take long, and meanwhile the bucket may have lost some.
+        """
         wanted = list(intents)
+        incomplete: set[Intent] = set()
+
+        def check_copies() -> None:
+            if copies is not None and (found := self._find_incomplete({each: copies[each] for each in wanted})):
+                incomplete.update(found)
+                raise DisturbedError(f"The copies of {len(found)} of {len(wanted)} blobs are incomplete.")
+
         for _ in range(ATTEMPTS):
-            permit = CountedPermit(self._connections, job, [each.id for each in wanted], BlobState.HIDING)
+            permit = CountedPermit(self._connections, job, [each.id for each in wanted], BlobState.HIDING, check_copies)
             answers: Sequence[DeleteResult] | None = None
             with suppress(DisturbedError):
                 answers = self._store.delete_many([Target(key(each)) for each in wanted], permit)
@@ -243,7 +279,7 @@ class Hider:
             if answers is None:
                 with self._connections.use() as connection:
                     free = gc.read_undisturbed(connection, [each.id for each in wanted], BlobState.HIDING)
-                wanted = [each for each in wanted if each.id in free]
+                wanted = [each for each in wanted if each.id in free and each not in incomplete]
                 if not wanted:
                     break
                 continue

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 from coordinator.domain.lifecycle import BlobState
-from coordinator.storage.layout import MARK, REPOSITORIES, blob_key
+from coordinator.storage.layout import MARK, REPOSITORIES, blob_key, quarantine_prefix
 from coordinator.storage.port import UnsafeStoreError
 from tests.gc.harness import LANDED, Garbage
 from tests.services.databases import Databases
@@ -81,3 +81,21 @@ def test_versioning_is_suspended_while_a_delete_is_sent(databases: Databases) ->
         garbage.restore()
         assert garbage.state("m") is BlobState.LIVE
         assert garbage.is_served("m")
+
+
+def test_a_copy_that_is_lost_before_the_delete(databases: Databases) -> None:
+    """Without versions, a blob whose copy is gone by the time of the delete is not deleted; the others are hidden."""
+    bucket = MemoryObjectStore(versioned=False)
+    with Garbage(databases.migrated(), bucket) as garbage:
+        garbage.push_and_forget("m")
+        garbage.push_and_forget("n")
+        store = FaultyStore(bucket)
+
+        def lose() -> None:
+            (copy,) = (each.key for each in bucket.list(quarantine_prefix(garbage.digest("m"))))
+            bucket.delete(copy)
+
+        store.before("delete_many", lose, nth=1)
+        assert garbage.try_collection(store).state == "done"
+        assert garbage.is_served("m")
+        assert not garbage.is_served("n")
