@@ -7,7 +7,8 @@ Each absence is looked up twice: by `head_blobs`, without a lock, and again with
 "it is referenced" and "it has no bytes" are true at the same time, and a push that is applied later finds the state
 that follows. The next round sees bytes that come just after the look-up.
 An outage proves nothing (scenario 16): a store that answers with an error ends the look-up. So does a bucket without
-any blob that the table needs, before the look-up or after it: it is probably another bucket, or empty for a while.
+any blob that the table needs, served or hidden, before the look-up or after it: it is probably another bucket, or empty
+for a while.
 A blob that may rightly have no bytes here (lifecycle.read_rightly_without_bytes) never becomes missing.
 Not here: the rule (domain/lifecycle.py), hiding and restoring bytes.
 """
@@ -24,7 +25,7 @@ from coordinator.domain.lifecycle import BlobState, state_after_check
 from coordinator.domain.names import Digest, format_digest
 from coordinator.errors import UnavailableError
 from coordinator.reconcile.resolve import NotHereError
-from coordinator.storage.layout import blob_key
+from coordinator.storage.layout import blob_key, quarantine_prefix
 from coordinator.storage.port import ObjectInfo, ObjectStore
 from coordinator.table import lifecycle
 from coordinator.table.lifecycle import KnownBlob, Transition
@@ -39,6 +40,8 @@ LOOKUP_TIMEOUT_S = 5.0
 ROUND_LIMIT = 1000
 #: Newest rows, and oldest rows, among which a stored blob is sought: there is one if this is the right bucket.
 SAMPLE_ROWS = 100
+#: States of a blob that are listed, to find one with bytes.
+TOP_STATES = 10
 #: Digests that a log line names.
 NAMES_SHOWN = 5
 
@@ -143,10 +146,21 @@ class Presence:
         return moved
 
     def _is_stored_here(self) -> bool:
-        """Whether any blob of a sample has bytes here: if not, the absence of others proves nothing."""
+        """Whether any blob of a sample has bytes here: if not, the absence of others proves nothing.
+
+        Hidden bytes count: a history that the database has lost may have hidden all that it calls live.
+        """
         with self._connections.use() as connection:
             sample = lifecycle.read_live_sample(connection, SAMPLE_ROWS)
-        return any(self._store.head(blob_key(digest)) is not None for digest in sample)
+        return any(self._store.head(blob_key(digest)) is not None for digest in sample) or any(
+            self._lookups.map(self._is_hidden_here, sample)
+        )
+
+    def _is_hidden_here(self, digest: Digest) -> bool:
+        """Whether there are bytes below a delete marker, or a copy in quarantine."""
+        if self._store.list(quarantine_prefix(digest), limit=1):
+            return True
+        return any(not each.is_marker for each in self._store.list_versions(blob_key(digest), TOP_STATES))
 
 
 def _find_transitions(

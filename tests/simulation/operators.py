@@ -14,6 +14,7 @@ from typing import Any
 
 from coordinator.audit.audit import Ages, Audit
 from coordinator.domain.gc import block_reasons
+from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import PodName
 from coordinator.gc import collect, controls, mark
 from coordinator.kafka.topics import EVENTS
@@ -92,6 +93,11 @@ class Operator:
         self.world.scheduler.note_current(
             "verifies the claim" if pending is None else f"does not verify the claim: {pending}"
         )
+
+    def answer_missing(self) -> None:
+        """Do what the runbook says of missing blobs."""
+        if self.world.session.now("SELECT FROM blobs WHERE state = %s LIMIT 1", (BlobState.MISSING,)):
+            self.audit()
 
     def check_runs(self) -> None:
         """Raise Violation unless the last collection came to its end."""
