@@ -10,7 +10,7 @@ Not here: the decision to mount (coordinator/mounts).
 import asyncio
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple, cast
 from urllib.parse import parse_qsl, urlencode
@@ -74,17 +74,26 @@ class _RefusedError(Exception):
 class Mounts:
     """Serves mounts. One for each process."""
 
-    def __init__(self, mounter: Mounter, forwarder: Forwarder, *, patience: float) -> None:
+    def __init__(
+        self,
+        mounter: Mounter,
+        forwarder: Forwarder,
+        *,
+        patience: float,
+        close_linkers: Callable[[], None] = lambda: None,
+    ) -> None:
         """`patience`: seconds after which a mount that is not made yet is forwarded to the pod."""
         self._mounter = mounter
         self._patience = patience
         self._forwarder = forwarder
+        self._close_linkers = close_linkers
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="mounts")
         self._waiting = 0
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._mounter.close()
+        self._close_linkers()
         await self._forwarder.close()
 
     async def answer(self, scope: HTTPScope, receive: Receive) -> PodAnswer:

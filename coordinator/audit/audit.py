@@ -7,6 +7,9 @@ except by `repair`, which removes delete markers from needed blobs, copies their
 verifies a claim (gc/mark_table.py); and by `take_up`, which adds orphans to the table as unreferenced blobs: garbage
 collection then treats them like any other, with all its graces.
 
+Some registries confirm a blob because their own database lists it (gc/claims.py): one that is not stored would be
+accepted in a push, so it is looked for, too.
+
 - An orphan is counted as listed, if the table did not know it then or later, and if it is older than the event of a
   push may take to come: a younger one is `recent`.
 - An incomplete listing, or a store that does not answer, ends the audit with UnavailableError. A blob that a listing
@@ -28,9 +31,9 @@ from coordinator.audit import inventory, table
 from coordinator.db.connection import Connections
 from coordinator.domain.inventory import Discrepancy, Pair, StoredBlob, TableBlob, find_differing, find_discrepancies
 from coordinator.domain.lifecycle import BlobState
-from coordinator.domain.names import Digest, format_digest
+from coordinator.domain.names import Digest, PodName, format_digest
 from coordinator.domain.perimeter import block_reasons
-from coordinator.errors import ConflictError
+from coordinator.errors import BaleenError, ConflictError
 from coordinator.gc import mark_table as mark
 from coordinator.leftovers import unfinished_uploads as uploads
 from coordinator.perimeter import root_listing
@@ -56,6 +59,8 @@ MARKERS_LIMIT = 10
 TOP_STATES = 10
 #: Quarantined copies of one blob that are tried.
 COPIES_LIMIT = 10
+#: States of blobs without a need, which are stored or not.
+_NOT_COMPARED = frozenset({BlobState.UNREFERENCED, BlobState.PURGED})
 #: Blobs of the table between two calls of `OnProgress`.
 PROGRESS_EVERY = 10_000
 
@@ -72,6 +77,10 @@ class Progress(NamedTuple):
 
 
 OnProgress = Callable[[Progress], None]
+
+
+#: Gives for each pod the blobs that its registry claims.
+ReadClaims = Callable[[], Iterator[tuple[PodName, Iterator[Digest]]]]
 
 
 class Ages(NamedTuple):
@@ -124,6 +133,9 @@ class Report:
         self.wrong_size = FoundObjects(examples)
         self.orphans = FoundObjects(examples)
         self.recent = FoundObjects(examples)
+        #: Not stored, and listed by a registry's own database. `unread_claims` says why a pod's could not be read.
+        self.claimed = FoundObjects(examples)
+        self.unread_claims: dict[PodName, str] = {}
         #: Orphans that were added to the table for garbage collection.
         self.taken_up = 0
         self.odd_keys = FoundObjects(examples)
@@ -136,8 +148,8 @@ class Report:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether every referenced blob is stored with its known size."""
-        return not (self.missing.count or self.wrong_size.count)
+        """Whether every blob that is referenced, or that a registry would confirm, is stored with its known size."""
+        return not (self.missing.count or self.wrong_size.count or self.claimed.count or self.unread_claims)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +176,7 @@ class Audit:
         store: ObjectStore,
         presence: Presence,
         ages: Ages,
+        read_claims: ReadClaims = lambda: iter(()),
         *,
         repair: bool = False,
         take_up: bool = False,
@@ -173,6 +186,7 @@ class Audit:
         self._store = store
         self._presence = presence
         self._ages = ages
+        self._read_claims = read_claims
         self._repair = repair
         self._take_up = take_up
         self._sizes = sizes
@@ -191,6 +205,7 @@ class Audit:
             raise ConflictError(f"{holds[0]}. It may link blobs that the table does not know: no orphan is taken up.")
         with ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="audit") as self._pool:
             self._compare(on_progress)
+            self._compare_claims(on_progress)
             on_progress(Progress("looking for unfinished uploads"))
             self._find_uploads()
         with self._connections.use() as connection:
@@ -390,6 +405,33 @@ class Audit:
                 hashed.update(chunk)
             return hashed.digest() == digest
         return False
+
+    # Claims
+
+    def _compare_claims(self, on_progress: OnProgress) -> None:
+        for pod, claimed in self._read_claims():
+            on_progress(Progress(f"comparing the registry database of {pod}"))
+            while batch := self._read_batch(pod, claimed):
+                asked = self._find_uncompared(batch)
+                unstored = [digest for digest, found in self._presence.head_blobs(list(asked)).items() if found is None]
+                # Meanwhile one may have been hidden, for good reason.
+                for digest, blob in self._find_uncompared(unstored).items():
+                    size = -1 if blob is None else blob.size
+                    self._report.claimed.add(size, digest=format_digest(digest), pod=pod)
+
+    def _read_batch(self, pod: PodName, claimed: Iterator[Digest]) -> list[Digest]:
+        try:
+            return list(islice(claimed, self._sizes.batch))
+        except BaleenError as error:
+            self._report.unread_claims[pod] = str(error)
+            return []
+
+    def _find_uncompared(self, digests: Sequence[Digest]) -> dict[Digest, KnownBlob | None]:
+        """Return those of these blobs that the comparison does not report when they are not stored."""
+        with self._connections.use() as connection:
+            known = {blob.digest: blob for blob in lifecycle.read_blobs(connection, digests)}
+        found = {digest: known.get(digest) for digest in digests}
+        return {digest: blob for digest, blob in found.items() if blob is None or blob.state in _NOT_COMPARED}
 
     # Unfinished uploads
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from coordinator.audit.scrub import ScrubReport
     from coordinator.compose.scheduler import AuditParts
     from coordinator.gc.mark_table import PendingClaim
+    from coordinator.kinds.kinds import KindClaims
 
 #: Examples of one kind that are printed; --json has more.
 EXAMPLES_SHOWN = 10
@@ -58,6 +59,11 @@ _KINDS = (
         "wrong_size",
         "stored with another size than recorded",
         "`baleen audit --verify-content` finds out which is right",
+    ),
+    (
+        "claimed",
+        "listed by a registry's database, and not stored",
+        "upload them again; where nothing needs them, the row collector removes the rows",
     ),
     (
         "orphans",
@@ -124,13 +130,19 @@ def audit(
         _parse_age("--uploads-older-than", uploads_older_than),
     ]
 
-    from coordinator.compose import scheduler as compose_scheduler  # noqa: PLC0415 - its drivers take a second
+    from coordinator.compose import kinds as compose_kinds  # noqa: PLC0415 - its drivers take a second
+    from coordinator.compose import scheduler as compose_scheduler  # noqa: PLC0415
 
-    with compose_scheduler.open_audit(settings.load()) as parts, _show_progress() as on_progress:
+    loaded = settings.load()
+    with (
+        compose_scheduler.open_audit(loaded) as parts,
+        compose_kinds.open_claims(loaded, parts.connections, parts.store) as claims,
+        _show_progress() as on_progress,
+    ):
         report = (
             None
             if first is not None
-            else _run_comparison(parts, ages, on_progress, repair=repair, take_up=take_up_orphans)
+            else _run_comparison(parts, claims, ages, on_progress, repair=repair, take_up=take_up_orphans)
         )
         content = _run_scrub(parts, first, sample, speed, on_progress) if verify_content else None
     if json:
@@ -142,13 +154,21 @@ def audit(
 
 
 def _run_comparison(
-    parts: "AuditParts", ages: list[timedelta], on_progress: "OnProgress", *, repair: bool, take_up: bool
+    parts: "AuditParts",
+    claims: "KindClaims",
+    ages: list[timedelta],
+    on_progress: "OnProgress",
+    *,
+    repair: bool,
+    take_up: bool,
 ) -> "Report":
     from coordinator.audit.audit import Ages, Audit  # noqa: PLC0415
 
-    return Audit(parts.connections, parts.store, parts.presence, Ages(*ages), repair=repair, take_up=take_up).run(
-        on_progress
+    store, presence = parts.store, parts.presence
+    auditing = Audit(
+        parts.connections, store, presence, Ages(*ages), claims.read_claims, repair=repair, take_up=take_up
     )
+    return auditing.run(on_progress)
 
 
 def _run_scrub(
@@ -175,6 +195,7 @@ def as_json(report: "Report | None", content: "ScrubReport | None") -> dict[str,
         "bytes": report.bytes,
         "taken_up": report.taken_up,
         "claim": report.claim and report.claim._asdict(),
+        "unread_claims": report.unread_claims,
     } | {name: _find_kind(report, name).as_dict() for name, _, _ in _KINDS}
     read = content and {
         "blobs": content.blobs,
@@ -198,6 +219,8 @@ def _print_results(report: "Report | None", content: "ScrubReport | None") -> No
             typer.echo(
                 f"{format_count(report.taken_up, 'orphan')} taken up: garbage collection handles them from now on."
             )
+        for pod, why in report.unread_claims.items():
+            typer.echo(f"What the registry database of {pod} lists was not compared: {why}")
         if report.is_healthy:
             typer.echo("Everything that is needed is stored.")
         if report.claim is not None:

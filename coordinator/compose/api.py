@@ -23,8 +23,7 @@ from coordinator.db.threads import in_thread
 from coordinator.dead_letters.resolve import FindStored
 from coordinator.domain.access import Access
 from coordinator.domain.mounts import NotMountedError, Reason
-from coordinator.domain.names import PodName, RepositoryName
-from coordinator.domain.pods import PodKind, PodMode
+from coordinator.domain.names import RepositoryName
 from coordinator.errors import SettingsError, UnavailableError
 from coordinator.gc import mark
 from coordinator.gc.view import FiguresReader
@@ -47,6 +46,7 @@ from coordinator.mounts.relay import Relay
 from coordinator.mounts.sources import NarrowToken, Sources, bearer_token_of
 from coordinator.pods import refusals
 from coordinator.pods import table as pods
+from coordinator.pods.of_kind import PodOfKind
 from coordinator.pods.prober import probe_image_digests
 from coordinator.pods.probes import read_pods_of
 from coordinator.reconcile.stored_content import is_stored
@@ -107,7 +107,8 @@ def make_mounts(settings: Settings, verifier: TokenVerifier | None, signing: Key
         margin=timedelta(seconds=settings.safety_clock_skew),
         relay_limit=settings.mount_relay_limit,
     )
-    return Mounts(mounter, Forwarder(ca_file=settings.registry_ca_file), patience=settings.mount_timeout)
+    forwarder = Forwarder(ca_file=settings.registry_ca_file)
+    return Mounts(mounter, forwarder, patience=settings.mount_timeout, close_linkers=kinds.close)
 
 
 def make_rights_reader(settings: Settings, verifier: TokenVerifier | None) -> ReadRights:
@@ -221,10 +222,10 @@ def deps(settings: Settings, sizes: Sizes = PRODUCTION) -> Deps:
             if (problem := describe_schema_problem(connection)) is not None:
                 raise UnavailableError(problem)
 
-    def still_holds(pod: PodName, kind: PodKind, prefixes: Sequence[RepositoryName], mode: PodMode) -> bool:
+    def still_holds(pod: PodOfKind) -> bool:
         # A rare call, with longer timeouts than `store`.
         with Kinds(settings, make_object_store(settings)) as kinds:
-            return kinds.still_holds(kind, pod, prefixes, mode)
+            return kinds.still_holds(pod)
 
     def publish(outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
         return asyncio.run_coroutine_threadsafe(producer.publish(outcomes), loops[0]).result()

@@ -1,24 +1,24 @@
 """The kinds of pods, from the settings."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from coordinator.db.connection import Connections
-from coordinator.domain.names import PodName
-from coordinator.domain.pods import PodKind
-from coordinator.gc.claims import Claims
-from coordinator.kinds.kind import ClaimingPod
-from coordinator.kinds.kinds import Kinds
+from coordinator.kinds.kinds import KindClaims, Kinds
+from coordinator.pods.of_kind import PodOfKind, read_pods_of_kinds
+from coordinator.settings import Settings
+from coordinator.storage.port import ObjectStore
 
 
-def make_claims(connections: Connections, kinds: Kinds) -> Claims:
-    def read_pods() -> Sequence[ClaimingPod]:
+@contextmanager
+def open_claims(settings: Settings, connections: Connections, store: ObjectStore) -> Iterator[KindClaims]:
+    with Kinds(settings, store) as kinds:
+        yield make_claims(connections, kinds)
+
+
+def make_claims(connections: Connections, kinds: Kinds) -> KindClaims:
+    def read_pods() -> Sequence[PodOfKind]:
         with connections.use() as connection:
-            found = connection.execute(
-                """
-                SELECT name, kind, ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id ORDER BY prefix)
-                FROM pods p ORDER BY id
-                """
-            )
-            return [ClaimingPod(PodName(row[0]), PodKind(row[1]), row[2]) for row in found]
+            return read_pods_of_kinds(connection)
 
     return kinds.make_claims(read_pods)

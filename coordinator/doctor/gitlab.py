@@ -39,11 +39,14 @@ def check_registry_database(visit: Visit) -> Finding:
     """Read the database, and look there for the rows of what was pushed at each place."""
     database = visit.instruments.databases.of(visit.pod.name)
     try:
-        database.check()
+        identity = database.read_identity()
         parts = [_rows_part(visit, database, push) for push in visit.pushes if push.error is None]
+        if database.read_identity() != identity:
+            parts.append(unproved("", "another database answered before the check was over", RUN_AGAIN))
     except BaleenError as error:
         return make_finding(Check.REGISTRY_DATABASE, [unproved("", str(error))], visit.pod_facts)
-    return make_finding(Check.REGISTRY_DATABASE, [*failed_push_parts(visit), *parts], visit.pod_facts)
+    found = make_finding(Check.REGISTRY_DATABASE, [*failed_push_parts(visit), *parts], visit.pod_facts)
+    return found._replace(subject=identity)
 
 
 def _rows_part(visit: Visit, database: GitlabDatabase, push: Push) -> Part:

@@ -177,10 +177,10 @@ def write_findings(
     connection.execute("DELETE FROM failed_examinations WHERE pod_id = %s", (pod.id,))
     connection.cursor().executemany(
         """
-        INSERT INTO findings (pod_id, "check", result, meaning, proof, fix, found_at)
-        VALUES (%s, %s, %s, %s, %s, %s, clock_timestamp())
+        INSERT INTO findings (pod_id, "check", result, meaning, proof, fix, subject, found_at)
+        VALUES (%s, %s, %s, %s, %s, %s, %s, clock_timestamp())
         """,
-        [(pod.id, each.check, each.result, each.meaning, each.proof, each.fix) for each in findings],
+        [(pod.id, each.check, each.result, each.meaning, each.proof, each.fix, each.subject) for each in findings],
     )
     # A process that came back during the visit was perhaps examined only before, so its life at the beginning is
     # written. One that did not count at the beginning can only have been examined in its first life.

@@ -1,7 +1,8 @@
 """One connection to the metadata database of a GitLab Container Registry, of a pod.
 
 A replica lags behind, and what it lacks may exist: each answer is refused unless its server is the primary. So is a
-schema that was never compared with the statements of this package.
+schema that was never compared with the statements of this package. Where it must be the database that the doctor has
+proved, an answer of another one is refused, too: a copy says nothing of what the registry has written since.
 Errors name the pod and never the URL, which has a password.
 Not here: the statements (database.py, writer.py), where the URL comes from (databases.py).
 """
@@ -40,6 +41,10 @@ class _ReplicaError(Exception):
     """The server is a replica."""
 
 
+class _OtherDatabaseError(Exception):
+    """The database is not the one that may answer."""
+
+
 class GitlabConnection:
     """Opened when it is first used, and again after it broke; for several threads, which wait for each other."""
 
@@ -62,18 +67,26 @@ class GitlabConnection:
         self._schemas = schemas
         self._lock = threading.Lock()
         self._connection: psycopg.Connection[Any] | None = None
-        #: The URL that it was opened with, and when.
+        #: The URL that it was opened with, and when; and what answers there.
         self._opened: tuple[str, float] = ("", 0.0)
+        self._identity = ""
         self._next = 0.0
 
     def close(self) -> None:
         with self._lock:
             self._disconnect()
 
-    def ask(self, statement: str, values: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
-        """Return the rows of a query. Raises UnavailableError and UnknownSchemaError, as `transaction` does."""
+    def ask(
+        self, statement: str, values: dict[str, Any] | None = None, only: str | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Return the rows of a query. Raises UnavailableError and UnknownSchemaError, as `transaction` does.
+
+        `only`: the identity of the one database that may answer.
+        """
         # Both in one round trip: a server that was demoted meanwhile says so.
         with self._use() as connection:
+            if only not in {None, self._identity}:
+                raise _OtherDatabaseError
             with connection.pipeline(), connection.transaction():
                 asked = connection.execute(statement, values)
                 replica = connection.execute(_IS_REPLICA)
@@ -81,6 +94,14 @@ class GitlabConnection:
             if not primary:
                 raise _ReplicaError
         return found
+
+    def read_identity(self) -> str:
+        """Return the identity of the database that answers now: the server's cluster, its timeline, and the OID.
+
+        A copy has another one: a restored dump has another cluster, a promoted standby another timeline.
+        """
+        with self._use():
+            return self._identity
 
     @contextmanager
     def transaction(self) -> Iterator[psycopg.Connection[Any]]:
@@ -103,6 +124,12 @@ class GitlabConnection:
             self._disconnect()
             # Without the cause: its text may show the address and the user.
             raise UnavailableError(f"{self._name} does not answer ({type(error).__name__}).") from None
+        except _OtherDatabaseError:
+            self._disconnect()
+            raise UnavailableError(
+                f"{self._name} is not the one in which the doctor found what it pushed to this registry: correct its "
+                f"URL; or, if the registry has moved there, run `baleen pods doctor {self._pod}`."
+            ) from None
         except _ReplicaError:
             self._disconnect()
             raise UnavailableError(
@@ -148,7 +175,16 @@ class GitlabConnection:
                 f"{self._name} has a schema that Baleen was not compared with (last migrations: {found}). Baleen reads "
                 "nothing there, and keeps what the pod holds."
             )
-        self._connection = connection
+        try:
+            # No server changes it while a connection lasts.
+            identity = connection.execute(_IDENTITY).fetchone()
+        except BaseException:
+            connection.close()
+            raise
+        if identity is None or identity[0] is None:
+            connection.close()
+            raise _ReplicaError
+        self._connection, self._identity = connection, identity[0]
         return connection
 
     def _disconnect(self) -> None:
@@ -158,6 +194,11 @@ class GitlabConnection:
 
 
 _IS_REPLICA: Final = "SELECT pg_is_in_recovery()"
+_IDENTITY: Final = """
+    SELECT CASE WHEN NOT pg_is_in_recovery() THEN format('%s/%s/%s',
+        (SELECT system_identifier FROM pg_control_system()), left(pg_walfile_name(pg_current_wal_lsn()), 8),
+        (SELECT oid FROM pg_database WHERE datname = current_database())) END
+"""
 _SCHEMA: Final = "SELECT (SELECT max(id) FROM schema_migrations), (SELECT max(id) FROM post_deploy_schema_migrations)"
 
 

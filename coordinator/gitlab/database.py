@@ -7,6 +7,7 @@ and the hash. Repositories that are only marked as deleted count: what they hold
 Not here: what a row means for the table (reconcile), the connection (connection.py), writing (writer.py).
 """
 
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -20,6 +21,8 @@ from coordinator.errors import UnavailableError
 from coordinator.gitlab.connection import KNOWN_SCHEMAS, SHA256, GitlabConnection, ReadUrl, first_part
 
 STATEMENT_TIMEOUT_S: Final = 10
+#: How long a database that was too slow is not asked again for a worker, which asks for every batch.
+SKIP_S: Final = 60.0
 #: Questions a second, and rows of a page.
 PER_S: Final = 50.0
 PAGE: Final = 1000
@@ -37,6 +40,10 @@ TABLES: Final = (
 )
 
 T = TypeVar("T")
+
+
+class SlowAnswerError(UnavailableError):
+    """The database did not answer in time."""
 
 
 class Repository(NamedTuple):
@@ -81,14 +88,18 @@ class GitlabDatabase:
         per_s: float = PER_S,
         page: int = PAGE,
         schemas: Collection[tuple[str, str]] = KNOWN_SCHEMAS,
+        skip_s: float = SKIP_S,
     ) -> None:
         options = f"-c statement_timeout={STATEMENT_TIMEOUT_S}s -c default_transaction_read_only=on"
         self._connection = GitlabConnection(pod, read_url, options, per_s=per_s, schemas=schemas)
         self._ask = self._connection.ask
+        self.read_identity = self._connection.read_identity
         self._page = page
         self._pod = pod
         #: For questions whose caller waits no longer than it says. One thread: the others would wait for it anyway.
         self._lookups = ThreadPoolExecutor(1, thread_name_prefix="gitlab")
+        self._skip_s = skip_s
+        self._skip_until = 0.0
 
     def close(self) -> None:
         self._lookups.shutdown(wait=False, cancel_futures=True)
@@ -118,9 +129,20 @@ class GitlabDatabase:
             return asked.result(timeout_s)
         except TimeoutError as error:
             asked.cancel()
-            raise UnavailableError(
-                f"The registry database of pod {self._pod} answers too slowly: try again."
-            ) from error
+            raise SlowAnswerError(f"The registry database of pod {self._pod} answers too slowly: try again.") from error
+
+    def ask_or_skip(self, ask: Callable[[], T], timeout_s: float | None) -> T:
+        """As `ask_within`; but for a while after that took too long, raise UnavailableError without asking.
+
+        For callers that ask all the time, and whose other work waits.
+        """
+        if timeout_s is not None and time.monotonic() < self._skip_until:
+            raise UnavailableError(f"The registry database of pod {self._pod} was too slow, and is asked again later.")
+        try:
+            return self.ask_within(ask, timeout_s)
+        except SlowAnswerError:
+            self._skip_until = time.monotonic() + self._skip_s
+            raise
 
     # Repositories
 
@@ -169,14 +191,17 @@ class GitlabDatabase:
             self._ask(_ANY_LINK, {"first": first_part(prefix), "prefix": prefix}) for prefix in prefixes
         )
 
-    def has_manifest(self, prefixes: Collection[RepositoryName], image: Collection[Digest] = ()) -> bool:
+    def has_manifest(
+        self, prefixes: Collection[RepositoryName], image: Collection[Digest] = (), only: str | None = None
+    ) -> bool:
         """Return whether any repository that these prefixes own holds a manifest, besides those that Baleen pushed.
 
         `image`: the digests of the probes' image. In its repository, only that is Baleen's (domain/own.py).
+        `only`: the identity of the one database that may answer.
         """
         own = {"scratch": f"^{SCRATCH_NAME}$", "probes": PROBE_REPOSITORY, "image": [SHA256 + each for each in image]}
         return any(
-            self._ask(_ANY_MANIFEST, own | {"first": first_part(prefix), "prefix": prefix}) for prefix in prefixes
+            self._ask(_ANY_MANIFEST, own | {"first": first_part(prefix), "prefix": prefix}, only) for prefix in prefixes
         )
 
     def _has_manifest(self, path: RepositoryName) -> bool:
@@ -196,13 +221,27 @@ class GitlabDatabase:
 
     # Blobs
 
-    def find_known(self, digests: Sequence[Digest]) -> set[Digest]:
-        """Return those of these blobs that have a row: the registry confirms them without asking the object store."""
+    def find_known(self, digests: Sequence[Digest], only: str | None = None) -> set[Digest]:
+        """Return those of these blobs that have a row: the registry confirms them without asking the object store.
+
+        `only`: the identity of the one database that may answer.
+        """
         found = self._ask(
             "SELECT digest FROM blobs WHERE digest = ANY(%(digests)s::bytea[])",
             {"digests": [SHA256 + digest for digest in digests]},
+            only,
         )
         return {digest for row in found if (digest := _parse_digest(row[0])) is not None}
+
+    def read_known(self) -> Iterator[Digest]:
+        """Yield every blob that has a row, by digest."""
+        after = b""
+        while found := self._ask(
+            "SELECT digest FROM blobs WHERE digest > %(after)s ORDER BY digest LIMIT %(limit)s",
+            {"after": after, "limit": self._page},
+        ):
+            yield from filter(None, (_parse_digest(row[0]) for row in found))
+            after = found[-1][0]
 
 
 _ONE: Final = "SELECT 1"

@@ -67,7 +67,7 @@ class GitlabLinks:
     def find(self, keys: Sequence[str], timeout_s: float | None = None) -> list[ObjectInfo | None]:
         named = [_parse_link(key) for key in keys]
         asked = list(dict.fromkeys(link[1:] for link in named if link is not None))
-        links = self._database.ask_within(lambda: self._database.find_links(asked), timeout_s) if asked else []
+        links = self._database.ask_or_skip(lambda: self._database.find_links(asked), timeout_s) if asked else []
         found = dict(zip(asked, links, strict=True))
         times = [None if link is None else found[link[1:]].of(link[0]) for link in named]
         return [None if time is None else _make_info(key, time) for key, time in zip(keys, times, strict=True)]
@@ -76,7 +76,7 @@ class GitlabLinks:
         self, places: Iterable[Prefixes], named: Collection[RepositoryName] = (), timeout_s: float | None = None
     ) -> set[Prefixes]:
         asked = list(dict.fromkeys(places))
-        return self._database.ask_within(lambda: set(filter(self._database.has_link, asked)), timeout_s)
+        return self._database.ask_or_skip(lambda: set(filter(self._database.has_link, asked)), timeout_s)
 
     def has_objects(self, prefixes: Sequence[RepositoryName]) -> bool:
         """Only links prove something here: what else is in the database says nothing of the pod."""

@@ -1,16 +1,17 @@
 """Pods whose registry is a GitLab Container Registry with a metadata database, which Baleen reads."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import ClassVar
 
-from coordinator.domain.names import Digest, PodName, RepositoryName
-from coordinator.domain.pods import PodKind, PodMode
+from coordinator.domain.names import Digest, PodName
+from coordinator.domain.pods import PodKind
 from coordinator.errors import UnavailableError
 from coordinator.gitlab.databases import GitlabDatabases, GitlabWriters
 from coordinator.gitlab.linker import GitlabLinker
 from coordinator.gitlab.links import GitlabLinks
-from coordinator.kinds.kind import ClaimingPod, MountParts, Services
+from coordinator.kinds.kind import MountParts, Services
 from coordinator.mounts.linker import BlobLinker
+from coordinator.pods.of_kind import PodOfKind
 from coordinator.pods.prober import probe_image_digests
 from coordinator.reconcile.links import PodLinks
 
@@ -29,21 +30,24 @@ class GitlabPods:
     def read_links(self, pod: PodName) -> PodLinks:
         return GitlabLinks(self._databases.of(pod))
 
-    def still_holds(self, pod: PodName, prefixes: Sequence[RepositoryName], mode: PodMode) -> bool:  # noqa: ARG002
-        return self._databases.of(pod).has_manifest(prefixes, probe_image_digests())
+    def still_holds(self, pod: PodOfKind) -> bool:
+        """Where the doctor has proved a database, only that one may answer."""
+        return self._databases.of(pod.name).has_manifest(pod.prefixes, probe_image_digests(), pod.database or None)
 
     def make_linker(self, parts: MountParts) -> BlobLinker:
         return GitlabLinker(self._writers, parts.store, parts.relay, parts.relay_limit)
 
-    def find_claimed(self, pod: ClaimingPod, blobs: Sequence[Digest]) -> Collection[Digest]:
+    def find_claimed(self, pod: PodOfKind, blobs: Sequence[Digest]) -> Collection[Digest]:
         """A row in `blobs` makes the registry answer 201 to a mount, and to a manifest that lists the blob.
 
-        Raises UnavailableError if the database has nothing of the pod: what another one lacks proves nothing.
+        Raises UnavailableError unless the doctor has proved the database: what another one lacks proves nothing.
         """
-        database = self._databases.of(pod.name)
-        if not database.has_link(pod.prefixes):
+        if not pod.database:
             raise UnavailableError(
-                f"The registry database of pod {pod.name} has no manifest and no link below the pod's prefixes: if it "
-                "is another registry's, correct the URL in BALEEN_GITLAB_DATABASES. The first probe makes one."
+                f"The doctor has not proved which database the registry of pod {pod.name} has: run `baleen pods doctor "
+                f"{pod.name}`."
             )
-        return database.find_known(blobs)
+        return self._databases.of(pod.name).find_known(blobs, pod.database)
+
+    def read_claimed(self, pod: PodOfKind) -> Iterator[Digest]:
+        return self._databases.of(pod.name).read_known()

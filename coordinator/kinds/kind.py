@@ -1,12 +1,13 @@
 """The interface of a kind of pod."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
-from coordinator.domain.names import Digest, PodName, RepositoryName
-from coordinator.domain.pods import PodKind, PodMode
+from coordinator.domain.names import Digest, PodName
+from coordinator.domain.pods import PodKind
 from coordinator.mounts.linker import BlobLinker
 from coordinator.mounts.relay import Relay
+from coordinator.pods.of_kind import PodOfKind
 from coordinator.reconcile.links import BucketLinks, PodLinks
 from coordinator.settings import Settings
 from coordinator.storage.port import ObjectStore
@@ -31,14 +32,6 @@ class MountParts(NamedTuple):
     relay_limit: int
 
 
-class ClaimingPod(NamedTuple):
-    """A pod whose registry may confirm blobs by its own database."""
-
-    name: PodName
-    kind: PodKind
-    prefixes: Sequence[RepositoryName]
-
-
 class Kind(Protocol):
     """The pods of one kind; for several threads. Calls that ask a service raise UnavailableError if it is away."""
 
@@ -52,7 +45,7 @@ class Kind(Protocol):
         """Return the pod's links. If the kind is reconcilable, they are all that the pod holds."""
         ...
 
-    def still_holds(self, pod: PodName, prefixes: Sequence[RepositoryName], mode: PodMode) -> bool:
+    def still_holds(self, pod: PodOfKind) -> bool:
         """Return whether the pod has anything that keeps a blob, besides what Baleen itself pushed there."""
         ...
 
@@ -60,6 +53,10 @@ class Kind(Protocol):
         """Return what makes a pod serve a mounted blob."""
         ...
 
-    def find_claimed(self, pod: ClaimingPod, blobs: Sequence[Digest]) -> Collection[Digest]:
+    def find_claimed(self, pod: PodOfKind, blobs: Sequence[Digest]) -> Collection[Digest]:
         """Return those of these blobs that the pod's registry confirms by its own database (gc/claims.py)."""
+        ...
+
+    def read_claimed(self, pod: PodOfKind) -> Iterator[Digest]:
+        """Yield all such blobs."""
         ...

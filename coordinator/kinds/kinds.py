@@ -1,15 +1,16 @@
 """All kinds of pods, made from the settings of a process."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, Self
 
-from coordinator.domain.names import Digest, PodName, RepositoryName
-from coordinator.domain.pods import PodKind, PodMode
+from coordinator.domain.names import Digest, PodName
+from coordinator.domain.pods import PodKind
 from coordinator.kinds.gitlab import GitlabPods
-from coordinator.kinds.kind import ClaimingPod, Kind, MountParts, Services
+from coordinator.kinds.kind import Kind, MountParts, Services
 from coordinator.kinds.link import LinkPods
 from coordinator.kinds.relay import RelayPods
 from coordinator.mounts.linker import BlobLinker
+from coordinator.pods.of_kind import PodOfKind
 from coordinator.reconcile.links import BucketLinks, Links
 from coordinator.settings import Settings
 from coordinator.storage.port import ObjectStore
@@ -18,7 +19,7 @@ from coordinator.storage.port import ObjectStore
 KINDS: Final[Sequence[type[Kind]]] = (LinkPods, RelayPods, GitlabPods)
 
 #: Returns all pods.
-ReadPods = Callable[[], Sequence[ClaimingPod]]
+ReadPods = Callable[[], Sequence[PodOfKind]]
 
 
 class Kinds:
@@ -41,9 +42,9 @@ class Kinds:
             each.close()
         self._bucket_links.close()
 
-    def still_holds(self, kind: PodKind, pod: PodName, prefixes: Sequence[RepositoryName], mode: PodMode) -> bool:
+    def still_holds(self, pod: PodOfKind) -> bool:
         """Return whether the pod has anything that keeps a blob; raises UnavailableError."""
-        return self._kinds[kind].still_holds(pod, prefixes, mode)
+        return self._kinds[pod.kind].still_holds(pod)
 
     def make_linkers(self, parts: MountParts) -> dict[PodKind, BlobLinker]:
         return {kind: each.make_linker(parts) for kind, each in self._kinds.items()}
@@ -65,3 +66,8 @@ class KindClaims:
         return {
             digest: pod.name for pod in self._read_pods() for digest in self._kinds[pod.kind].find_claimed(pod, blobs)
         }
+
+    def read_claims(self) -> Iterator[tuple[PodName, Iterator[Digest]]]:
+        """Yield for each pod the blobs that its registry claims; raises UnavailableError."""
+        for pod in self._read_pods():
+            yield pod.name, self._kinds[pod.kind].read_claimed(pod)

@@ -1,12 +1,13 @@
 """Pods that keep their links, or all of their bytes, in storage of their own: only events show what they hold."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import ClassVar
 
-from coordinator.domain.names import Digest, PodName, RepositoryName
-from coordinator.domain.pods import PodKind, PodMode
-from coordinator.kinds.kind import ClaimingPod, MountParts, Services
+from coordinator.domain.names import Digest, PodName
+from coordinator.domain.pods import PodKind
+from coordinator.kinds.kind import MountParts, Services
 from coordinator.mounts.linker import BlobLinker
+from coordinator.pods.of_kind import PodOfKind
 from coordinator.reconcile.links import PodLinks
 
 
@@ -22,13 +23,16 @@ class RelayPods:
         """Return those in the shared bucket, where its manifests' bytes may be."""
         return self._links
 
-    def still_holds(self, pod: PodName, prefixes: Sequence[RepositoryName], mode: PodMode) -> bool:  # noqa: ARG002
+    def still_holds(self, pod: PodOfKind) -> bool:  # noqa: ARG002
         """Nothing shows it: an operator has confirmed it."""
         return False
 
     def make_linker(self, parts: MountParts) -> BlobLinker:
         return parts.relay
 
-    def find_claimed(self, pod: ClaimingPod, blobs: Sequence[Digest]) -> Collection[Digest]:  # noqa: ARG002
+    def find_claimed(self, pod: PodOfKind, blobs: Sequence[Digest]) -> Collection[Digest]:  # noqa: ARG002
         """Nothing: the doctor proves that their registries look at storage (doctor/cache.py)."""
         return ()
+
+    def read_claimed(self, pod: PodOfKind) -> Iterator[Digest]:  # noqa: ARG002
+        return iter(())

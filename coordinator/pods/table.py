@@ -23,6 +23,7 @@ from coordinator.domain.progress import GapReason
 from coordinator.domain.reasons import check_reason
 from coordinator.errors import ConflictError, NotFoundError, UsageError
 from coordinator.ingest.directory import KnownPod
+from coordinator.pods.of_kind import COLUMNS, PodOfKind, make_pod_of_kind
 from coordinator.settings import Secret
 from coordinator.table.batch import StateChangedError
 from coordinator.table.dead_letters import GAP_FITS_POD
@@ -36,8 +37,8 @@ EXAMPLES = 3
 #: An operator who compares what a pod holds may not have seen pushes of this last time, by the registry's clock.
 COMPARED_WITHIN = datetime.timedelta(hours=1)
 
-#: Does a pod have links that keep blobs, below these prefixes, where something shows them?
-StillHolds = Callable[[PodName, PodKind, Sequence[RepositoryName], PodMode], bool]
+#: Does a pod have links that keep blobs, where something shows them?
+StillHolds = Callable[[PodOfKind], bool]
 
 #: Open gaps by id, with the time up to which events may be lost in each: a gap that widens keeps its id.
 Gaps = Mapping[int, datetime.datetime]
@@ -495,14 +496,7 @@ def _check_storage(engine: Engine, name: PodName, still_holds: StillHolds, image
     The table is checked first: reading storage takes longer, and its error says less about what to do.
     """
     with read_connection(engine) as connection:
-        found = connection.execute(
-            text("""
-                SELECT p.id, p.mode, p.kind,
-                       ARRAY(SELECT prefix FROM pod_prefixes x WHERE x.pod_id = p.id ORDER BY prefix) AS prefixes
-                FROM pods p WHERE p.name = :name
-            """),
-            {"name": name},
-        )
+        found = connection.execute(text(f"SELECT p.id, {COLUMNS} FROM pods p WHERE p.name = :name"), {"name": name})
         row = found.one_or_none()
         if row is None:
             raise _make_not_found(name)
@@ -512,8 +506,8 @@ def _check_storage(engine: Engine, name: PodName, still_holds: StillHolds, image
         gaps = {gap.id: gap.resolves_from for gap in opened}
         _refuse_if_needed(connection, name, row.id, gaps, _find_own_repositories(connection, row.id, image))
     # A pod that only its events show cannot be checked: the operator's confirmation stands.
-    kind = PodKind(row.kind)
-    if kind.is_reconcilable and still_holds(name, kind, row.prefixes, PodMode(row.mode)):
+    pod = make_pod_of_kind(row[1:])
+    if pod.kind.is_reconcilable and still_holds(pod):
         raise ConflictError(f"Pod {name} has links in storage that the table lacks: reconcile it first.")
     return gaps
 

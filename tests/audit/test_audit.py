@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from coordinator.audit.audit import Ages, Audit, FoundObjects, Report, Sizes
 from coordinator.domain.lifecycle import BlobState
-from coordinator.domain.names import Digest, RepositoryName, format_digest
+from coordinator.domain.names import Digest, PodName, RepositoryName, format_digest
 from coordinator.errors import ConflictError, UnavailableError
 from coordinator.reconcile.resolve import NotHereError
 from coordinator.storage.layout import BLOBS, blob_key, layer_link_key
@@ -492,3 +492,47 @@ def test_orphans_of_a_pod_that_is_not_registered(world: World, stranger: str) ->
     world.store.delete(layer_link_key(RepositoryName(stranger), world.digest("left")))
     world.store.put(layer_link_key(RepositoryName("pod-a/app"), world.digest("left")), b"link")
     assert Audit(world.connections, world.store, world.presence, AGES, take_up=True).run().taken_up == 1
+
+
+def test_blobs_that_a_registrys_database_lists(world: World) -> None:
+    """A blob that is not stored, and that only a registry's database lists, is reported; one that is hidden is not."""
+    world.needed("mine", "lost", "gone", "hidden")
+    world.put("unknown")
+    world.connection.execute(
+        "UPDATE blobs SET state = %s, link_count = 0, unreferenced_since = now() WHERE digest = %s",
+        (BlobState.UNREFERENCED, world.digest("gone")),
+    )
+    world.connection.execute(
+        "UPDATE blobs SET state = %s WHERE digest = %s", (BlobState.HIDDEN, world.digest("hidden"))
+    )
+    for name in ("lost", "gone", "hidden"):
+        world.store.delete(world.key(name))
+    listed = [world.digest(name) for name in ("mine", "lost", "gone", "hidden", "unknown", "nowhere")]
+
+    def read_claims() -> Iterator[tuple[PodName, Iterator[Digest]]]:
+        yield PodName("team-g"), iter(listed)
+
+    report = Audit(world.connections, world.store, world.presence, AGES, read_claims, sizes=Sizes(batch=2)).run()
+    assert {example["digest"] for example in report.claimed.examples} == {
+        format_digest(world.digest(name)) for name in ("gone", "nowhere")
+    }
+    assert {example["pod"] for example in report.claimed.examples} == {"team-g"}
+    assert not report.is_healthy
+
+
+def test_a_registrys_database_that_cannot_be_read(world: World) -> None:
+    """The audit says which database it did not compare, compares everything else, and is not healthy."""
+    world.needed("mine")
+
+    def fail() -> Iterator[Digest]:
+        yield world.digest("mine")
+        raise UnavailableError("It does not answer.")
+
+    def read_claims() -> Iterator[tuple[PodName, Iterator[Digest]]]:
+        yield PodName("team-g"), fail()
+        yield PodName("team-h"), iter([world.digest("nowhere")])
+
+    report = Audit(world.connections, world.store, world.presence, AGES, read_claims, sizes=Sizes(batch=1)).run()
+    assert report.unread_claims == {"team-g": "It does not answer."}
+    assert (report.needed, report.claimed.count) == (1, 1)
+    assert not report.is_healthy

@@ -1,7 +1,7 @@
 """The doctor with pods of a GitLab registry's model: what is right is proved, what is wrong or unknown is not."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -11,22 +11,25 @@ from sqlalchemy.engine import make_url
 
 from coordinator.compose import command as compose_command
 from coordinator.compose import database as compose_database
+from coordinator.compose import kinds as compose_kinds
 from coordinator.compose import store as compose_store
 from coordinator.doctor import gitlab
 from coordinator.doctor import table as findings
 from coordinator.doctor.examine import REMOVING
 from coordinator.doctor.visit import Visit
 from coordinator.domain.findings import Finding, Result, checks_of_pod
-from coordinator.domain.names import parse_pod
+from coordinator.domain.names import Digest, parse_pod
 from coordinator.domain.pods import PodKind
+from coordinator.errors import UnavailableError
 from coordinator.gitlab.database import TABLES
+from coordinator.pods.of_kind import read_pods_of_kinds
 from coordinator.stack.model_notifications import Webhook
 from coordinator.stack.model_server import ModelServer
 from coordinator.storage.layout import DATABASE_LOCK, FILESYSTEM_LOCK
 from tests.doctor.harness import IMPATIENCE_S, Clinic, StoreOfPod, not_proved, of
 from tests.registries.harness import Pod
 from tests.services.http import Handler, HTTPServer
-from tests.support.gitlab_registry import GitlabServer, prepare_database
+from tests.support.gitlab_registry import GitlabServer, RowStorage, prepare_database
 
 PROVED, REFUTED, UNPROVED = Result.PROVED, Result.REFUTED, Result.UNPROVED
 pytestmark = pytest.mark.lengthy
@@ -138,6 +141,44 @@ def test_a_registry_that_is_well(clinic: Clinic, database: str, reader: str) -> 
     assert "GC keeps each blob that has one" in cache.meaning
     assert "the table removed the manifest" in of(report, "deletes-arrive").proof
     assert scratch_rows(database) == []
+
+
+def test_claims_after_a_visit(clinic: Clinic, database: str, reader: str) -> None:
+    """The database that a visit has proved is asked for claims; another one is refused until the registry uses it, and
+    a visit has proved that.
+    """
+    pod = clinic.admit("g-moved", kind="gitlab")
+    settings = clinic.settings()
+    unknown = [Digest(bytes(32))]
+    with (
+        closing(compose_database.make_connections(settings, name="tests")) as connections,
+        compose_kinds.open_claims(settings, connections, compose_store.make_object_store(settings)) as claims,
+    ):
+
+        def find_claims() -> object:
+            """Ask for the claims of this pod alone."""
+            with connections.use() as connection:
+                others = [each.name for each in read_pods_of_kinds(connection) if each.name != pod.name]
+                connection.execute("UPDATE pods SET kind = 'relay' WHERE name = ANY(%s) AND kind = 'gitlab'", (others,))
+            return claims.find_claims(unknown)
+
+        with registry(clinic, pod, database, {}) as (process,):
+            clinic.write_gitlab(pod, reader, process.debug_url)
+            with pytest.raises(UnavailableError, match="The doctor has not proved"):
+                find_claims()
+            assert of(clinic.examine(pod), "registry-database").result is PROVED
+            assert find_claims() == {}
+
+            moved = make_database(clinic, "moved")
+            clinic.write_gitlab(pod, reader_of(moved), process.debug_url)
+            with pytest.raises(UnavailableError, match=f"run `baleen pods doctor {pod.name}`"):
+                find_claims()
+            process.storage = RowStorage(StoreOfPod(**asdict(clinic.storage())), moved)
+            assert of(clinic.examine(pod), "registry-database").result is PROVED
+            assert find_claims() == {}
+            clinic.write_gitlab(pod, reader, process.debug_url)
+            with pytest.raises(UnavailableError, match="is not the one"):
+                find_claims()
 
 
 def test_faults(clinic: Clinic, database: str) -> None:

@@ -69,6 +69,9 @@ class MemoryGitlabDatabase:
     def ask_within(self, ask: Callable[[], T], timeout_s: float | None) -> T:  # noqa: ARG002 - time is simulated
         return ask()
 
+    def ask_or_skip(self, ask: Callable[[], T], timeout_s: float | None) -> T:
+        return self.ask_within(ask, timeout_s)
+
     def read_repository(self, path: RepositoryName) -> Repository | None:
         self._before()
         return self.repositories.get(path)

@@ -100,7 +100,7 @@ def test_another_schema_is_refused(read: Callable[..., GitlabDatabase]) -> None:
 
 def test_a_slow_database_holds_nobody_up(read: Callable[..., GitlabDatabase], url: str) -> None:
     """A look-up with a timeout ends after it if the database does not answer in time, and later ones are answered."""
-    links, place = GitlabLinks(read()), (RepositoryName("fx/app"),)
+    links, place = GitlabLinks(read(skip_s=0)), (RepositoryName("fx/app"),)
     key = link_key(place[0], LinkKind.LAYER, Digest(bytes(32)))
     assert links.find([key], 60) == [None]
     assert links.find_proved([place], timeout_s=60) == {place}
@@ -110,6 +110,41 @@ def test_a_slow_database_holds_nobody_up(read: Callable[..., GitlabDatabase], ur
             with pytest.raises(UnavailableError, match="answers too slowly"):
                 ask()
     assert links.find([key], 60) == [None]
+
+
+def test_a_slow_database_is_not_asked_all_the_time(read: Callable[..., GitlabDatabase], url: str) -> None:
+    """After a look-up that took too long, those with a timeout are refused at once; those without one are answered."""
+    links = GitlabLinks(read())
+    key = link_key(RepositoryName("fx/app"), LinkKind.LAYER, Digest(bytes(32)))
+    with psycopg.connect(url) as connection:
+        connection.execute("LOCK TABLE repositories IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(UnavailableError, match="answers too slowly"):
+            links.find([key], 0.1)
+    for ask in (lambda: links.find([key], 60), lambda: links.find_proved([(RepositoryName("fx"),)], timeout_s=60)):
+        with pytest.raises(UnavailableError, match="asked again later"):
+            ask()
+    assert links.find([key]) == [None]
+
+
+def test_the_identity_of_a_database(read: Callable[..., GitlabDatabase], database_server: DatabaseServer) -> None:
+    """It stays the same from connection to connection, and another database of the same server has another one."""
+    first = read().read_identity()
+    assert read().read_identity() == first
+    with database_server.databases() as made:
+        url = make_captured(made)
+        with closing(GitlabDatabase(POD, lambda: Secret(url))) as other:
+            assert other.read_identity() != first
+            assert other.find_known([Digest(bytes(32))], other.read_identity()) == set()
+            with pytest.raises(UnavailableError, match="is not the one"):
+                other.find_known([Digest(bytes(32))], first)
+
+
+@pytest.mark.parametrize("page", [1, 3, 1000])
+def test_all_known_blobs(read: Callable[..., GitlabDatabase], url: str, page: int) -> None:
+    """Every blob that has a row is read once, by digest, in pages of any size."""
+    with psycopg.connect(url) as connection:
+        rows = connection.execute("SELECT digest FROM blobs ORDER BY digest").fetchall()
+    assert list(read(page=page).read_known()) == [Digest(bytes(row[0][1:])) for row in rows]
 
 
 def test_a_database_that_is_away_shows_no_secret() -> None:

@@ -2,17 +2,19 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from coordinator.domain.names import Digest, PodName, RepositoryName
-from coordinator.domain.pods import PodKind
+from coordinator.domain.pods import PodKind, PodMode
 from coordinator.errors import UnavailableError
-from coordinator.kinds.kind import ClaimingPod, Kind
+from coordinator.gitlab.database import GitlabDatabase
+from coordinator.kinds.kind import Kind
 from coordinator.kinds.kinds import KINDS, Kinds
-from coordinator.settings import Settings
+from coordinator.pods.of_kind import PodOfKind
+from coordinator.settings import Secret, Settings
 from tests.gitlab.model import make_captured
 from tests.services.databases import DatabaseServer
 from tests.storage.memory import MemoryObjectStore
@@ -43,24 +45,39 @@ def test_the_skeleton_of_the_page_is_a_kind() -> None:
     made = names["ExamplePods"]
     with Kinds(Settings(), MemoryObjectStore(), [made]) as kinds:
         assert kinds.links.of(PodKind.LINK, POD) is kinds.links.bucket
-        pod = ClaimingPod(POD, PodKind.LINK, ["team"])
+        pod = PodOfKind(POD, PodKind.LINK, PodMode.MANIFEST, [RepositoryName("team")])
         assert kinds.make_claims(lambda: [pod]).find_claims([UNKNOWN]) == {}
     methods = {name for name in vars(Kind) if not name.startswith("_")} - {"kind"}
     assert methods <= vars(made).keys()
 
 
-def test_claims_of_a_registry_with_a_database(directory: Path) -> None:
-    """What the pod's own database lists is claimed; a database that has nothing of the pod is not believed."""
-    with psycopg.connect((directory / POD).read_text()) as connection:
-        (stored, prefix) = connection.execute(
-            "SELECT l.blob_digest, split_part(r.path, '/', 1) FROM repository_blobs l JOIN repositories r"
-            " ON r.top_level_namespace_id = l.top_level_namespace_id AND r.id = l.repository_id ORDER BY 1 LIMIT 1"
-        ).fetchone() or (b"", "")
-    listed = Digest(stored[1:])
-    pod = ClaimingPod(POD, PodKind.GITLAB, [RepositoryName(prefix)])
+def test_claims_of_a_registry_with_a_database(directory: Path, database_server: DatabaseServer) -> None:
+    """What the database lists that the doctor has proved is claimed; no other database is believed, whatever it has."""
+    url = (directory / POD).read_text()
+    with closing(GitlabDatabase(POD, lambda: Secret(url))) as database:
+        identity = database.read_identity()
+        known = set(database.read_known())
+    pod = PodOfKind(POD, PodKind.GITLAB, PodMode.MANIFEST, [RepositoryName("fx")], identity)
+    other = PodOfKind(PodName("other"), PodKind.LINK, PodMode.MANIFEST, [RepositoryName("other")])
+    pods = [other, pod]
     with Kinds(Settings(gitlab_databases=str(directory)), MemoryObjectStore()) as kinds:
-        claims = kinds.make_claims(lambda: [ClaimingPod(PodName("other"), PodKind.LINK, ["other"]), pod])
+        claims = kinds.make_claims(lambda: pods)
+        listed = min(known)
         assert claims.find_claims([listed, UNKNOWN]) == {listed: POD}
-        stranger = kinds.make_claims(lambda: [pod._replace(prefixes=["nobodys"])])
-        with pytest.raises(UnavailableError, match="another registry's"):
-            stranger.find_claims([UNKNOWN])
+        assert {name: set(claimed) for name, claimed in claims.read_claims()} == {other.name: set(), POD: known}
+        assert kinds.still_holds(pod)
+
+        pods[1] = pod._replace(database="")
+        with pytest.raises(UnavailableError, match="The doctor has not proved"):
+            claims.find_claims([UNKNOWN])
+        assert kinds.still_holds(pods[1])
+
+        pods[1] = pod
+        with database_server.databases() as made:
+            (directory / POD).write_text(make_captured(made))
+            with pytest.raises(UnavailableError, match="run `baleen pods doctor gitlab`"):
+                claims.find_claims([UNKNOWN])
+            with pytest.raises(UnavailableError, match="is not the one"):
+                kinds.still_holds(pod)
+            (directory / POD).write_text(url)
+            assert claims.find_claims([listed]) == {listed: POD}

@@ -19,6 +19,7 @@ from coordinator.domain.pods import PodKind
 from coordinator.errors import ConflictError, NotFoundError, UsageError
 from coordinator.pods import table as pods
 from coordinator.pods import view as queries
+from coordinator.pods.of_kind import PodOfKind
 from coordinator.reconcile import table as reconcile
 from coordinator.table import expiry, progress, renames
 from coordinator.table.apply import BatchApplier
@@ -72,8 +73,8 @@ def test_a_gap_that_is_noticed_while_storage_is_checked(fresh: Table, again: Cal
     again(fresh, pod)
     checks: list[list[str]] = []
 
-    def checked(_: Any, __: Any, prefixes: Any, ___: Any) -> bool:
-        checks.append(list(prefixes))
+    def checked(pod_of_kind: PodOfKind) -> bool:
+        checks.append(list(pod_of_kind.prefixes))
         if len(checks) == 1:
             again(fresh, pod)
         return False
