@@ -12,7 +12,7 @@ from tests.simulation.run import Ground, Total, run_mutants, simulate, start_gro
 pytestmark = pytest.mark.simulation
 
 #: With pods of kind `link` alone, and with one of kind `gitlab` beside them.
-HISTORIES = {False: 2_000, True: 1_000}
+HISTORIES = {False: 1_200, True: 400}
 PROCESSES = 2
 #: Of the first history; fixed, so that what is found is found again.
 SEED = 1
