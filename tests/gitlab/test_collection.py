@@ -100,8 +100,8 @@ def test_from_the_claim_to_the_purge(database_server: DatabaseServer, *, version
 
 @pytest.mark.parametrize("versioned", [True, False])
 def test_an_upload_while_it_is_hidden(database_server: DatabaseServer, *, versioned: bool) -> None:
-    """A hidden blob that is uploaded again can be pulled, before the event of its manifest is applied and after it, through
-    any number of runs.
+    """A hidden blob that is uploaded again can be pulled, before the event of its manifest is applied and after it,
+    through any number of runs.
     """
     with opened(database_server, versioned=versioned) as scene:
         garbage, client = scene.garbage, scene.client
