@@ -12,7 +12,7 @@ versions which the hide recorded. Until that has landed no marker is removed: th
 Several processes may restore the same hide at once: all remove the same markers and write the same bytes.
 The mark in the bucket (mark.py) is written before restores are committed as final, and again after that: a bucket that
 is later rolled back to before a restore has an older mark than the database, and a database that loses the commit has
-an older epoch than the bucket.
+an older epoch than the bucket. The bytes are looked up once more between the mark and the commit.
 A round also writes links back that turn out to be needed (leftovers/links.py).
 Not here: when a delete was permitted (gc/table.py, `permit`), copies that are no longer needed (leftovers/run.py).
 """
@@ -212,6 +212,9 @@ class Restorer:
         """End a hide whose restore is final; return whether it has ended."""
         if served.has_ended:
             return True
+        if served.is_served and self._store.head(blob_key(served.hide.digest)) is None:
+            # An older replica took the bucket's place before the mark was written, which therefore does not show it.
+            return False
         hide, digest = served.hide, format_digest(served.hide.digest)
         with self._connections.use() as connection:
             over = gc.end_hide(connection, hide, served.why)

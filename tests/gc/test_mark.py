@@ -248,6 +248,19 @@ def test_a_bucket_from_before_a_restore(garbage: Garbage, dies_at: int) -> None:
     assert garbage.is_served("l")
 
 
+def test_a_bucket_that_goes_back_before_the_mark_of_a_restore(garbage: Garbage) -> None:
+    """A bucket that goes back between the bytes and the mark of a restore has no older mark: the restore stays open."""
+    garbage.hidden("m", "l")
+    garbage.report("other", "l")
+    garbage.delete_bound = LANDED
+    store = FaultyStore(garbage.store)
+    store.before("put", lambda: garbage.store.delete(blob_key(garbage.digest("l"))), key=MARK, nth=1)
+    assert garbage.restore(store) == 0
+    assert not garbage.is_served("l")
+    assert garbage.restore() == 1
+    assert garbage.is_served("l")
+
+
 def is_written(garbage: Garbage) -> bool:
     """Whether the bucket knows how far the database is."""
     found = mark.find_mark(garbage.store)
