@@ -25,7 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from coordinator.audit import inventory, table
 from coordinator.db.connection import Connections
@@ -35,6 +35,7 @@ from coordinator.domain.names import Digest, PodName, format_digest
 from coordinator.domain.perimeter import block_reasons
 from coordinator.errors import BaleenError, ConflictError
 from coordinator.gc import mark_table as mark
+from coordinator.gc.claims import PodClaims
 from coordinator.leftovers import unfinished_uploads as uploads
 from coordinator.perimeter import root_listing
 from coordinator.reconcile.presence import Presence
@@ -79,8 +80,14 @@ class Progress(NamedTuple):
 OnProgress = Callable[[Progress], None]
 
 
-#: Gives for each pod the blobs that its registry claims.
-ReadClaims = Callable[[], Iterator[tuple[PodName, Iterator[Digest]]]]
+#: Gives what each registry claims.
+ReadClaims = Callable[[], Iterator[PodClaims]]
+
+_T = TypeVar("_T")
+
+
+class ClaimsUnreadError(BaleenError):
+    """A registry's database cannot be read."""
 
 
 class Ages(NamedTuple):
@@ -409,22 +416,24 @@ class Audit:
     # Claims
 
     def _compare_claims(self, on_progress: OnProgress) -> None:
-        for pod, claimed in self._read_claims():
-            on_progress(Progress(f"comparing the registry database of {pod}"))
-            while batch := self._read_batch(pod, claimed):
-                asked = self._find_uncompared(batch)
-                unstored = [digest for digest, found in self._presence.head_blobs(list(asked)).items() if found is None]
-                # Meanwhile one may have been hidden, for good reason.
-                for digest, blob in self._find_uncompared(unstored).items():
-                    size = -1 if blob is None else blob.size
-                    self._report.claimed.add(size, digest=format_digest(digest), pod=pod)
+        for claims in self._read_claims():
+            on_progress(Progress(f"comparing the registry database of {claims.pod}"))
+            try:
+                self._compare_claims_of(claims)
+            except ClaimsUnreadError as error:
+                self._report.unread_claims[claims.pod] = str(error)
 
-    def _read_batch(self, pod: PodName, claimed: Iterator[Digest]) -> list[Digest]:
-        try:
-            return list(islice(claimed, self._sizes.batch))
-        except BaleenError as error:
-            self._report.unread_claims[pod] = str(error)
-            return []
+    def _compare_claims_of(self, claims: PodClaims) -> None:
+        """Report what is not stored, and would be confirmed; raises ClaimsUnreadError."""
+        while batch := _read(lambda: list(islice(claims.blobs, self._sizes.batch))):
+            asked = self._find_uncompared(batch)
+            unstored = [digest for digest, found in self._presence.head_blobs(list(asked)).items() if found is None]
+            # Without a link it is what a visit of the doctor left, or what the registry will remove.
+            linked = _read(lambda: claims.find_linked(unstored)) if unstored else ()  # noqa: B023 - called at once
+            # Meanwhile one may have been hidden, for good reason.
+            for digest, blob in self._find_uncompared([each for each in unstored if each in linked]).items():
+                size = -1 if blob is None else blob.size
+                self._report.claimed.add(size, digest=format_digest(digest), pod=claims.pod)
 
     def _find_uncompared(self, digests: Sequence[Digest]) -> dict[Digest, KnownBlob | None]:
         """Return those of these blobs that the comparison does not report when they are not stored."""
@@ -445,6 +454,13 @@ class Audit:
         for upload in self._store.list_unfinished(""):
             if upload.begun_at <= before:
                 self._report.unfinished_uploads.add(0, key=upload.key, begun_at=upload.begun_at)
+
+
+def _read(ask: Callable[[], _T]) -> _T:
+    try:
+        return ask()
+    except BaleenError as error:
+        raise ClaimsUnreadError(str(error)) from error
 
 
 def _as_table_blob(blob: KnownBlob | None) -> TableBlob | None:

@@ -135,8 +135,10 @@ def _gc_part(visit: Visit, place: _DebugPlace, examined: set[datetime]) -> Part:
         return refuted(where, f"it collects garbage: its metrics have {series[0]}")
     age = visit.read_clock() - metrics.started_at
     if age < MIN_AGE:
-        sentence = f"it began {age.total_seconds():.0f} s ago, and GC may begin up to a minute after that"
-        return unproved(where, sentence, f"Wait {MIN_AGE.total_seconds():.0f} s. {RUN_AGAIN}")
+        sentence = (
+            f"it began {age.total_seconds():.0f} s ago, and this shows {MIN_AGE.total_seconds():.0f} s after that"
+        )
+        return unproved(where, sentence, f"Wait {(MIN_AGE - age).total_seconds():.0f} s. {RUN_AGAIN}")
     return proved(where, f"its metrics have no series {OF_GC}…, {age.total_seconds():.0f} s after it began")
 
 

@@ -18,7 +18,7 @@ from psycopg import Connection
 
 from coordinator.db import locks
 from coordinator.db.locks import PODS_LOCK
-from coordinator.domain.findings import Finding
+from coordinator.domain.findings import Finding, Result
 from coordinator.domain.names import PodName, RepositoryName
 from coordinator.domain.pods import PodKind, PodMode, ProbeMethod
 from coordinator.errors import ConflictError, NotFoundError, UsageError
@@ -171,8 +171,10 @@ def write_findings(
 ) -> None:
     """Replace the pod's findings by these, in the block of `lock_processes`.
 
-    `kept`: checks that were not made, whose findings stay.
+    `kept`: checks that were not made, whose findings stay. What was proved last stays known (`subject`).
     """
+    rows = connection.execute('SELECT "check", subject FROM findings WHERE pod_id = %s', (pod.id,))
+    proved_last = dict(rows.fetchall())
     connection.execute('DELETE FROM findings WHERE pod_id = %s AND "check" <> ALL (%s)', (pod.id, list(kept)))
     connection.execute("DELETE FROM failed_examinations WHERE pod_id = %s", (pod.id,))
     connection.cursor().executemany(
@@ -180,7 +182,13 @@ def write_findings(
         INSERT INTO findings (pod_id, "check", result, meaning, proof, fix, subject, found_at)
         VALUES (%s, %s, %s, %s, %s, %s, %s, clock_timestamp())
         """,
-        [(pod.id, each.check, each.result, each.meaning, each.proof, each.fix, each.subject) for each in findings],
+        [
+            (
+                *(pod.id, each.check, each.result, each.meaning, each.proof, each.fix),
+                each.subject if each.result is Result.PROVED else proved_last.get(each.check, ""),
+            )
+            for each in findings
+        ],
     )
     # A process that came back during the visit was perhaps examined only before, so its life at the beginning is
     # written. One that did not count at the beginning can only have been examined in its first life.

@@ -141,12 +141,12 @@ def describe_registry_database(pod_facts: PodFacts) -> str:
 def describe_registry_gc(pod_facts: PodFacts) -> str:
     """Return how to switch a registry's own GC off, and how to show that to Baleen."""
     return (
-        "Put this into the configuration of each process that serves clients, and restart it:\n"
+        f"Write the debug address of each process that serves clients, one a line, to the file {pod_facts.pod}.debug "
+        "in the directory that BALEEN_GITLAB_DATABASES names. A name with several addresses stands for all of them. "
+        "Leave out the process that has `storage: inmemory` and no clients:\nhttp://HOST:5099\n"
+        "Each of them needs this in its configuration, and a restart:\n"
         "gc: {disabled: true}\n"
-        "http:\n  debug:\n    addr: :5001\n    prometheus: {enabled: true, path: /metrics}\n"
-        f"Write the debug address of each of them, one a line, to the file {pod_facts.pod}.debug in the directory that "
-        "BALEEN_GITLAB_DATABASES names. A name with several addresses stands for all of them. Leave out the process "
-        "that has `storage: inmemory` and no clients:\nhttp://HOST:5001"
+        "http:\n  debug:\n    addr: :5099\n    prometheus: {enabled: true, path: /metrics}"
     )
 
 

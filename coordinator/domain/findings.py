@@ -109,7 +109,8 @@ class Finding(NamedTuple):
     fix: str = ""
     #: By the database's clock; None until it is written.
     found_at: datetime | None = None
-    #: The identity of what was proved, where that has to stay the same: of `registry-database`, the database's.
+    #: The identity of what was proved, where that has to stay the same: of `registry-database`, the database's. In the
+    #: table it outlives the proof.
     subject: str = ""
 
 

@@ -19,6 +19,8 @@ NAMES_SHOWN: Final = 10
 #: Characters of one name. A repository's name has up to 255.
 NAME_LIMIT: Final = 300
 
+#: In a listing, in place of a repository: a lock file shows such a registry, and no pod is one.
+DATABASE_REGISTRY: Final = "a GitLab registry with a metadata database (lockfiles/database-in-use, kind `gitlab`)"
 REMEDY: Final = (
     "register its registry with `baleen pods add`, add the prefix to its pod with `baleen pods add-prefix`, or declare "
     "a registry that sends no events with `baleen pods add … --unmanaged` (`baleen pods suggest-prefixes` proposes "

@@ -7,10 +7,19 @@ A claim that cannot be read may exist: `find_claims` then raises, and nothing is
 Not here: which registries do so (domain/pods.py), reading their databases (gitlab/).
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from coordinator.domain.names import Digest, PodName
+
+
+class PodClaims(NamedTuple):
+    """All that a pod's registry claims. Both parts raise UnavailableError where they cannot be read."""
+
+    pod: PodName
+    blobs: Iterator[Digest]
+    #: Returns those of some blobs that a repository links: the registry confirms no others to a client.
+    find_linked: Callable[[Sequence[Digest]], Collection[Digest]]
 
 
 class Claims(Protocol):

@@ -41,6 +41,10 @@ class _ReplicaError(Exception):
     """The server is a replica."""
 
 
+class _UnknownSchemaError(Exception):
+    """The schema is none of those that Baleen was compared with; the message names it."""
+
+
 class _OtherDatabaseError(Exception):
     """The database is not the one that may answer."""
 
@@ -67,9 +71,8 @@ class GitlabConnection:
         self._schemas = schemas
         self._lock = threading.Lock()
         self._connection: psycopg.Connection[Any] | None = None
-        #: The URL that it was opened with, and when; and what answers there.
+        #: The URL that it was opened with, and when.
         self._opened: tuple[str, float] = ("", 0.0)
-        self._identity = ""
         self._next = 0.0
 
     def close(self) -> None:
@@ -85,30 +88,37 @@ class GitlabConnection:
         """
         # Both in one round trip: a server that was demoted meanwhile says so.
         with self._use() as connection:
-            if only not in {None, self._identity}:
-                raise _OtherDatabaseError
             with connection.pipeline(), connection.transaction():
                 asked = connection.execute(statement, values)
-                replica = connection.execute(_IS_REPLICA)
-                found, primary = asked.fetchall(), replica.fetchone() == (False,)
-            if not primary:
-                raise _ReplicaError
+                answered = connection.execute(_WHO)
+                found = asked.fetchall()
+            self._check(answered.fetchone(), only)
         return found
+
+    def _check(self, who: tuple[Any, ...] | None, only: str | None = None) -> str:
+        """Return the identity of the database that has just answered; raises if it may not answer."""
+        identity, *schema = who or (None, None, None)
+        if identity is None:
+            raise _ReplicaError
+        if tuple(schema) not in self._schemas:
+            raise _UnknownSchemaError(" and ".join(map(str, schema)))
+        if only not in {None, identity}:
+            raise _OtherDatabaseError
+        return str(identity)
 
     def read_identity(self) -> str:
         """Return the identity of the database that answers now: the server's cluster, its timeline, and the OID.
 
         A copy has another one: a restored dump has another cluster, a promoted standby another timeline.
         """
-        with self._use():
-            return self._identity
+        with self._use() as connection:
+            return self._check(connection.execute(_WHO).fetchone())
 
     @contextmanager
     def transaction(self) -> Iterator[psycopg.Connection[Any]]:
         """Yield the connection in a transaction, which is rolled back if the block raises."""
         with self._use() as connection, connection.transaction():
-            if connection.execute(_IS_REPLICA).fetchone() != (False,):
-                raise _ReplicaError
+            self._check(connection.execute(_WHO).fetchone())
             yield connection
 
     @contextmanager
@@ -120,10 +130,20 @@ class GitlabConnection:
             yield self._current()
         except psycopg.errors.InsufficientPrivilege as error:
             raise UnavailableError(f"{self._name} refuses: {error.diag.message_primary}.") from error
+        except (_UnknownSchemaError, psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
+            self._disconnect()
+            found = str(error) if isinstance(error, _UnknownSchemaError) else "none that Baleen knows the tables of"
+            raise UnknownSchemaError(
+                f"{self._name} has a schema that Baleen was not compared with (last migrations: {found}). Baleen reads "
+                "nothing there, and keeps what the pod holds."
+            ) from None
         except psycopg.Error as error:
             self._disconnect()
             # Without the cause: its text may show the address and the user.
-            raise UnavailableError(f"{self._name} does not answer ({type(error).__name__}).") from None
+            why = next((why for part, why in _CAUSES.items() if part in str(error)), type(error).__name__)
+            raise UnavailableError(
+                f"{self._name} does not answer ({why}). Try the URL in its file with psql."
+            ) from None
         except _OtherDatabaseError:
             self._disconnect()
             raise UnavailableError(
@@ -164,27 +184,7 @@ class GitlabConnection:
             keepalives_count=3,
             tcp_user_timeout=30_000,
         )
-        try:
-            row = connection.execute(_SCHEMA).fetchone()
-        except psycopg.errors.UndefinedTable:
-            row = None
-        if row is None or row not in self._schemas:
-            connection.close()
-            found = "none that Baleen knows the tables of" if row is None else " and ".join(map(str, row))
-            raise UnknownSchemaError(
-                f"{self._name} has a schema that Baleen was not compared with (last migrations: {found}). Baleen reads "
-                "nothing there, and keeps what the pod holds."
-            )
-        try:
-            # No server changes it while a connection lasts.
-            identity = connection.execute(_IDENTITY).fetchone()
-        except BaseException:
-            connection.close()
-            raise
-        if identity is None or identity[0] is None:
-            connection.close()
-            raise _ReplicaError
-        self._connection, self._identity = connection, identity[0]
+        self._connection = connection
         return connection
 
     def _disconnect(self) -> None:
@@ -193,13 +193,26 @@ class GitlabConnection:
             self._connection = None
 
 
-_IS_REPLICA: Final = "SELECT pg_is_in_recovery()"
-_IDENTITY: Final = """
-    SELECT CASE WHEN NOT pg_is_in_recovery() THEN format('%s/%s/%s',
-        (SELECT system_identifier FROM pg_control_system()), left(pg_walfile_name(pg_current_wal_lsn()), 8),
-        (SELECT oid FROM pg_database WHERE datname = current_database())) END
+#: The identity, or NULL of a replica, and the last migrations. Asked with each question: behind a pooler the server may
+#: change while a connection lasts. A logical replica is not in recovery, but it has a subscription.
+_WHO: Final = """
+    SELECT CASE WHEN NOT pg_is_in_recovery() AND NOT EXISTS (SELECT FROM pg_subscription s WHERE s.subdbid = d.oid)
+           THEN format('%s/%s/%s', (SELECT system_identifier FROM pg_control_system()),
+                       left(pg_walfile_name(pg_current_wal_lsn()), 8), d.oid) END,
+           (SELECT max(id) FROM schema_migrations), (SELECT max(id) FROM post_deploy_schema_migrations)
+    FROM pg_database d WHERE d.datname = current_database()
 """
-_SCHEMA: Final = "SELECT (SELECT max(id) FROM schema_migrations), (SELECT max(id) FROM post_deploy_schema_migrations)"
+#: Parts of libpq's messages, and what is shown instead of them: they have the address and the user.
+_CAUSES: Final = {
+    "authentication failed": "it refuses the user or the password",
+    "does not exist": "there is no such database or user",
+    "Connection refused": "nothing listens there",
+    "resolve host": "its host name is not known",
+    "could not translate host name": "its host name is not known",
+    "certificate": "its certificate is refused",
+    "SSL": "TLS fails",
+    "timeout": "it took too long",
+}
 
 
 def first_part(path: RepositoryName) -> str:

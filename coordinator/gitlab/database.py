@@ -194,15 +194,16 @@ class GitlabDatabase:
     def has_manifest(
         self, prefixes: Collection[RepositoryName], image: Collection[Digest] = (), only: str | None = None
     ) -> bool:
-        """Return whether any repository that these prefixes own holds a manifest, besides those that Baleen pushed.
+        """Return whether any repository holds a manifest, besides those that Baleen pushed below these prefixes.
 
+        Repositories that they do not own count: the registry serves them, whatever the pod has registered.
         `image`: the digests of the probes' image. In its repository, only that is Baleen's (domain/own.py).
         `only`: the identity of the one database that may answer.
         """
         own = {"scratch": f"^{SCRATCH_NAME}$", "probes": PROBE_REPOSITORY, "image": [SHA256 + each for each in image]}
         return any(
             self._ask(_ANY_MANIFEST, own | {"first": first_part(prefix), "prefix": prefix}, only) for prefix in prefixes
-        )
+        ) or bool(self._ask(_ANY_MANIFEST_ELSEWHERE, {"prefixes": list(prefixes)}, only))
 
     def _has_manifest(self, path: RepositoryName) -> bool:
         repository = self.read_repository(path)
@@ -230,6 +231,14 @@ class GitlabDatabase:
             "SELECT digest FROM blobs WHERE digest = ANY(%(digests)s::bytea[])",
             {"digests": [SHA256 + digest for digest in digests]},
             only,
+        )
+        return {digest for row in found if (digest := _parse_digest(row[0])) is not None}
+
+    def find_linked(self, digests: Sequence[Digest]) -> set[Digest]:
+        """Return those of these blobs that any repository links."""
+        found = self._ask(
+            "SELECT DISTINCT blob_digest FROM repository_blobs WHERE blob_digest = ANY(%(digests)s::bytea[])",
+            {"digests": [SHA256 + digest for digest in digests]},
         )
         return {digest for row in found if (digest := _parse_digest(row[0])) is not None}
 
@@ -269,6 +278,14 @@ _ANY_MANIFEST: Final = f"""
     {_OWNED} AND NOT substr(r.path, length(%(prefix)s) + 2) ~ %(scratch)s AND EXISTS (
         SELECT FROM manifests m WHERE m.top_level_namespace_id = r.top_level_namespace_id AND m.repository_id = r.id
           AND NOT (r.path = %(prefix)s || '/' || %(probes)s AND m.digest = ANY(%(image)s::bytea[])))
+    LIMIT 1
+"""
+_ANY_MANIFEST_ELSEWHERE: Final = """
+    SELECT 1 FROM repositories r
+    WHERE NOT EXISTS (SELECT FROM unnest(%(prefixes)s::text[]) x (prefix)
+                      WHERE r.path = x.prefix OR starts_with(r.path, x.prefix || '/'))
+      AND EXISTS (SELECT FROM manifests m
+                  WHERE m.top_level_namespace_id = r.top_level_namespace_id AND m.repository_id = r.id)
     LIMIT 1
 """
 _FIND_LINKS: Final = """

@@ -1,11 +1,12 @@
 """Pods whose registry is a GitLab Container Registry with a metadata database, which Baleen reads."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 from coordinator.domain.names import Digest, PodName
 from coordinator.domain.pods import PodKind
 from coordinator.errors import UnavailableError
+from coordinator.gc.claims import PodClaims
 from coordinator.gitlab.databases import GitlabDatabases, GitlabWriters
 from coordinator.gitlab.linker import GitlabLinker
 from coordinator.gitlab.links import GitlabLinks
@@ -31,8 +32,9 @@ class GitlabPods:
         return GitlabLinks(self._databases.of(pod))
 
     def still_holds(self, pod: PodOfKind) -> bool:
-        """Where the doctor has proved a database, only that one may answer."""
-        return self._databases.of(pod.name).has_manifest(pod.prefixes, probe_image_digests(), pod.database or None)
+        """Where the doctor has ever proved a database, only that one may answer."""
+        database = self._databases.of(pod.name)
+        return database.has_manifest(pod.prefixes, probe_image_digests(), pod.last_database or None)
 
     def make_linker(self, parts: MountParts) -> BlobLinker:
         return GitlabLinker(self._writers, parts.store, parts.relay, parts.relay_limit)
@@ -49,5 +51,6 @@ class GitlabPods:
             )
         return self._databases.of(pod.name).find_known(blobs, pod.database)
 
-    def read_claimed(self, pod: PodOfKind) -> Iterator[Digest]:
-        return self._databases.of(pod.name).read_known()
+    def read_claims(self, pod: PodOfKind) -> PodClaims:
+        database = self._databases.of(pod.name)
+        return PodClaims(pod.name, database.read_known(), database.find_linked)

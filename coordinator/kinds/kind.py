@@ -1,10 +1,11 @@
 """The interface of a kind of pod."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
 from coordinator.domain.names import Digest, PodName
 from coordinator.domain.pods import PodKind
+from coordinator.gc.claims import PodClaims
 from coordinator.mounts.linker import BlobLinker
 from coordinator.mounts.relay import Relay
 from coordinator.pods.of_kind import PodOfKind
@@ -57,6 +58,6 @@ class Kind(Protocol):
         """Return those of these blobs that the pod's registry confirms by its own database (gc/claims.py)."""
         ...
 
-    def read_claimed(self, pod: PodOfKind) -> Iterator[Digest]:
-        """Yield all such blobs."""
+    def read_claims(self, pod: PodOfKind) -> PodClaims | None:
+        """Return all such blobs, for an audit; None if the kind has none."""
         ...

@@ -5,6 +5,7 @@ from typing import Final, Self
 
 from coordinator.domain.names import Digest, PodName
 from coordinator.domain.pods import PodKind
+from coordinator.gc.claims import PodClaims
 from coordinator.kinds.gitlab import GitlabPods
 from coordinator.kinds.kind import Kind, MountParts, Services
 from coordinator.kinds.link import LinkPods
@@ -67,7 +68,6 @@ class KindClaims:
             digest: pod.name for pod in self._read_pods() for digest in self._kinds[pod.kind].find_claimed(pod, blobs)
         }
 
-    def read_claims(self) -> Iterator[tuple[PodName, Iterator[Digest]]]:
-        """Yield for each pod the blobs that its registry claims; raises UnavailableError."""
-        for pod in self._read_pods():
-            yield pod.name, self._kinds[pod.kind].read_claimed(pod)
+    def read_claims(self) -> Iterator[PodClaims]:
+        """Yield what each registry claims that claims anything."""
+        yield from filter(None, (self._kinds[pod.kind].read_claims(pod) for pod in self._read_pods()))

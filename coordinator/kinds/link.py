@@ -1,6 +1,6 @@
 """Pods that keep their links in the shared bucket, in distribution's layout."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 from coordinator.domain.names import Digest, PodName
@@ -35,5 +35,4 @@ class LinkPods:
         """Nothing: the doctor proves that their registries look at storage (doctor/cache.py)."""
         return ()
 
-    def read_claimed(self, pod: PodOfKind) -> Iterator[Digest]:  # noqa: ARG002
-        return iter(())
+    def read_claims(self, pod: PodOfKind) -> None: ...

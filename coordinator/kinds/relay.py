@@ -1,6 +1,6 @@
 """Pods that keep their links, or all of their bytes, in storage of their own: only events show what they hold."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 from coordinator.domain.names import Digest, PodName
@@ -34,5 +34,4 @@ class RelayPods:
         """Nothing: the doctor proves that their registries look at storage (doctor/cache.py)."""
         return ()
 
-    def read_claimed(self, pod: PodOfKind) -> Iterator[Digest]:  # noqa: ARG002
-        return iter(())
+    def read_claims(self, pod: PodOfKind) -> None: ...

@@ -4,19 +4,20 @@ Route: a GC run, again and again (gc/collect.py), and the scheduler -> `update_l
 and runs read (root_listing_table.py). An audit makes its own listing, and so does `baleen pods suggest-prefixes`.
 Only folders are listed: those at the top, and those above a pod's prefix. So it takes one request if prefixes have one
 part each, and one more for each folder that several prefixes share, however much is stored.
+A registry that keeps its links in a database shows no folder, but it writes a lock file into the root.
 Not here: what follows (domain/perimeter.py).
 """
 
 from collections.abc import Collection, Iterator, Sequence
 from datetime import timedelta
-from itertools import islice
+from itertools import chain, islice
 from typing import Protocol
 
 from coordinator.db.connection import Connections
-from coordinator.domain.perimeter import NAMES_LIMIT, Listing, make_name_safe
+from coordinator.domain.perimeter import DATABASE_REGISTRY, NAMES_LIMIT, Listing, make_name_safe
 from coordinator.perimeter import root_listing_table as table
 from coordinator.perimeter.root_listing_table import ListingStart
-from coordinator.storage.layout import REPOSITORIES
+from coordinator.storage.layout import DATABASE_LOCK, REPOSITORIES
 from coordinator.storage.port import ObjectInfo
 
 
@@ -49,7 +50,11 @@ def update_listing_if_due(connections: Connections, store: FolderStore, every: t
 
 def list_root(store: FolderStore, begun: ListingStart) -> Listing:
     """List the root; raises UnavailableError."""
-    names = list(islice(find_unowned(store, begun.prefixes), NAMES_LIMIT + 1))
+    unowned = find_unowned(store, begun.prefixes)
+    if not begun.database_pods and any(each.key == DATABASE_LOCK for each in store.list(DATABASE_LOCK, limit=1)):
+        # Its repositories are rows, so no folder shows them.
+        unowned = chain([DATABASE_REGISTRY], unowned)
+    names = list(islice(unowned, NAMES_LIMIT + 1))
     return Listing(begun.at, names[:NAMES_LIMIT], len(names) <= NAMES_LIMIT)
 
 

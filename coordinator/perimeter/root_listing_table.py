@@ -8,6 +8,7 @@ from psycopg import Connection
 
 from coordinator.domain.names import RepositoryName
 from coordinator.domain.perimeter import Listing, evaluate_listing
+from coordinator.domain.pods import WITH_REGISTRY_DATABASE
 
 #: The pods' present prefixes, and the listing, unless a clock that was ahead wrote its time.
 SELECT_LISTING: Final = """
@@ -22,15 +23,21 @@ class ListingStart(NamedTuple):
     at: datetime.datetime
     #: Prefixes of all pods.
     prefixes: Sequence[RepositoryName]
+    #: Whether any pod's registry has a metadata database.
+    database_pods: bool = False
 
 
 def begin_listing(connection: Connection[Any]) -> ListingStart:
-    """Read the time and the prefixes, before the first request of a listing."""
+    """Read the time and what is registered, before the first request of a listing."""
     row = connection.execute(
-        "SELECT clock_timestamp(), ARRAY(SELECT prefix FROM pod_prefixes ORDER BY prefix)"
+        """
+        SELECT clock_timestamp(), ARRAY(SELECT prefix FROM pod_prefixes ORDER BY prefix),
+               EXISTS (SELECT FROM pods WHERE kind = ANY (%s))
+        """,
+        ([str(kind) for kind in WITH_REGISTRY_DATABASE],),
     ).fetchone()
     assert row is not None
-    return ListingStart(row[0], [RepositoryName(prefix) for prefix in row[1]])
+    return ListingStart(row[0], [RepositoryName(prefix) for prefix in row[1]], row[2])
 
 
 def write_listing(connection: Connection[Any], begun: ListingStart, unowned: Sequence[str], *, complete: bool) -> None:

@@ -44,8 +44,12 @@ class Store(NamedTuple):
     http_secret: str = HTTP_SECRET
 
 
-def notifications_section(url: str, token: str, probe: ProbeMethod = ProbeMethod.PUSH) -> str:
+def notifications_section(
+    url: str, token: str, probe: ProbeMethod = ProbeMethod.PUSH, *, drops_events: bool = False
+) -> str:
+    """`drops_events`: the registry is one of GitLab's from version 4.30 on."""
     ignore = IGNORE_PULLS if probe is ProbeMethod.PUSH else ""
+    limits = _LIMITS if drops_events else _NO_LIMITS
     return f"""\
 notifications:
   events:
@@ -60,11 +64,21 @@ notifications:
       backoff: 1s
       # Only GitLab's registry knows these. It keeps sending for this long after SIGTERM: do not kill it sooner.
       queuepurgetimeout: 25s
+{limits}{ignore}"""
+
+
+_NO_LIMITS = """\
       # From version 4.30 on it drops events, and these two delay that. Before 4.30 and in distribution leave out
       # maxretries: with it, 3.93 to 4.29 drop events as well; see docs/REGISTRIES.md.
       # maxretries: 1000000
       # queuesizelimit: 1000000
-{ignore}"""
+"""
+#: Such a registry has a schema that Baleen knows from 4.32 on only.
+_LIMITS = """\
+      # Without these two it drops events after two minutes, or when 3000 wait; with them after 15 minutes.
+      maxretries: 1000000
+      queuesizelimit: 1000000
+"""
 
 
 #: Of a GitLab registry with a metadata database. Its own collection must be off in every process that has the store.
@@ -84,8 +98,9 @@ gc:
   disabled: true
 """
 _DEBUG = """\
+  # Baleen reads the metrics there. Let nobody else reach it: /debug/vars shows the webhook's token.
   debug:
-    addr: 127.0.0.1:5099
+    addr: :5099
     prometheus:
       enabled: true
       path: /metrics
@@ -159,7 +174,7 @@ health:
   storagedriver:
     enabled: false
 {_DATABASE + _GC_OFF if database else ""}\
-{notifications_section(events_url, token, probe)}"""
+{notifications_section(events_url, token, probe, drops_events=database)}"""
 
 
 def listen_address(registry: RegistryUrl | None) -> str:

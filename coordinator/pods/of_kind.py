@@ -17,19 +17,25 @@ class PodOfKind(NamedTuple):
     prefixes: Sequence[RepositoryName]
     #: The identity of the database that the doctor has proved to be its registry's; empty if none is proved.
     database: str = ""
+    #: The same as of the last visit that proved one.
+    last_database: str = ""
 
 
+_FINDING: Final[LiteralString] = f"""
+    FROM findings f WHERE f.pod_id = p.id AND f."check" = '{Check.REGISTRY_DATABASE.value}'
+"""
 #: Columns of the pod `p`, for `make_pod_of_kind`.
 COLUMNS: Final[LiteralString] = f"""
     p.name, p.kind, p.mode, ARRAY(SELECT x.prefix FROM pod_prefixes x WHERE x.pod_id = p.id ORDER BY x.prefix),
-    coalesce((SELECT f.subject FROM findings f WHERE f.pod_id = p.id AND f."check" = '{Check.REGISTRY_DATABASE.value}'
-              AND f.result = '{Result.PROVED.value}'), '')
+    coalesce((SELECT f.subject {_FINDING} AND f.result = '{Result.PROVED.value}'), ''),
+    coalesce((SELECT f.subject {_FINDING}), '')
 """
 
 
 def make_pod_of_kind(row: Sequence[Any]) -> PodOfKind:
-    name, kind, mode, prefixes, database = row
-    return PodOfKind(PodName(name), PodKind(kind), PodMode(mode), [RepositoryName(each) for each in prefixes], database)
+    name, kind, mode, prefixes, *databases = row
+    owned = [RepositoryName(each) for each in prefixes]
+    return PodOfKind(PodName(name), PodKind(kind), PodMode(mode), owned, *databases)
 
 
 def read_pods_of_kinds(connection: Connection[Any]) -> list[PodOfKind]:

@@ -445,6 +445,13 @@ _NEEDED_ROWS: tuple[tuple[str, Any], ...] = (
         """),
     ),
     (
+        "links that vanished without a delete event: find out what deleted them, and accept them first",
+        text("""
+            SELECT 1 FROM removals x JOIN repositories r ON r.id = x.repository_id
+            WHERE r.pod_id = :pod AND x.vanished_since IS NOT NULL LIMIT 1
+        """),
+    ),
+    (
         "open dead letters: retry or discard them first",
         text("SELECT id FROM dead_letters WHERE pod = :name AND resolved_at IS NULL LIMIT 1"),
     ),
@@ -508,7 +515,10 @@ def _check_storage(engine: Engine, name: PodName, still_holds: StillHolds, image
     # A pod that only its events show cannot be checked: the operator's confirmation stands.
     pod = make_pod_of_kind(row[1:])
     if pod.kind.is_reconcilable and still_holds(pod):
-        raise ConflictError(f"Pod {name} has links in storage that the table lacks: reconcile it first.")
+        raise ConflictError(
+            f"Pod {name} has links or manifests that the table lacks: reconcile it first. If its registry has "
+            "repositories outside the pod's prefixes, add these prefixes before."
+        )
     return gaps
 
 

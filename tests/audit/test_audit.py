@@ -15,6 +15,7 @@ from coordinator.audit.audit import Ages, Audit, FoundObjects, Report, Sizes
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import Digest, PodName, RepositoryName, format_digest
 from coordinator.errors import ConflictError, UnavailableError
+from coordinator.gc.claims import PodClaims
 from coordinator.reconcile.resolve import NotHereError
 from coordinator.storage.layout import BLOBS, blob_key, layer_link_key
 from tests.audit.conftest import NewStore
@@ -495,7 +496,9 @@ def test_orphans_of_a_pod_that_is_not_registered(world: World, stranger: str) ->
 
 
 def test_blobs_that_a_registrys_database_lists(world: World) -> None:
-    """A blob that is not stored, and that only a registry's database lists, is reported; one that is hidden is not."""
+    """A blob that is not stored, and that only a registry's database lists and links, is reported; one that is hidden,
+    or that no repository links, is not.
+    """
     world.needed("mine", "lost", "gone", "hidden")
     world.put("unknown")
     world.connection.execute(
@@ -509,8 +512,10 @@ def test_blobs_that_a_registrys_database_lists(world: World) -> None:
         world.store.delete(world.key(name))
     listed = [world.digest(name) for name in ("mine", "lost", "gone", "hidden", "unknown", "nowhere")]
 
-    def read_claims() -> Iterator[tuple[PodName, Iterator[Digest]]]:
-        yield PodName("team-g"), iter(listed)
+    unlinked = world.digest("a doctor's")
+
+    def read_claims() -> Iterator[PodClaims]:
+        yield PodClaims(PodName("team-g"), iter([*listed, unlinked]), lambda asked: set(asked) - {unlinked})
 
     report = Audit(world.connections, world.store, world.presence, AGES, read_claims, sizes=Sizes(batch=2)).run()
     assert {example["digest"] for example in report.claimed.examples} == {
@@ -528,9 +533,9 @@ def test_a_registrys_database_that_cannot_be_read(world: World) -> None:
         yield world.digest("mine")
         raise UnavailableError("It does not answer.")
 
-    def read_claims() -> Iterator[tuple[PodName, Iterator[Digest]]]:
-        yield PodName("team-g"), fail()
-        yield PodName("team-h"), iter([world.digest("nowhere")])
+    def read_claims() -> Iterator[PodClaims]:
+        yield PodClaims(PodName("team-g"), fail(), set)
+        yield PodClaims(PodName("team-h"), iter([world.digest("nowhere")]), set)
 
     report = Audit(world.connections, world.store, world.presence, AGES, read_claims, sizes=Sizes(batch=1)).run()
     assert report.unread_claims == {"team-g": "It does not answer."}

@@ -262,7 +262,7 @@ def test_what_metrics_prove(clinic: Clinic, database: str, reader: str) -> None:
             (*urls, "http://127.0.0.1:1"): "did not answer to GET /metrics (ECONNREFUSED)",
             (*urls, f"{urls[0]}/nothing"): "answered 404 to GET /nothing",
             (*urls, "postgresql://x"): "A debug address is http://",
-            (*urls, young.debug_url): "s ago, and GC may begin up to a minute after that",
+            (*urls, young.debug_url): "s ago, and this shows 120 s after that",
         }.items():
             found = examine(*given)
             assert (found.result, why in found.proof) == (UNPROVED, True), (given, found)

@@ -15,6 +15,7 @@ from coordinator.domain.names import PodName
 from coordinator.domain.pods import PodKind
 from coordinator.domain.watermarks import ProcessState
 from coordinator.pods import view as pods
+from coordinator.pods.of_kind import read_pods_of_kinds
 from coordinator.table import processes
 from tests.support.tables import add_process
 from tests.table.harness import Table
@@ -207,3 +208,17 @@ def test_a_visit_without_an_operator(world: World) -> None:
     assert proofs == dict.fromkeys(KEY_CHECKS, "earlier") | dict.fromkeys(made, "later")
     world.return_probe(world.probe(), "u")
     assert "has not examined this yet" in held(world)[0]
+
+
+def test_the_database_that_was_proved_last(world: World) -> None:
+    """Which database was proved stays known when a later visit proves none: only that one may answer for a removal."""
+    world.connection.execute("UPDATE pods SET kind = 'gitlab' WHERE name = %s", (POD,))
+    pod = findings.read_pod(world.connection, POD)
+    databases = []
+    for result, subject in ((Result.PROVED, "one"), (Result.REFUTED, "two"), (Result.PROVED, "three")):
+        with findings.lock_processes(world.connection, pod):
+            found = Finding(Check.REGISTRY_DATABASE, result, "", "", subject=subject)
+            findings.write_findings(world.connection, pod, [found])
+        (known,) = [each for each in read_pods_of_kinds(world.connection) if each.name == POD]
+        databases.append((known.database, known.last_database))
+    assert databases == [("one", "one"), ("", "one"), ("three", "three")]

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from datetime import timedelta
 from typing import NamedTuple
 
 import psycopg
 import pytest
 
+from coordinator.audit.audit import Ages, Audit
+from coordinator.db.connection import Connections
 from coordinator.domain.names import Digest, PodName, format_digest
+from coordinator.errors import ConflictError
 from coordinator.gitlab.database import GitlabDatabase
+from coordinator.reconcile.presence import Presence
 from coordinator.registry.client import RegistryClient
+from coordinator.registry.images import make_layer
 from coordinator.settings import Secret
+from coordinator.storage.layout import DATABASE_LOCK
+from coordinator.table import statements
 from tests.gc.harness import LANDED, Garbage
 from tests.services.databases import DatabaseServer
 from tests.storage.memory import MemoryObjectStore
@@ -117,3 +125,26 @@ def test_an_upload_while_it_is_hidden(database_server: DatabaseServer, *, versio
             garbage.collect()
             garbage.restore()
             assert client.get_blob(APP, layer) == garbage.body("l")
+
+
+def test_a_registry_that_nobody_registered(database_server: DatabaseServer) -> None:
+    """A registry with a database shows no repository in the bucket, but a lock file: while no pod has a database, that
+    blocks collections, and no orphan is taken up.
+    """
+    with opened(database_server, versioned=True) as (garbage, client, _):
+        garbage.store.put(DATABASE_LOCK, b"")
+        layer = make_layer("theirs")
+        client.push_blob("third/app", layer.content)
+        garbage.push_and_forget("m")
+        with (
+            closing(Connections(garbage.url, name="test", prepare=statements.prepare_connection)) as connections,
+            closing(Presence(connections, garbage.store)) as presence,
+        ):
+            ages = Ages(timedelta(), timedelta())
+            with pytest.raises(ConflictError, match="a GitLab registry with a metadata database"):
+                Audit(connections, garbage.store, presence, ages, take_up=True).run()
+        run = garbage.try_collection()
+        assert run.hidden == 0
+        assert "a GitLab registry with a metadata database" in str(run.progress["blocked_by"])
+        garbage.connection.execute("UPDATE pods SET kind = 'gitlab' WHERE name = 'pod-a'")
+        assert garbage.collect().hidden == 1

@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy.engine import make_url
 
 from coordinator.domain.merge import LinkKind
 from coordinator.domain.names import Digest, PodName, RepositoryName, format_digest, parse_digest
@@ -170,6 +171,7 @@ def test_a_prefix_with_links_and_one_without(read: Callable[..., GitlabDatabase]
         try:
             assert database.has_link([RepositoryName("fx")])
             assert database.has_manifest([RepositoryName("fx")])
+            assert database.has_manifest([RepositoryName("nobodys")]), "the registry serves what is elsewhere, too"
             assert not database.has_link([RepositoryName("fx/empty")])
             assert not database.has_link([RepositoryName("nobodys")])
         finally:
@@ -214,3 +216,58 @@ def test_a_database_that_has_moved(database_server: DatabaseServer) -> None:
             assert list(database.read_links(repository, LinkKind.LAYER))
             now = urls[1]
             assert not list(database.read_links(repository, LinkKind.LAYER))
+
+
+def test_a_logical_replica_is_refused(database_server: DatabaseServer) -> None:
+    """A database with a subscription gets its rows from another one, and may lag behind like any replica."""
+    with database_server.databases() as made:
+        url = make_captured(made)
+        with (
+            psycopg.connect(url, autocommit=True) as connection,
+            closing(GitlabDatabase(POD, lambda: Secret(url), per_s=FAST)) as database,
+        ):
+            database.check()
+            connection.execute(
+                "CREATE SUBSCRIPTION s CONNECTION 'host=127.0.0.1 dbname=x' PUBLICATION p WITH (connect = false)"
+            )
+            try:
+                with pytest.raises(UnavailableError, match="is a replica"):
+                    database.check()
+            finally:
+                connection.execute("ALTER SUBSCRIPTION s SET (slot_name = NONE)")
+                connection.execute("DROP SUBSCRIPTION s")
+            database.check()
+
+
+def test_a_schema_that_changes_meanwhile(database_server: DatabaseServer) -> None:
+    """An answer is refused if the schema is another one by then, as while a dump is restored into the database."""
+    with database_server.databases() as made:
+        url = make_captured(made)
+        with (
+            psycopg.connect(url, autocommit=True) as connection,
+            closing(GitlabDatabase(POD, lambda: Secret(url), per_s=FAST)) as database,
+        ):
+            assert list(database.read_known())
+            connection.execute("DELETE FROM schema_migrations")
+            with pytest.raises(UnknownSchemaError):
+                list(database.read_known())
+            connection.execute("DROP TABLE schema_migrations")
+            with pytest.raises(UnknownSchemaError):
+                list(database.read_known())
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"port": 1}, "nothing listens there"),
+        ({"database": "nobodys"}, "there is no such database or user"),
+        ({"host": "nowhere.invalid"}, "its host name is not known"),
+    ],
+)
+def test_why_a_database_does_not_answer(url: str, change: dict[str, Any], why: str) -> None:
+    """The error says what is wrong with the URL, without any part of it."""
+    wrong = make_url(url).set(**change).render_as_string(hide_password=False)
+    with closing(GitlabDatabase(POD, lambda: Secret(wrong))) as database, pytest.raises(UnavailableError) as raised:
+        database.check()
+    assert f"does not answer ({why})" in str(raised.value)
+    assert not any(str(part) in str(raised.value) for part in change.values() if part != 1)

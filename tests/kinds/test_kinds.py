@@ -57,20 +57,23 @@ def test_claims_of_a_registry_with_a_database(directory: Path, database_server: 
     with closing(GitlabDatabase(POD, lambda: Secret(url))) as database:
         identity = database.read_identity()
         known = set(database.read_known())
-    pod = PodOfKind(POD, PodKind.GITLAB, PodMode.MANIFEST, [RepositoryName("fx")], identity)
+    pod = PodOfKind(POD, PodKind.GITLAB, PodMode.MANIFEST, [RepositoryName("fx")], identity, identity)
     other = PodOfKind(PodName("other"), PodKind.LINK, PodMode.MANIFEST, [RepositoryName("other")])
     pods = [other, pod]
     with Kinds(Settings(gitlab_databases=str(directory)), MemoryObjectStore()) as kinds:
         claims = kinds.make_claims(lambda: pods)
         listed = min(known)
         assert claims.find_claims([listed, UNKNOWN]) == {listed: POD}
-        assert {name: set(claimed) for name, claimed in claims.read_claims()} == {other.name: set(), POD: known}
+        (read,) = claims.read_claims()
+        assert (read.pod, set(read.blobs)) == (POD, known)
+        assert listed in read.find_linked([listed, UNKNOWN]) <= known
         assert kinds.still_holds(pod)
 
         pods[1] = pod._replace(database="")
         with pytest.raises(UnavailableError, match="The doctor has not proved"):
             claims.find_claims([UNKNOWN])
         assert kinds.still_holds(pods[1])
+        assert kinds.still_holds(pod._replace(prefixes=[RepositoryName("gone")])), "manifests outside the prefixes"
 
         pods[1] = pod
         with database_server.databases() as made:
@@ -78,6 +81,7 @@ def test_claims_of_a_registry_with_a_database(directory: Path, database_server: 
             with pytest.raises(UnavailableError, match="run `baleen pods doctor gitlab`"):
                 claims.find_claims([UNKNOWN])
             with pytest.raises(UnavailableError, match="is not the one"):
-                kinds.still_holds(pod)
+                # Also while a later visit has proved nothing.
+                kinds.still_holds(pod._replace(database=""))
             (directory / POD).write_text(url)
             assert claims.find_claims([listed]) == {listed: POD}

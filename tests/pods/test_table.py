@@ -163,6 +163,27 @@ def test_what_the_table_has_is_refused_without_a_check(fresh: Table) -> None:
         do(fresh, lambda engine: pods.remove_pod(engine, PodName("pod-a"), checked))
 
 
+def test_links_that_vanished(fresh: Table) -> None:
+    """A pod is not removed while links of it have vanished that no operator has accepted: that alarm would go, too."""
+    set_kind(fresh.connection, "link", "pod-a")
+    fresh.apply(fresh.link("a", "l", 0))
+    fresh.connection.execute(
+        """
+        WITH gone AS (DELETE FROM repository_blobs RETURNING repository_id, blob_id)
+        INSERT INTO removals
+            (repository_id, digest, removed_at, reported, vanished_since, vanished_added_at, vanished_kind)
+        SELECT g.repository_id, b.digest, now(), false, now(), now(), 'blob'
+        FROM gone g JOIN blobs b ON b.id = g.blob_id
+        """
+    )
+    with pytest.raises(ConflictError, match="links that vanished without a delete event"):
+        do(fresh, lambda engine: pods.remove_pod(engine, PodName("pod-a"), nothing))
+    fresh.connection.execute(
+        "UPDATE removals SET reported = true, vanished_since = NULL, vanished_added_at = NULL, vanished_kind = NULL"
+    )
+    do(fresh, lambda engine: pods.remove_pod(engine, PodName("pod-a"), nothing))
+
+
 def named(table: Table, repository: str, *facts: Fact) -> None:
     """Apply facts of a repository with exactly this name."""
     table.apply(*(fact._replace(repository=RepositoryName(repository)) for fact in facts))

@@ -184,7 +184,7 @@ findings = table(
     column("proof", Text),
     column("fix", Text),
     time("found_at", default=BEGIN),
-    # The identity of what was proved, where that has to stay the same; else empty.
+    # The identity of what was proved last, where that has to stay the same; else empty.
     column("subject", Text, default=""),
     check("result", "result IN ('proved', 'refuted', 'unproved')"),
 )
