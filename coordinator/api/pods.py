@@ -214,7 +214,7 @@ def add_pod(request: Request[Any, Any, Any], data: JSONBody[PodRequest]) -> PodT
     deps.record_mark()
     if pod.unmanaged is not None:
         return PodToken(pod=pod.name, event_token=None, registry_config=None)
-    return _make_pod_token(pod.name, token, events, pod.probe)
+    return _make_pod_token(pod.name, token, events, pod.probe, pod.kind)
 
 
 @post(
@@ -230,8 +230,8 @@ def rotate_pod_token(request: Request[Any, Any, Any], pod_name: FromPath[str]) -
     """The old token is refused within seconds. The registry repeats its events until it has the new one."""
     pod = parse_pod(pod_name)
     events, engine = _events_url(request, pod), deps_of(request).engine
-    probe = registry.read_probe_method(engine, pod)
-    return _make_pod_token(pod, registry.rotate_token(engine, pod), events, probe)
+    probe, kind = registry.read_notifying(engine, pod)
+    return _make_pod_token(pod, registry.rotate_token(engine, pod), events, probe, kind)
 
 
 @post(
@@ -476,12 +476,11 @@ def _events_url(request: Request[Any, Any, Any], pod: str) -> str:
     return f"{base.rstrip('/')}/v1/events/{pod}"
 
 
-def _make_pod_token(pod: str, token: Secret, events: str, probe: ProbeMethod) -> PodToken:
-    return PodToken(
-        pod=pod,
-        event_token=token.reveal(),
-        registry_config=configuration.notifications_section(events, token.reveal(), probe),
+def _make_pod_token(pod: str, token: Secret, events: str, probe: ProbeMethod, kind: PodKind) -> PodToken:
+    section = configuration.notifications_section(
+        events, token.reveal(), probe, drops_events=kind.has_registry_database
     )
+    return PodToken(pod=pod, event_token=token.reveal(), registry_config=section)
 
 
 HANDLERS = [

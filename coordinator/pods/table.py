@@ -280,13 +280,15 @@ def set_probe(engine: Engine, name: PodName, probe: ProbeMethod) -> None:
             raise _make_not_found(name)
 
 
-def read_probe_method(engine: Engine, name: PodName) -> ProbeMethod:
-    """Return how the pod's registry is probed; raises NotFoundError."""
+def read_notifying(engine: Engine, name: PodName) -> tuple[ProbeMethod, PodKind]:
+    """Return what the configuration of the pod's notifications depends on; raises NotFoundError."""
     with read_connection(engine) as connection:
-        known = connection.scalar(text("SELECT probe FROM pods WHERE name = :name"), {"name": name})
-    if known is None:
+        found = connection.execute(
+            text("SELECT probe, kind FROM pods WHERE name = :name"), {"name": name}
+        ).one_or_none()
+    if found is None:
         raise _make_not_found(name)
-    return ProbeMethod(known)
+    return ProbeMethod(found.probe), PodKind(found.kind)
 
 
 def resolve_gaps(engine: Engine, name: PodName, why: str) -> None:

@@ -629,7 +629,11 @@ def test_the_configuration_of_a_registry_with_a_database(baleen: Command) -> Non
     """For kind `gitlab` the file names a database and switches its collection off; the row collector has no store."""
     wrong = errs(baleen("pods", "add", "gl", "--prefix", "gl", "--kind", "gitlab", "--mode", "link", "--no-check"), 2)
     assert "has mode manifest" in wrong
-    baleen("pods", "add", "gl", "--prefix", "gl", "--kind", "gitlab", "--no-check", "--json")
+    added = baleen("pods", "add", "gl", "--prefix", "gl", "--kind", "gitlab", "--no-check", "--json")
+    rotated = baleen("pods", "rotate-token", "gl", "--json")
+    for shown in (added, rotated):
+        section = yaml.safe_load(json.loads(shown.out)["registry_config"])["notifications"]
+        assert section["endpoints"][0]["maxretries"] == section["endpoints"][0]["queuesizelimit"] == 1_000_000
     known = yaml.safe_load(baleen("pods", "config", "gl", s3_bucket="shared").out)
     assert known["database"]["enabled"]
     assert known["gc"] == {"disabled": True}
