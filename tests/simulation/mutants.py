@@ -193,7 +193,7 @@ _TABLE = (
         {"withhold": 1.0},
     ),
     Mutant("3: without R", [R], ["straggle collect now collect"]),
-    Mutant("3: W without R, and no listing", [R_OF_WATERMARKS, LISTING], ["straggle collect now collect"], seed=139),
+    Mutant("3: W without R, and no listing", [R_OF_WATERMARKS, LISTING], ["straggle collect now collect"], seed=905),
     Mutant(
         "4: purge deletes what is there, and does not look",
         [TARGETS, CHECK],
