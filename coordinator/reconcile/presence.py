@@ -160,7 +160,9 @@ class Presence:
         """Whether there are bytes below a delete marker, or a copy in quarantine."""
         if self._store.list(quarantine_prefix(digest), limit=1):
             return True
-        return any(not each.is_marker for each in self._store.list_versions(blob_key(digest), TOP_STATES))
+        on_top, *below = self._store.list_versions(blob_key(digest), TOP_STATES) or (None,)
+        # Bytes on top, which a HEAD did not find, show a store that contradicts itself.
+        return on_top is not None and on_top.is_marker and any(not each.is_marker for each in below)
 
 
 def _find_transitions(
