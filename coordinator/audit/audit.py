@@ -21,11 +21,11 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from coordinator.audit import inventory, table
 from coordinator.db.connection import Connections
@@ -82,8 +82,6 @@ OnProgress = Callable[[Progress], None]
 
 #: Gives what each registry claims.
 ReadClaims = Callable[[], Iterator[PodClaims]]
-
-_T = TypeVar("_T")
 
 
 class ClaimsUnreadError(BaleenError):
@@ -425,11 +423,16 @@ class Audit:
 
     def _compare_claims_of(self, claims: PodClaims) -> None:
         """Report what is not stored, and would be confirmed; raises ClaimsUnreadError."""
-        while batch := _read(lambda: list(islice(claims.blobs, self._sizes.batch))):
+        while True:
+            with _reading_claims():
+                batch = list(islice(claims.blobs, self._sizes.batch))
+            if not batch:
+                return
             asked = self._find_uncompared(batch)
             unstored = [digest for digest, found in self._presence.head_blobs(list(asked)).items() if found is None]
             # Without a link it is what a visit of the doctor left, or what the registry will remove.
-            linked = _read(lambda: claims.find_linked(unstored)) if unstored else ()  # noqa: B023 - called at once
+            with _reading_claims():
+                linked = claims.find_linked(unstored) if unstored else ()
             # Meanwhile one may have been hidden, for good reason.
             for digest, blob in self._find_uncompared([each for each in unstored if each in linked]).items():
                 size = -1 if blob is None else blob.size
@@ -456,9 +459,10 @@ class Audit:
                 self._report.unfinished_uploads.add(0, key=upload.key, begun_at=upload.begun_at)
 
 
-def _read(ask: Callable[[], _T]) -> _T:
+@contextmanager
+def _reading_claims() -> Iterator[None]:
     try:
-        return ask()
+        yield
     except BaleenError as error:
         raise ClaimsUnreadError(str(error)) from error
 

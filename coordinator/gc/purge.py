@@ -20,7 +20,7 @@ Baleen can break that, by removing the marker. So each request of deletes first 
 
 To give a hide back is to void it in the database (gc/table.py, `void_hides`) and to restore the blob: a later hide
 begins with a new t_h. The check is made after the request was signed and before the database permits it
-(`_CheckedPermit`). The store refuses a signature older than SIGNATURE_S, which bounds the time from check to delete
+(`Purger._check_all`). The store refuses a signature older than SIGNATURE_S, which bounds the time from check to delete
 however long the sender was suspended. In that window a marker may still be removed, and a blob that is then relied on
 is lost: see docs/adr/0021.
 
@@ -36,6 +36,7 @@ Not here: which hides are due (domain/gc.py), the transactions (gc/table.py), re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
+from functools import partial
 from typing import Any, NamedTuple
 
 import structlog
@@ -207,8 +208,8 @@ class Purger:
             while some:
                 hides = list(dict.fromkeys(hide for hide, _ in some))
                 numbers = sorted(each.id for each in hides)
-                ask = CountedPermit(self._connections, job, numbers, BlobState.PURGING)
-                permit = ask if found is None else _CheckedPermit(self, job, hides, found, ask)
+                check = _nothing if found is None else partial(self._check_all, job, hides, found)
+                permit = CountedPermit(self._connections, job, numbers, BlobState.PURGING, check)
                 try:
                     answers = self._store.delete_many([target for _, target in some], permit)
                 except DisturbedError:
@@ -225,6 +226,13 @@ class Purger:
                     done[hide] = done.get(hide, True) and answer.done
                 break
         return done
+
+    def _check_all(self, job: Job, hides: Sequence[Hide], found: dict[Hide, Concealment]) -> None:
+        """Void hides that are not concealed, and add them to `found`; raises DisturbedError: try the rest again."""
+        unconcealed = self.find_unconcealed(job, hides)
+        if unconcealed:
+            found.update(unconcealed)
+            raise DisturbedError(f"{len(unconcealed)} of {len(hides)} blobs may be served again.")
 
     def _verify_gone(self, sent: Mapping[Hide, bool]) -> dict[Hide, PurgedHide | _Remainder]:
         """Return the result of each hide, of which a sample is verified."""
@@ -255,24 +263,8 @@ class Purger:
         return _Remainder.OTHERS
 
 
-class _CheckedPermit:
-    """A permit that checks before it asks: hides that are not concealed are voided, and the rest is tried again."""
-
-    def __init__(
-        self, purger: Purger, job: Job, hides: Sequence[Hide], found: dict[Hide, Concealment], ask: CountedPermit
-    ) -> None:
-        self._purger = purger
-        self._job = job
-        self._hides = hides
-        self._found = found
-        self._ask = ask
-
-    def __call__(self) -> None:
-        found = self._purger.find_unconcealed(self._job, self._hides)
-        if found:
-            self._found.update(found)
-            raise DisturbedError(f"{len(found)} of {len(self._hides)} blobs may be served again.")
-        self._ask()
+def _nothing() -> None:
+    """No check."""
 
 
 def _is_marker_of(state: ObjectVersion, hide: Hide) -> bool:

@@ -227,20 +227,17 @@ class GitlabDatabase:
 
         `only`: the identity of the one database that may answer.
         """
-        found = self._ask(
-            "SELECT digest FROM blobs WHERE digest = ANY(%(digests)s::bytea[])",
-            {"digests": [SHA256 + digest for digest in digests]},
-            only,
-        )
-        return {digest for row in found if (digest := _parse_digest(row[0])) is not None}
+        return self._find("SELECT digest FROM blobs WHERE digest = ANY(%(digests)s::bytea[])", digests, only)
 
     def find_linked(self, digests: Sequence[Digest]) -> set[Digest]:
         """Return those of these blobs that any repository links."""
-        found = self._ask(
-            "SELECT DISTINCT blob_digest FROM repository_blobs WHERE blob_digest = ANY(%(digests)s::bytea[])",
-            {"digests": [SHA256 + digest for digest in digests]},
+        return self._find(
+            "SELECT DISTINCT blob_digest FROM repository_blobs WHERE blob_digest = ANY(%(digests)s::bytea[])", digests
         )
-        return {digest for row in found if (digest := _parse_digest(row[0])) is not None}
+
+    def _find(self, statement: str, digests: Sequence[Digest], only: str | None = None) -> set[Digest]:
+        found = self._ask(statement, {"digests": [SHA256 + digest for digest in digests]}, only)
+        return set(filter(None, (_parse_digest(row[0]) for row in found)))
 
     def read_known(self) -> Iterator[Digest]:
         """Yield every blob that has a row, by digest."""

@@ -12,13 +12,13 @@ from __future__ import annotations
 import os
 import subprocess
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 import psycopg
 import pytest
@@ -26,7 +26,7 @@ from psycopg import sql
 from sqlalchemy.engine import make_url
 
 from coordinator.demo import bucket
-from coordinator.domain.names import Digest, PodName
+from coordinator.domain.names import PodName
 from coordinator.domain.pods import PodKind
 from coordinator.gc.claims import Claims
 from coordinator.gitlab.database import GitlabDatabase
@@ -42,6 +42,7 @@ from tests.doctor.store import OTHER_POD, Key, Store
 from tests.registries.harness import HTTP_SECRET, Pairs, Registry
 from tests.registries.s3_proxy import S3Proxy
 from tests.scenarios.harness import CLIENT_S, Member, Skewed, Stage
+from tests.support.claims import RowClaims
 from tests.support.wait import eventually
 
 VARIABLE = "BALEEN_TEST_GITLAB_REGISTRY"
@@ -179,15 +180,6 @@ def _text(stored: str) -> str:
     return f"sha256:{stored[2:]}"
 
 
-class RowClaims(NamedTuple):
-    """The claims of the one such pod."""
-
-    database: GitlabDatabase
-
-    def find_claims(self, blobs: Sequence[Digest]) -> Mapping[Digest, PodName]:
-        return dict.fromkeys(self.database.find_known(blobs), PodName("pod-b"))
-
-
 class GitlabStage(Stage):
     """The stage of scenarios, whose second pod is a GitLab registry."""
 
@@ -235,7 +227,7 @@ class GitlabStage(Stage):
         return Links(BucketLinks(store), {PodKind.GITLAB: lambda _: GitlabLinks(self._database_read)})
 
     def _claims(self) -> Claims:
-        return RowClaims(self._database_read)
+        return RowClaims(PodName("pod-b"), self._database_read)
 
     @contextmanager
     def row_collector(self) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import pytest
 
 from coordinator.audit.audit import Ages, Audit
 from coordinator.db.connection import Connections
-from coordinator.domain.names import Digest, PodName, format_digest
+from coordinator.domain.names import PodName, format_digest
 from coordinator.errors import ConflictError
 from coordinator.gitlab.database import GitlabDatabase
 from coordinator.reconcile.presence import Presence
@@ -24,17 +24,11 @@ from coordinator.table import statements
 from tests.gc.harness import LANDED, Garbage
 from tests.services.databases import DatabaseServer
 from tests.storage.memory import MemoryObjectStore
+from tests.support.claims import RowClaims
 from tests.support.gitlab_registry import prepare_database, running_gitlab_registry
 
 POD = PodName("team-g")
 APP, OTHER = "team-g/app", "team-g/other"
-
-
-class RowClaims(NamedTuple):
-    database: GitlabDatabase
-
-    def find_claims(self, blobs: Sequence[Digest]) -> Mapping[Digest, PodName]:
-        return dict.fromkeys(self.database.find_known(blobs), POD)
 
 
 class Scene(NamedTuple):
@@ -65,7 +59,7 @@ def opened(server: DatabaseServer, *, versioned: bool) -> Iterator[Scene]:
             RegistryClient(registry.url) as client,
             psycopg.connect(url, autocommit=True) as rows,
         ):
-            garbage.claims = RowClaims(database)
+            garbage.claims = RowClaims(POD, database)
             garbage.delete_bound = LANDED
             yield Scene(garbage, client, rows)
 

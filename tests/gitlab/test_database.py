@@ -49,6 +49,21 @@ def read(url: str) -> Iterator[Callable[..., GitlabDatabase]]:
         each.close()
 
 
+#: A connection to a database that no other test has, and what reads it.
+Own = tuple[psycopg.Connection[Any], GitlabDatabase]
+
+
+@pytest.fixture
+def own(database_server: DatabaseServer) -> Iterator[Own]:
+    with database_server.databases() as made:
+        url = make_captured(made)
+        with (
+            psycopg.connect(url, autocommit=True) as connection,
+            closing(GitlabDatabase(POD, lambda: Secret(url), per_s=FAST)) as database,
+        ):
+            yield connection, database
+
+
 @pytest.mark.parametrize("page", [1, 3, 1000])
 def test_links_of_all_repositories(read: Callable[..., GitlabDatabase], expected: Any, page: int) -> None:
     """Every manifest and every link of every repository is read once, in pages of any size."""
@@ -218,42 +233,32 @@ def test_a_database_that_has_moved(database_server: DatabaseServer) -> None:
             assert not list(database.read_links(repository, LinkKind.LAYER))
 
 
-def test_a_logical_replica_is_refused(database_server: DatabaseServer) -> None:
+def test_a_logical_replica_is_refused(own: Own) -> None:
     """A database with a subscription gets its rows from another one, and may lag behind like any replica."""
-    with database_server.databases() as made:
-        url = make_captured(made)
-        with (
-            psycopg.connect(url, autocommit=True) as connection,
-            closing(GitlabDatabase(POD, lambda: Secret(url), per_s=FAST)) as database,
-        ):
+    connection, database = own
+    database.check()
+    connection.execute(
+        "CREATE SUBSCRIPTION s CONNECTION 'host=127.0.0.1 dbname=x' PUBLICATION p WITH (connect = false)"
+    )
+    try:
+        with pytest.raises(UnavailableError, match="is a replica"):
             database.check()
-            connection.execute(
-                "CREATE SUBSCRIPTION s CONNECTION 'host=127.0.0.1 dbname=x' PUBLICATION p WITH (connect = false)"
-            )
-            try:
-                with pytest.raises(UnavailableError, match="is a replica"):
-                    database.check()
-            finally:
-                connection.execute("ALTER SUBSCRIPTION s SET (slot_name = NONE)")
-                connection.execute("DROP SUBSCRIPTION s")
-            database.check()
+    finally:
+        connection.execute("ALTER SUBSCRIPTION s SET (slot_name = NONE)")
+        connection.execute("DROP SUBSCRIPTION s")
+    database.check()
 
 
-def test_a_schema_that_changes_meanwhile(database_server: DatabaseServer) -> None:
+def test_a_schema_that_changes_meanwhile(own: Own) -> None:
     """An answer is refused if the schema is another one by then, as while a dump is restored into the database."""
-    with database_server.databases() as made:
-        url = make_captured(made)
-        with (
-            psycopg.connect(url, autocommit=True) as connection,
-            closing(GitlabDatabase(POD, lambda: Secret(url), per_s=FAST)) as database,
-        ):
-            assert list(database.read_known())
-            connection.execute("DELETE FROM schema_migrations")
-            with pytest.raises(UnknownSchemaError):
-                list(database.read_known())
-            connection.execute("DROP TABLE schema_migrations")
-            with pytest.raises(UnknownSchemaError):
-                list(database.read_known())
+    connection, database = own
+    assert list(database.read_known())
+    connection.execute("DELETE FROM schema_migrations")
+    with pytest.raises(UnknownSchemaError):
+        list(database.read_known())
+    connection.execute("DROP TABLE schema_migrations")
+    with pytest.raises(UnknownSchemaError):
+        list(database.read_known())
 
 
 @pytest.mark.parametrize(
