@@ -20,7 +20,7 @@ from coordinator.doctor.visit import Visit
 from coordinator.domain.findings import Check, Finding
 from coordinator.domain.names import RepositoryName
 from coordinator.pods.policy import PolicyLine
-from coordinator.storage.layout import BLOBS, MARK, REPOSITORIES
+from coordinator.storage.layout import BLOBS, MARK, MARK_COPY, REPOSITORIES
 from coordinator.storage.trial import Attempt, TrialStore
 
 #: Answers of a store that has no bucket policies.
@@ -82,7 +82,10 @@ def check_quarantine_closed(visit: Visit) -> Finding:
     if key is None:
         return _make_no_key_finding(visit, Check.QUARANTINE_CLOSED)
     scratch = visit.scratch
-    parts = [_forbidden_part(f"an upload of {MARK} that was begun and aborted", key.attempt_upload(MARK, store))]
+    parts = [
+        _forbidden_part(f"an upload of {mark} that was begun and aborted", key.attempt_upload(mark, store))
+        for mark in (MARK, MARK_COPY)
+    ]
     parts += _try_object(visit, key, scratch.quarantined, "a scratch object in quarantine/", None)
     parts += _try_object(visit, key, scratch.beside_mark, f"a scratch object beside {MARK}", None)
     return make_finding(Check.QUARANTINE_CLOSED, parts, visit.pod_facts)

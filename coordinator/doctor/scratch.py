@@ -26,7 +26,7 @@ from coordinator.errors import BaleenError, ConflictError
 from coordinator.gitlab.database import GitlabDatabase
 from coordinator.registry.client import RegistryClient, RegistryError, RegistryNotFoundError
 from coordinator.registry.images import OCI, Image, ImageFormat, Index, Layer, make_image, make_index, make_layer
-from coordinator.storage.layout import MARK, QUARANTINE, REPOSITORIES, blob_key, repository_prefix
+from coordinator.storage.layout import MARK, MARK_COPY, QUARANTINE, REPOSITORIES, blob_key, repository_prefix
 from coordinator.storage.trial import TrialStore
 
 #: Reserved for repositories of doctors, below `<first prefix>/` of every pod.
@@ -294,7 +294,8 @@ def clean_up_after(pod: ExaminedPod, store: TrialStore, connections: Connections
             rows = scratch.count_rows(connection, [name])
             scratch.empty_repositories(connection, [name])
         cleaned += bool(rows + store.erase_below(repository_prefix(name)))
-    store.abort_uploads(MARK)
+    for mark in (MARK, MARK_COPY):
+        store.abort_uploads(mark)
     for beginning in _object_prefixes(pod):
         store.erase(store.list_matching(beginning, re.compile(rf"{NAME}{_MARK}{BY}{re.escape(pod.name)}$")))
     return cleaned

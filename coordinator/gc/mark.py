@@ -9,12 +9,17 @@ it at once.
 The mark is written under a lock of the database, in three steps: commit that it is about to be written, write it,
 read it back and commit that. After a crash the bucket has an earlier mark, which is harmless. Each writer compares
 first: else workers of an older database would conceal that it is older. On a bucket with versions each write adds one.
+
+The bucket has the mark in two objects, and a writer compares the second after it has written the first. A bucket that
+goes back between a comparison and the write after it would else lose the only object that shows that.
+
 A restore writes it before it is committed, and again after that (restore.py). What the mark cannot show: a copy of the
 database's files that was made between the two, if the restore's process died before the second, with no write since.
 Then a purge still looks before it deletes, and finds the blob served.
 """
 
 import json
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -31,7 +36,7 @@ from coordinator.domain.mark import (
 from coordinator.errors import UnavailableError, UsageError
 from coordinator.gc import mark_table as table
 from coordinator.gc.mark_table import LOCK_TIMEOUT_S, ClaimResult
-from coordinator.storage.layout import MARK
+from coordinator.storage.layout import MARK, MARK_COPY
 from coordinator.storage.port import ObjectNotFoundError, ObjectReader, ObjectStore
 
 __all__ = [
@@ -59,13 +64,13 @@ def begin_epoch(connections: Connections, store: ObjectStore, lock_s: float = LO
     write_epoch(connections, store, lock_s)
 
 
-def check_mark(connections: Connections, store: ObjectReader) -> tuple[FoundMark | None, Mark]:
-    """Return the bucket's mark, None if there is none, and the database's own; raises ForeignBucketError.
+def check_mark(connections: Connections, store: ObjectReader) -> Mark:
+    """Return the database's side of the mark if the bucket matches it; raises ForeignBucketError.
 
     Writes the result for status.
     """
     with connections.use() as connection:
-        return _compare_with_database(connection, store)
+        return _compare_with_database(connection, store)[1]
 
 
 def record_mismatch(connections: Connections, store: ObjectStore) -> None:
@@ -84,8 +89,7 @@ def record_epoch(connections: Connections, store: ObjectStore) -> None:
 
     Raises ForeignBucketError and UnavailableError.
     """
-    _, ours = check_mark(connections, store)
-    if ours.writing:
+    if check_mark(connections, store).writing:
         write_epoch(connections, store)
 
 
@@ -103,7 +107,7 @@ def write_epoch(connections: Connections, store: ObjectStore, lock_s: float = LO
         with table.lock_mark(connection, lock_s):
             found, ours = _compare_with_database(connection, store)
             if not _is_written(found, ours):
-                _write_mark(connection, store, ours)
+                _write_mark(connection, store, ours, lambda: _compare_with_database(connection, store))
 
 
 class ClaimPreview(NamedTuple):
@@ -123,8 +127,8 @@ def preview_claim(connections: Connections, store: ObjectReader) -> ClaimPreview
     """Return what a claim would change; changes nothing. Raises StillRunningError."""
     with connections.use() as connection:
         table.refuse_if_running(connection)
-        ours, found = table.read_mark(connection), find_mark(store)
-        return ClaimPreview(ours, found, describe_refusal(found, ours, ours, MARK), *table.count_uncertain(connection))
+        ours, found = table.read_mark(connection), _find_marks(store)
+        return ClaimPreview(ours, found[MARK], _describe_refusal(found, ours, ours), *table.count_uncertain(connection))
 
 
 def claim_bucket(
@@ -136,14 +140,15 @@ def claim_bucket(
         find_mark(store)
         with table.lock_mark(connection, LOCK_TIMEOUT_S):
             claimed = table.claim_bucket(connection, why, topic, delete_bound)
-            _write_mark(connection, store, table.read_mark(connection))
+            # Whatever the bucket has is replaced.
+            _write_mark(connection, store, table.read_mark(connection), lambda: None)
     return claimed
 
 
-def find_mark(store: ObjectReader) -> FoundMark | None:
-    """Return the bucket's mark, None if there is none; NOBODY for one that is not readable or not valid."""
+def find_mark(store: ObjectReader, key: str = MARK) -> FoundMark | None:
+    """Return the bucket's mark, None if there is none; MARK_OF_NOBODY for one that is not readable or not valid."""
     try:
-        body = json.loads(store.get(MARK, _MARK_BYTES_LIMIT))
+        body = json.loads(store.get(key, _MARK_BYTES_LIMIT))
         instance = body.get("instance")
         found = FoundMark(
             str(body["database"]), int(body["epoch"]), None if instance is None else Instance.parse(str(instance))
@@ -155,12 +160,17 @@ def find_mark(store: ObjectReader) -> FoundMark | None:
     return found if 0 <= found.epoch < EPOCHS_LIMIT else MARK_OF_NOBODY
 
 
-def _compare_with_database(connection: Any, store: ObjectReader) -> tuple[FoundMark | None, Mark]:
+def _find_marks(store: ObjectReader) -> dict[str, FoundMark | None]:
+    """Return what the bucket has, by key."""
+    return {key: find_mark(store, key) for key in (MARK, MARK_COPY)}
+
+
+def _compare_with_database(connection: Any, store: ObjectReader) -> tuple[dict[str, FoundMark | None], Mark]:
     # Read the bucket between the two reads of the table: it is written after `writing` and before `written`.
     before = table.read_mark(connection)
-    found = find_mark(store)
+    found = _find_marks(store)
     ours = table.read_mark(connection)
-    why = describe_refusal(found, before, ours, MARK)
+    why = _describe_refusal(found, before, ours)
     if why != ours.refused:
         table.record_refusal(connection, why)
     if why is not None:
@@ -168,16 +178,26 @@ def _compare_with_database(connection: Any, store: ObjectReader) -> tuple[FoundM
     return found, ours
 
 
-def _is_written(found: FoundMark | None, ours: Mark) -> bool:
-    return found == FoundMark(ours.database, ours.epoch, ours.current) and (ours.written >= ours.epoch or ours.unsure)
+def _describe_refusal(found: dict[str, FoundMark | None], before: Mark, after: Mark) -> str | None:
+    reasons = (describe_refusal(each, before, after, key) for key, each in found.items())
+    return next((why for why in reasons if why is not None), None)
 
 
-def _write_mark(connection: Any, store: ObjectStore, ours: Mark) -> None:
-    """Write the mark; the caller holds the lock."""
+def _is_written(found: dict[str, FoundMark | None], ours: Mark) -> bool:
+    present = FoundMark(ours.database, ours.epoch, ours.current)
+    return set(found.values()) == {present} and (ours.written >= ours.epoch or ours.unsure)
+
+
+def _write_mark(connection: Any, store: ObjectStore, ours: Mark, compare: Callable[[], object]) -> None:
+    """Write the mark; the caller holds the lock. `compare` is called between the two writes."""
     earlier = table.begin_mark_write(connection, ours.epoch)
     written = FoundMark(ours.database, ours.epoch, ours.current)
-    body = {"database": ours.database, "epoch": ours.epoch, "instance": str(ours.current)}
-    store.put(MARK, json.dumps(body).encode())
-    if find_mark(store) != written:
-        raise UnavailableError(f"The bucket does not have the mark {MARK} that was just written: try again.")
+    body = json.dumps({"database": ours.database, "epoch": ours.epoch, "instance": str(ours.current)}).encode()
+    store.put(MARK_COPY, body)
+    # If the bucket went back before that, only the other object shows it; if it does after this, only the copy.
+    compare()
+    store.put(MARK, body)
+    missing = [key for key, found in _find_marks(store).items() if found != written]
+    if missing:
+        raise UnavailableError(f"The bucket does not have the mark {missing[0]} that was just written: try again.")
     table.confirm_mark_write(connection, ours.epoch, earlier)

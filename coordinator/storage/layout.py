@@ -11,7 +11,7 @@
 
 A link object's content is `sha256:<hex>`, also below another algorithm, except that a mount by another algorithm
 writes that digest. Baleen adds `quarantine/<hex>/<hide id>`: hidden bytes, in a bucket without versions; and
-`collected-by.json`: which database collects garbage there (gc/mark.py).
+`collected-by.json` with a copy, `collected-by.copy.json`: which database collects garbage there (gc/mark.py).
 """
 
 from typing import NamedTuple
@@ -26,7 +26,7 @@ REPOSITORIES = f"{BASE}/repositories/"
 #: Where a GitLab registry says whether it has a database; registries of the other sort then refuse to start.
 LOCK_FILES = "docker/registry/lockfiles/"
 QUARANTINE = "quarantine/"
-MARK = "collected-by.json"
+MARK, MARK_COPY = "collected-by.json", "collected-by.copy.json"
 
 
 #: The folder of a repository's links, for each kind.

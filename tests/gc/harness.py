@@ -34,7 +34,7 @@ from coordinator.kafka.topics import EVENTS
 from coordinator.leftovers.links import write_needed_links_back
 from coordinator.perimeter import root_listing_table
 from coordinator.reconcile.presence import Presence
-from coordinator.storage.layout import MARK, blob_key
+from coordinator.storage.layout import MARK, MARK_COPY, blob_key
 from coordinator.storage.port import ObjectStore
 from coordinator.table import statements
 from coordinator.table.epochs import advancing
@@ -97,6 +97,7 @@ class Garbage(Table):
             controls.set_switch(self.connection, "a test", on=True)
             # Tests with a database each share a bucket, and others a database.
             store.delete(MARK)
+            store.delete(MARK_COPY)
             self.connection.execute("DELETE FROM gc_mark")
 
     def digest(self, name: str) -> Digest:

@@ -19,7 +19,7 @@ from coordinator.gc import controls, mark
 from coordinator.gc import mark_table as table
 from coordinator.kafka.topics import EVENTS
 from coordinator.pods import table as pods
-from coordinator.storage.layout import MARK, blob_key, quarantine_key
+from coordinator.storage.layout import MARK, MARK_COPY, blob_key, quarantine_key
 from coordinator.storage.port import ObjectNotFoundError, Target
 from coordinator.table.apply import BatchApplier
 from coordinator.table.batch import Item
@@ -90,7 +90,8 @@ def test_a_table_that_is_older_than_the_bucket(garbage: Garbage) -> None:
 def test_what_it_would_lose(garbage: Garbage) -> None:
     """In a bucket without a mark the check before a purge keeps what an older table would delete."""
     restored_from_backup(garbage)
-    garbage.store.delete(MARK)
+    for key in (MARK, MARK_COPY):
+        garbage.store.delete(key)
     garbage.connection.execute("UPDATE gc_mark SET writing = 0, written = 0")
     garbage.collect()
     assert garbage.is_served("l")
@@ -170,13 +171,6 @@ def test_another_database(garbage: Garbage) -> None:
     garbage.audit()
     controls.set_switch(garbage.connection, "it is gone", on=True)
     assert garbage.collect().hidden == 2
-
-
-def test_another_bucket(garbage: Garbage) -> None:
-    """A bucket without the mark that it had is refused."""
-    garbage.collect()
-    garbage.store.delete(MARK)
-    refused(garbage, "lost the mark")
 
 
 def test_a_bucket_that_was_not_reported(garbage: Garbage) -> None:
@@ -259,6 +253,36 @@ def test_a_bucket_that_goes_back_before_the_mark_of_a_restore(garbage: Garbage) 
     assert not garbage.is_served("l")
     assert garbage.restore() == 1
     assert garbage.is_served("l")
+
+
+@pytest.mark.parametrize("written", [MARK, MARK_COPY])
+def test_a_bucket_that_goes_back_before_a_write_of_the_mark(garbage: Garbage, written: str) -> None:
+    """A bucket that goes back between a comparison and the write after it is refused: the other object shows it."""
+    garbage.hidden("m", "l")
+    garbage.report("other", "l")
+    before = {key: garbage.store.get(key) for key in (MARK, MARK_COPY)}
+    garbage.restore()
+
+    def go_back() -> None:
+        for key, body in before.items():
+            garbage.store.put(key, body)
+
+    store = FaultyStore(garbage.store)
+    store.before("put", go_back, key=written, nth=1)
+    assert garbage.try_collection(store).state == "failed"
+    refused(garbage, "The bucket is older")
+
+
+@pytest.mark.parametrize("lost", [MARK, MARK_COPY])
+def test_a_bucket_without_one_of_the_two(garbage: Garbage, lost: str) -> None:
+    """A bucket that lacks either object of the mark is refused, and a claim writes both."""
+    garbage.collect()
+    garbage.store.delete(lost)
+    refused(garbage, f"lost the mark {lost}")
+    garbage.claim()
+    garbage.audit()
+    controls.set_switch(garbage.connection, "claimed", on=True)
+    garbage.collect()
 
 
 def is_written(garbage: Garbage) -> bool:

@@ -18,7 +18,7 @@ from coordinator.stack.children import Children
 from coordinator.stack.distribution import DistributionRegistry, Storage
 from coordinator.stack.ports import Ports
 from coordinator.stack.seaweedfs import BUCKET
-from coordinator.storage.layout import BASE, MARK, QUARANTINE, blob_key, layer_link_key, revision_link_key
+from coordinator.storage.layout import BASE, MARK, MARK_COPY, QUARANTINE, blob_key, layer_link_key, revision_link_key
 from tests.conftest import temporary_directory
 from tests.doctor.store import OTHER_POD, POD, ROOT, THIEF, Key, Store
 from tests.registries.harness import HOST, HTTP_SECRET
@@ -180,6 +180,7 @@ def test_attempt_11_a_client_asks_for_another_pods_repository(perimeter: Perimet
     [
         (f"{QUARANTINE}{'ab' * 32}/7", set()),
         (MARK, set()),
+        (MARK_COPY, set()),
         (f"{BASE}/repositories/pod-b/app/_layers/sha256/{'ab' * 32}/link", set()),
         # A prefix that only begins like the pod's own.
         (f"{BASE}/repositories/pod-ab/app/_layers/sha256/{'ab' * 32}/link", set()),
