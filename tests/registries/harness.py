@@ -352,7 +352,9 @@ class Baleen:
         # What was still on its way when they agreed must not have parted them again.
         eventually(lambda: not self.differences(), why=self.differences)
         assert not (dead_letters := self.dead_letters()), dead_letters
-        assert self.status()["gaps"] == 0
+        # Of pods whose registries ended with their tests gaps open and close in their own time.
+        gaps = {pod.name: self.pod(pod)["gaps"]["open"] for pod, _ in self._registries}
+        assert not any(gaps.values()), gaps
         with temporary_engine(self._database(), name="test") as engine:
             report = check.check_counts(engine)
         assert report.is_healthy, report

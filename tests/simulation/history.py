@@ -27,6 +27,8 @@ from tests.simulation.store import Bucket
 from tests.simulation.world import BOUND, Saved, Worker, World, populate
 
 STEPS_LIMIT = 1500
+#: How the line of an act begins.
+ACT = "act: "
 #: So often the operator reads what blocks GC, and does something about it.
 ROUNDS = 8
 #: What a clock of a registry may be wrong by.
@@ -278,7 +280,7 @@ class History:
 
     def _act(self, what: str) -> None:
         scheduler, chance, world = self.scheduler, self.chance, self.world
-        scheduler.note("", f"act: {what}")
+        scheduler.note("", f"{ACT}{what}")
         for actor in scheduler.actors:
             if actor.asleep and (what == "wake" or (not actor.deeply and chance.random() < 0.15 * self.odds.noise)):
                 actor.asleep = False
@@ -907,8 +909,9 @@ def current_history() -> History:
 
 
 def describe_history(history: History, limit: int = 400) -> str:
-    """What happened, in sentences."""
-    trace = history.scheduler.trace[-limit:]
+    """What happened, in sentences: every act, and of the rest the last `limit` lines."""
+    whole = history.scheduler.trace
+    trace = [line for line in whole[:-limit] if line[2].startswith(ACT)] + whole[-limit:]
     lines = [f"{at / 1e6 - history.base.saved.now / 1e6:12.6f}  {who:<24} {what}" for at, who, what in trace]
     return "\n".join(lines)
 
