@@ -13,7 +13,7 @@ from coordinator.db.connection import Connections
 from coordinator.db.session import read_connection
 from coordinator.domain.gc import Facts
 from coordinator.domain.names import parse_digest
-from coordinator.gc import collect
+from coordinator.gc import collect, mark
 from coordinator.gc.conditions import FactsReader
 from coordinator.gc.restore import Restorer
 from coordinator.jobs.leases import Leases
@@ -71,7 +71,10 @@ def open_job_runners(settings: Settings) -> Iterator[Mapping[str, Runner]]:
                 leftovers=leftovers,
             )
             try:
-                yield {reconcile.JOB_KIND: reconciler, collect.JOB_KIND: collector}
+                yield {
+                    reconcile.JOB_KIND: mark.with_mark_moved(reconciler, connected, store),
+                    collect.JOB_KIND: collector,
+                }
             finally:
                 collector.close()
     finally:

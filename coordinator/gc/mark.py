@@ -13,6 +13,9 @@ first: else workers of an older database would conceal that it is older. On a bu
 The bucket has the mark in two objects, and a writer compares the second after it has written the first. A bucket that
 goes back between a comparison and the write after it would else lose the only object that shows that.
 
+A reconcile writes it before it lists links and after that (`with_mark_moved`): a bucket that goes back to before the
+listing has links again that the purges after it do not know.
+
 A restore writes it before it is committed, and again after that (restore.py). What the mark cannot show: a copy of the
 database's files that was made between the two, if the restore's process died before the second, with no write since.
 Then a purge still looks before it deletes, and finds the blob served.
@@ -36,6 +39,7 @@ from coordinator.domain.mark import (
 from coordinator.errors import UnavailableError, UsageError
 from coordinator.gc import mark_table as table
 from coordinator.gc.mark_table import LOCK_TIMEOUT_S, ClaimResult
+from coordinator.jobs.work import Ending, Runner, Work
 from coordinator.storage.layout import MARK, MARK_COPY
 from coordinator.storage.port import ObjectNotFoundError, ObjectReader, ObjectStore
 
@@ -49,6 +53,7 @@ __all__ = [
     "preview_claim",
     "record_epoch",
     "record_mismatch",
+    "with_mark_moved",
     "write_epoch",
 ]
 
@@ -91,6 +96,27 @@ def record_epoch(connections: Connections, store: ObjectStore) -> None:
     """
     if check_mark(connections, store).writing:
         write_epoch(connections, store)
+
+
+def with_mark_moved(runner: Runner, connections: Connections, store: ObjectStore) -> Runner:
+    """Return `runner` with a move of the mark before its work, and another one before its last transaction.
+
+    A mismatch does not stop it: it blocks GC until a claim, which asks for another reconcile of every pod. Raises
+    UnavailableError, as the runner does.
+    """
+
+    def move() -> None:
+        with connections.use() as connection:
+            table.advance_epoch(connection)
+        record_mismatch(connections, store)
+
+    def run(work: Work) -> Ending:
+        move()
+        ending = runner(work)
+        move()
+        return ending
+
+    return run
 
 
 def write_epoch(connections: Connections, store: ObjectStore, lock_s: float = LOCK_TIMEOUT_S) -> None:

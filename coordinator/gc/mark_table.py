@@ -1,9 +1,10 @@
 """The database's side of the mark in the bucket: which database this is, on which instance, and in which epoch.
 
-The epoch grows with every run, with every hide that is undone, and with every change of pods, prefixes, the switch,
-holds and pins, in the same transaction: an older database would collect blobs that it must not. Then the mark in the
-bucket is written: `begin_mark_write` commits that an epoch is about to be written, `confirm_mark_write` that the bucket
-has it. So the bucket is never later than `writing` nor earlier than `written`, unless one of both went back in time.
+The epoch grows with every run, twice with every reconcile, with every hide that is undone, and with every change of
+pods, prefixes, the switch, holds and pins, in the same transaction: an older database would collect blobs that it must
+not. Then the mark in the bucket is written: `begin_mark_write` commits that an epoch is about to be written,
+`confirm_mark_write` that the bucket has it. So the bucket is never later than `writing` nor earlier than `written`,
+unless one of both went back in time.
 Not here: the rules (domain/mark.py), the mark in the bucket (gc/mark.py), what status shows (gc/mark_view.py).
 """
 

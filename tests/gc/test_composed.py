@@ -10,9 +10,11 @@ from coordinator.compose import scheduler as compose_scheduler
 from coordinator.domain.lifecycle import BlobState
 from coordinator.gc.collect import JOB_KIND
 from coordinator.jobs.work import run_waiting_jobs
+from coordinator.reconcile import reconcile
 from coordinator.settings import make_settings
 from coordinator.stack.supervisor import StackEndpoints
-from tests.gc.harness import Garbage
+from coordinator.storage.layout import MARK, MARK_COPY, revision_link_key
+from tests.gc.harness import POD, Garbage
 from tests.services.databases import Databases
 from tests.storage.conftest import VERSIONED, MakeS3, settings_of
 
@@ -56,3 +58,32 @@ def test_a_schedulers_collection(connect_s3: MakeS3, databases: Databases, embed
         assert progress["blocked_by"]
         assert garbage.state("l") is BlobState.UNREFERENCED
         assert garbage.is_served("l")
+
+
+def test_a_schedulers_reconcile(connect_s3: MakeS3, databases: Databases, embedded_stack: StackEndpoints) -> None:
+    """After a reconcile that found no link to a hidden blob, a bucket that has the link again is refused."""
+    store = connect_s3()
+    with Garbage(databases.migrated(), store) as garbage:
+        garbage.connection.execute("UPDATE pods SET kind = 'link'")
+        garbage.pushed("kept")
+        store.put(revision_link_key(garbage.repository("r"), garbage.digest("kept")), b"x")
+        garbage.hidden("m", "l")
+        link = revision_link_key(garbage.repository("r"), garbage.digest("m"))
+        # A push that stored its link, and was neither answered nor reported; then its client deletes the manifest.
+        store.put(link, b"x")
+        replica = {key: store.get(key) for key in (MARK, MARK_COPY, link)}
+        store.delete(link)
+        settings = make_settings({"database_url": garbage.url, **settings_of(store, embedded_stack)})
+        with (
+            closing(compose_database.make_connections(settings, name="test-scheduler")) as connections,
+            compose_scheduler.open_job_runners(settings) as runners,
+        ):
+            job = (reconcile.JOB_KIND, garbage.pods[POD])
+            garbage.connection.execute("INSERT INTO jobs (kind, pod_id, why) VALUES (%s, %s, 'a test')", job)
+            run_waiting_jobs(connections, {reconcile.JOB_KIND: runners[reconcile.JOB_KIND]}, threading.Event())
+        assert garbage.rows("SELECT state, error FROM jobs ORDER BY id DESC LIMIT 1") == [("done", None)]
+        for key, body in replica.items():
+            store.put(key, body)
+        run = garbage.try_collection()
+        assert run.state == "failed"
+        assert "The bucket is older" in str(run.error)

@@ -1,6 +1,7 @@
 """Databases that are not the bucket's: restored from a backup, another one, of another bucket; and claims."""
 
 import json
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -17,6 +18,8 @@ from coordinator.domain.pods import parse_registry
 from coordinator.errors import UnavailableError
 from coordinator.gc import controls, mark
 from coordinator.gc import mark_table as table
+from coordinator.gc.collect import JOB_KIND
+from coordinator.jobs.work import Ending, Work, run_waiting_jobs
 from coordinator.kafka.topics import EVENTS
 from coordinator.pods import table as pods
 from coordinator.storage.layout import MARK, MARK_COPY, blob_key, quarantine_key
@@ -270,6 +273,38 @@ def test_a_bucket_that_goes_back_before_a_write_of_the_mark(garbage: Garbage, wr
     store = FaultyStore(garbage.store)
     store.before("put", go_back, key=written, nth=1)
     assert garbage.try_collection(store).state == "failed"
+    refused(garbage, "The bucket is older")
+
+
+#: When a replica was taken, and when it took the bucket's place: before a reconcile, while it compares, and after it.
+GONE_BACK = {"in it": (0, 1), "after it": (0, 2), "to its middle": (1, 2)}
+
+
+@pytest.mark.parametrize("when", GONE_BACK)
+def test_a_bucket_that_goes_back_around_a_reconcile(garbage: Garbage, when: str) -> None:
+    """A bucket that goes back past the begin or the end of a reconcile is refused: it may have links again."""
+    garbage.collect()
+    replica = dict[str, bytes]()
+    taken, goes_back = GONE_BACK[when]
+
+    def reach(moment: int) -> None:
+        if moment == taken:
+            replica.update((key, garbage.store.get(key)) for key in (MARK, MARK_COPY))
+        if moment == goes_back:
+            for key, body in replica.items():
+                garbage.store.put(key, body)
+
+    def compare(_: Work) -> Ending:
+        reach(1)
+        return lambda _: {}
+
+    number = garbage.ask()
+    reach(0)
+    with garbage.parts() as (connections, _, __):
+        runner = mark.with_mark_moved(compare, connections, garbage.store)
+        run_waiting_jobs(connections, {JOB_KIND: runner}, threading.Event())
+    reach(2)
+    assert garbage.rows("SELECT state FROM jobs WHERE id = %s", (number,)) == [("done",)]
     refused(garbage, "The bucket is older")
 
 

@@ -35,7 +35,7 @@ from coordinator.domain.findings import Check
 from coordinator.domain.lifecycle import BlobState
 from coordinator.domain.names import PodName, parse_digest
 from coordinator.errors import BaleenError
-from coordinator.gc import collect, controls
+from coordinator.gc import collect, controls, mark
 from coordinator.gc.claims import Claims
 from coordinator.gc.collect import Collector
 from coordinator.gc.restore import Restorer
@@ -377,7 +377,8 @@ class Stage(Baleen):
             closing(self._links(store)) as links,
             closing(Reconciler(connections, store, links, **times, sizes=sizes)) as runner,
         ):
-            return self._run(reconcile.JOB_KIND, runner, connections, member.pod)
+            marked = mark.with_mark_moved(runner, connections, store)
+            return self._run(reconcile.JOB_KIND, marked, connections, member.pod)
 
     def audit(self, *, s3_url: str | None = None) -> Report:
         """Compare the table with what is stored, of any age, as an operator does."""

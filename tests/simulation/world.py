@@ -37,7 +37,7 @@ from coordinator.domain.names import Digest, PodName, RepositoryName
 from coordinator.domain.pods import PodKind
 from coordinator.domain.progress import Position, Progress
 from coordinator.errors import NotFoundError, UnavailableError
-from coordinator.gc import collect, controls
+from coordinator.gc import collect, controls, mark
 from coordinator.gc import table as gc
 from coordinator.gc.claims import Claims
 from coordinator.gc.conditions import read_facts
@@ -379,7 +379,8 @@ class World:
             request_bound=BOUND,
             sizes=Sizes(parts=1, first_pause_s=0.0),
         )
-        self._run_job(reconcile.JOB_KIND, runner)
+        marked = mark.with_mark_moved(runner, self.connections, self.store)  # type: ignore[arg-type]
+        self._run_job(reconcile.JOB_KIND, marked)
 
     def is_under_way(self, pod: str) -> bool:
         """Whether a reconcile of the pod was begun, and has not ended."""
