@@ -182,7 +182,7 @@ LOST_HISTORY = Rule(mark_table, "may_have_lost_history", always(value=False))
 
 _STRAGGLER = "straggle collect probe collect"
 _TABLE = (
-    Mutant("1: t_h is read before the delete", [T_H], ["collect half collect"], {"sleep": 0.25}, seed=44),
+    Mutant("1: t_h is read before the delete", [T_H], ["collect half collect"], {"sleep": 0.25}, seed=190),
     Mutant("2: one pod is not asked, and no listing", [PODS, LISTING], [_STRAGGLER], {"withhold": 1.0}),
     Mutant("2: one partition is not asked, and no listing", [PARTITIONS, LISTING], [_STRAGGLER], {"withhold": 1.0}),
     # What is known of addresses would stand in for the processes there.
@@ -193,7 +193,7 @@ _TABLE = (
         {"withhold": 1.0},
     ),
     Mutant("3: without R", [R], ["straggle collect now collect"]),
-    Mutant("3: W without R, and no listing", [R_OF_WATERMARKS, LISTING], ["straggle collect now collect"], seed=905),
+    Mutant("3: W without R, and no listing", [R_OF_WATERMARKS, LISTING], ["straggle collect now collect"], seed=1160),
     Mutant(
         "4: purge deletes what is there, and does not look",
         [TARGETS, CHECK],
@@ -245,7 +245,7 @@ _TABLE = (
         [BYTES_LAST],
         ["straggle collect wake restore wake"],
         {"slow": 0.9, "sleep": 0.5},
-        seed=112,
+        seed=414,
         within=3000,
     ),
     Mutant(
@@ -254,8 +254,8 @@ _TABLE = (
         ["straggle collect wake restore forget report collect report wake straggle collect"],
         {"sleep": 0.2},
         versioned=[True],
-        within=3000,
-        seed=108,
+        within=400,
+        seed=30000,
     ),
     Mutant(
         "16: no listing, and an unmanaged registry",
